@@ -1,0 +1,1 @@
+"""What the server, training and the tools share: specification, sampler, networks, export, serving."""

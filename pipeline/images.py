@@ -1,0 +1,84 @@
+"""Arrays: degradation (HR → LR), bicubic upsampling, padding, the networks' format, PSNR and SSIM. NumPy and OpenCV."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.spec import SCALE
+
+Image = NDArray[np.float32]
+"""Gray image, float32 [H, W] in [0, 1]."""
+
+
+def resize_cubic(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """OpenCV ``INTER_CUBIC``, the paper's resampling; any dtype OpenCV takes, integers are rounded and saturated."""
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def crop_square(image: NDArray[Any]) -> NDArray[Any]:
+    """The centred square of the shorter side."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
+
+
+def downscale(image: NDArray[Any], factor: int = SCALE) -> NDArray[Any]:
+    """LR of an HR image by the paper's protocol; sides that ``factor`` does not divide lose the remainder."""
+    height, width = image.shape[0] // factor, image.shape[1] // factor
+    return resize_cubic(image[: height * factor, : width * factor], height, width)
+
+
+def upsample(image: Image, factor: int = SCALE) -> Image:
+    """Bicubic ×4 without clipping, equal to ``F.interpolate(mode="bicubic", align_corners=False)``."""
+    return resize_cubic(image, image.shape[0] * factor, image.shape[1] * factor)
+
+
+def pad_to_multiple(image: Image, multiple: int) -> Image:
+    """Pad at the bottom and right by reflection until ``multiple`` divides both sides."""
+    height, width = image.shape
+    return np.pad(image, ((0, -height % multiple), (0, -width % multiple)), mode="reflect")
+
+
+def to_network(image: Image, channels: int) -> NDArray[np.float32]:
+    """[H, W] in [0, 1] ⇒ [channels, H, W] in [-1, 1]."""
+    return np.repeat((image * 2.0 - 1.0)[None].astype(np.float32), channels, axis=0)
+
+
+def from_network(image: NDArray[np.float32]) -> Image:
+    """[C, H, W] in [-1, 1] ⇒ [H, W] in [0, 1], the mean of the channels."""
+    return np.clip((image.mean(axis=0) + 1.0) / 2.0, 0.0, 1.0).astype(np.float32)
+
+
+def to_integers(image: Image, bits: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """[0, 1] ⇒ the nearest of 0 … 2^bits-1, for 8 or 16 bits."""
+    levels = np.rint(np.clip(image, 0.0, 1.0) * (2**bits - 1))
+    return levels.astype(np.uint8) if bits == 8 else levels.astype(np.uint16)
+
+
+def psnr(image: Image, reference: Image) -> float:
+    """Peak signal-to-noise ratio in dB of the 8-bit images; inf where they are equal."""
+    error = to_integers(image, 8).astype(np.float64) - to_integers(reference, 8)
+    mse = float(np.mean(error**2))
+    return float("inf") if mse == 0.0 else float(10.0 * np.log10(255.0**2 / mse))
+
+
+def ssim(image: Image, reference: Image) -> float:
+    """Structural similarity (Wang et al. 2004) of the 8-bit images: Gaussian window, σ = 1.5, 11×11 pixels."""
+    x, y = (to_integers(a, 8).astype(np.float64) for a in (image, reference))
+
+    def blur(a: NDArray[np.float64]) -> NDArray[np.float64]:
+        return cv2.GaussianBlur(a, (11, 11), 1.5)[5:-5, 5:-5]
+
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
+        (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+    )
+    return float(similarity.mean())

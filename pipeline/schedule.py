@@ -1,0 +1,43 @@
+"""The diffusion schedule: one table of numbers (Ho et al. 2020, eq. 2 and 4). NumPy only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.spec import DiffusionSpec
+
+Z = TypeVar("Z")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """β_t and ᾱ_t for t = 0 … T-1, float64 of shape [T]."""
+
+    beta: NDArray[np.float64]
+    alpha_bar: NDArray[np.float64]
+
+    @property
+    def T(self) -> int:
+        return len(self.beta)
+
+
+def make_schedule(diffusion: DiffusionSpec) -> Schedule:
+    """β linear from ``beta_start`` to ``beta_end`` over T steps; ᾱ_t = Π_{s ≤ t} (1 - β_s)."""
+    beta = np.linspace(diffusion.beta_start, diffusion.beta_end, diffusion.T)
+    return Schedule(beta, np.cumprod(1.0 - beta))
+
+
+def noise_coefficients(schedule: Schedule, t: int) -> tuple[float, float]:
+    """(√ᾱ_t, √(1-ᾱ_t)) as Python floats, so that they take the dtype of what they are multiplied with."""
+    alpha_bar = float(schedule.alpha_bar[t])
+    return alpha_bar**0.5, (1.0 - alpha_bar) ** 0.5
+
+
+def add_noise(z_0: Z, noise: Z, schedule: Schedule, t: int) -> Z:
+    """z_t = √ᾱ_t·z_0 + √(1-ᾱ_t)·ε for one timestep, NumPy arrays and torch tensors alike."""
+    signal, sigma = noise_coefficients(schedule, t)
+    return signal * z_0 + sigma * noise  # type: ignore[operator,no-any-return]

@@ -1,0 +1,34 @@
+"""Command line ⇐ dataclass: every field is an option, its default the field's, its help the field's ``help``."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import MISSING, Field, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+C = TypeVar("C")
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with a help text."""
+    return field(default=default, metadata={"help": help})
+
+
+def _add(parser: argparse.ArgumentParser, f: Field[Any]) -> None:
+    flag = "--" + f.name.replace("_", "-")
+    if isinstance(f.default, bool):
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=f.default, help=f.metadata["help"])
+    else:
+        kind = type(f.default) if f.default is not MISSING else Path
+        parser.add_argument(flag, type=kind, default=f.default, help=f.metadata["help"] + " (default: %(default)s)")
+
+
+def from_command_line(config: type[C], description: str, epilog: str, argv: list[str] | None = None) -> C:
+    """Parse ``argv`` into an instance of the dataclass ``config``."""
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for f in fields(config):  # type: ignore[arg-type]
+        _add(parser, f)
+    return config(**vars(parser.parse_args(argv)))

