@@ -40,7 +40,7 @@ def load_vae(source: str | Path, spec: VAESpec) -> AutoencoderKL:
         ValueError: its latents are not of the shape that ``spec`` names, or it cannot be loaded.
     """
     try:
-        vae: AutoencoderKL = AutoencoderKL.from_pretrained(source)
+        vae: AutoencoderKL = AutoencoderKL.from_pretrained(source, low_cpu_mem_usage=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"no AutoencoderKL at '{source}' (a save_pretrained folder or a hub name): {reason}") from error

@@ -6,7 +6,6 @@ python -m train.vae --data ../shared/data/nih --out weights/paper
 from __future__ import annotations
 
 import datetime
-import math
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from train import checkpoint
 from train.config import from_command_line, option
 from train.data import augment, list_images, read_gray, split_by_patient
 from train.lpips import LPIPS
+from train.schedule import learning_rate
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,6 @@ class VAETraining:
     ema: float = option(0.995, "decay of the averaged weights, which are what is saved")
     seed: int = option(0, "seeds the split, the initial weights, the crops and the latent noise")
     bf16: bool = option(True, "mixed precision")
-
-
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 50) -> float:
-    """Linear warm-up, then a cosine to 0 at ``steps``."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def draw_batch(
@@ -151,7 +144,7 @@ def train(config: VAETraining) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    config = from_command_line(VAETraining, "Train the small autoencoder.", "example:\n  " + __doc__.splitlines()[-1], argv)
+    config = from_command_line(VAETraining, "Train the small autoencoder.", "example:\n  " + (__doc__ or "").splitlines()[-1], argv)
     try:
         train(config)
     except ValueError as error:

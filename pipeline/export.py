@@ -1,0 +1,185 @@
+"""Weights ⇒ the three ONNX files of the model repository, each checked before it replaces the old one.
+
+python -m pipeline.export
+python -m pipeline.export --vae stabilityai/sd-vae-ft-mse --weights my/weights --model-repository my/repository
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from pipeline import eager
+from pipeline.images import psnr
+from pipeline.onnx_networks import onnx_networks, open_session
+from pipeline.spec import PAPER, Model, Preset, Tensor, network_models
+from pipeline.superres import upscale
+
+OPSET = 18
+MAX_RELATIVE_ERROR = 1e-4
+MIN_PARITY_DB = 50.0
+
+ONNX_TYPES = {"FP32": onnx.TensorProto.FLOAT}
+
+
+class ExportError(Exception):
+    """An exported graph is not what the specification or PyTorch says."""
+
+
+def random_inputs(model: Model, batch: int, seed: int) -> dict[str, NDArray[np.float32]]:
+    """Inputs of the model's warm-up shape, with one side doubled so that H ≠ W, and values over their stated range."""
+    rng = np.random.default_rng(seed)
+    inputs = {}
+    for tensor, dims in zip(model.inputs, model.warmup, strict=True):
+        shape = (batch, *dims[:-1], 2 * dims[-1]) if -1 in tensor.dims else (batch, *dims)
+        if tensor.range is None:
+            inputs[tensor.name] = rng.standard_normal(shape, dtype=np.float32)
+        else:
+            inputs[tensor.name] = rng.uniform(*tensor.range, shape).astype(np.float32)
+    return inputs
+
+
+def write_onnx(network: nn.Module, model: Model, path: Path) -> None:
+    """Export with the batch axis and every -1 of the specification dynamic."""
+    example = random_inputs(model, batch=2, seed=0)
+    dynamic = tuple(
+        {0: torch.export.Dim.DYNAMIC, **{i + 1: torch.export.Dim.DYNAMIC for i, d in enumerate(tensor.dims) if d == -1}}
+        for tensor in model.inputs
+    )
+    # the exporter warns of the absent torchvision and of PyTorch's own deprecations, which its user cannot change
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            tuple(torch.from_numpy(a) for a in example.values()),
+            str(path),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[tensor.name for tensor in model.inputs],
+            output_names=[tensor.name for tensor in model.outputs],
+            dynamic_shapes=dynamic,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _differences(tensors: tuple[Tensor, ...], values: list[onnx.ValueInfoProto]) -> Iterator[str]:
+    names, found = [t.name for t in tensors], [v.name for v in values]
+    if names != found:
+        yield f"tensors {found}, specified are {names}"
+        return
+    for tensor, value in zip(tensors, values, strict=True):
+        kind = value.type.tensor_type
+        dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
+        if kind.elem_type != ONNX_TYPES[tensor.dtype]:
+            yield f"'{tensor.name}' is {onnx.TensorProto.DataType.Name(kind.elem_type)}, specified is {tensor.dtype}"
+        if dims != (-1, *tensor.dims):
+            yield f"'{tensor.name}' has dims {dims}, specified are {(-1, *tensor.dims)}"
+
+
+def check_graph(path: Path, model: Model) -> None:
+    """Compare the graph's inputs, outputs and opset with the specification.
+
+    Raises:
+        ExportError: they differ.
+    """
+    proto = onnx.load(str(path))
+    onnx.checker.check_model(proto)
+    differences = [
+        *_differences(model.inputs, list(proto.graph.input)),
+        *_differences(model.outputs, list(proto.graph.output)),
+    ]
+    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    if opset < 17:
+        differences.append(f"opset {opset}, needed is 17 or newer")
+    if differences:
+        raise ExportError(f"{model.name}: " + "; ".join(differences))
+
+
+@torch.inference_mode()
+def relative_error(network: nn.Module, model: Model, path: Path, batch: int, seed: int = 1) -> float:
+    """max │onnxruntime - PyTorch│ / max │PyTorch│ on random inputs."""
+    inputs = random_inputs(model, batch, seed)
+    expected = network(*(torch.from_numpy(a) for a in inputs.values())).numpy()
+    found = open_session(path).run(None, inputs)[0]
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def whole_image_parity(pipeline: eager.Eager, repository: Path, seed: int = 0) -> float:
+    """PSNR between PyTorch's and onnxruntime's upscaling of one synthetic image, same seed, all steps."""
+    preset = pipeline.preset
+    rng = np.random.default_rng(seed)
+    side = preset.data.lr_size
+    y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
+    image = np.clip(0.5 + 0.3 * np.sin(5 * x + 3 * y) + 0.05 * rng.standard_normal((side, side)), 0, 1).astype(np.float32)
+    (ours,) = upscale([image], [seed], onnx_networks(repository), preset)
+    (reference,) = pipeline.upscale([image], [seed])
+    return psnr(ours, reference)
+
+
+def export(weights: Path, repository: Path, preset: Preset, vae: str | None = None) -> None:
+    """Export, check, and only then put the three files into ``repository``.
+
+    Raises:
+        ExportError: a graph differs from the specification or from PyTorch.
+        ValueError: weights are missing, damaged or of another network.
+    """
+    pipeline = eager.load(weights, preset, vae=vae)
+    networks = {"unet_onnx": pipeline.unet, "vae_encoder": pipeline.encoder, "vae_decoder": pipeline.decoder}
+    repository.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=repository, prefix=".export-") as staging:
+        for model in tqdm(network_models(preset), desc="export", leave=False):
+            path = Path(staging) / model.name / "1" / "model.onnx"
+            path.parent.mkdir(parents=True)
+            network = networks[model.name].eval()
+            write_onnx(network, model, path)
+            check_graph(path, model)
+            errors = {batch: relative_error(network, model, path, batch) for batch in (1, 3, 8)}
+            tqdm.write(f"{model.name}: max relative error " + ", ".join(f"{e:.1e} (batch {b})" for b, e in errors.items()))
+            if not max(errors.values()) < MAX_RELATIVE_ERROR:
+                raise ExportError(f"{model.name}: differs from PyTorch by {max(errors.values()):.1e}")
+        parity = whole_image_parity(pipeline, Path(staging))
+        tqdm.write(f"whole image, {preset.diffusion.steps} steps: PSNR between PyTorch and onnxruntime {parity:.1f} dB")
+        if not parity > MIN_PARITY_DB:
+            raise ExportError(f"whole image: parity is {parity:.1f} dB, needed is more than {MIN_PARITY_DB} dB")
+        for name in networks:
+            target = repository / name / "1" / "model.onnx"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(staging) / name / "1" / "model.onnx", target)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.export",
+        description="Export the networks to ONNX, check them against the specification and PyTorch, and install them.",
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in (__doc__ or "").splitlines()[2:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--weights", type=Path, default=Path("weights") / PAPER.name, help="default: %(default)s")
+    parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
+    parser.add_argument("--vae", help="another AutoencoderKL: a save_pretrained folder or a hub name")
+    args = parser.parse_args(argv)
+    try:
+        export(args.weights, args.model_repository, PAPER, args.vae)
+    except (ExportError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Files ⇄ images: PNG, JPEG, TIFF and DICOM in, PNG out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from PIL import PngImagePlugin
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+from pipeline.images import Image, to_integers
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
+PNG_OR_JPEG = (b"\x89PNG", b"\xff\xd8\xff")
+
+cv2.setLogLevel(0)  # a file it cannot decode is reported by us, in one line
+
+
+class FileError(Exception):
+    """A file cannot be read or written; the message names it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image as it was in its file."""
+
+    image: Image
+    bits: int
+    """8 or 16: the depth in which the result should be written"""
+    notes: tuple[str, ...] = ()
+    """what was changed in reading, for the user"""
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the file carries DICOM's magic bytes."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The files of a folder that are images by their suffix or are DICOM, sorted.
+
+    Raises:
+        FileError: there are none.
+    """
+    paths = sorted(p for p in folder.iterdir() if p.is_file() and (p.suffix.lower() in SUFFIXES or is_dicom(p)))
+    if not paths:
+        raise FileError(f"'{folder}' holds no images ({', '.join(SUFFIXES)})")
+    return paths
+
+
+def read_image(path: Path) -> Source:
+    """Read a gray image; colour becomes gray.
+
+    Raises:
+        FileError: the file is missing, not an image, truncated, or of a kind that is not supported.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise FileError(f"'{path}' does not exist") from None
+    except OSError as error:
+        raise FileError(f"'{path}' cannot be read: {error.strerror}") from error
+    if not data:
+        raise FileError(f"'{path}' is empty")
+    return _read_dicom(path) if data[128:132] == b"DICM" else _decode(path, data)
+
+
+def _decode(path: Path, data: bytes) -> Source:
+    if data.startswith(PNG_OR_JPEG):
+        try:  # Pillow names what is wrong with a damaged file; OpenCV prints it past us
+            with PILImage.open(path) as image:
+                image.load()
+        except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
+            raise FileError(f"'{path}' is damaged: {error}") from error
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    if pixels is None:
+        raise FileError(f"'{path}' is not a readable PNG, JPEG, TIFF or DICOM image")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise FileError(f"'{path}' has {pixels.dtype} pixels, supported are 8 and 16 bits")
+    bits = 8 * pixels.dtype.itemsize
+    notes: tuple[str, ...] = ()
+    if pixels.ndim == 3:
+        if not (pixels == pixels[:, :, :1]).all():
+            notes = ("colour turned to gray",)
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+    return Source((pixels / np.float32(2**bits - 1)).astype(np.float32), bits, notes)
+
+
+def _read_dicom(path: Path) -> Source:
+    try:
+        dataset = pydicom.dcmread(path)
+        kind = dataset.get("PhotometricInterpretation")
+        if kind not in ("MONOCHROME1", "MONOCHROME2"):
+            raise FileError(f"'{path}' is {kind or 'DICOM without pixels'}, supported are MONOCHROME1 and MONOCHROME2")
+        if int(dataset.get("NumberOfFrames") or 1) > 1:
+            raise FileError(f"'{path}' has {dataset.NumberOfFrames} frames, supported is one")
+        values = apply_modality_lut(dataset.pixel_array, dataset).astype(np.float64)
+        windowed = apply_voi_lut(values, dataset).astype(np.float64)
+        low, high = _window(windowed, dataset)
+    except FileError:
+        raise
+    except (InvalidDicomError, AttributeError, KeyError, NotImplementedError, OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise FileError(f"'{path}' is not a readable DICOM image: {reason}") from error
+    image = np.clip((windowed - low) / (high - low), 0.0, 1.0).astype(np.float32)
+    notes = ("inverted: MONOCHROME1 stores white as 0",) if kind == "MONOCHROME1" else ()
+    return Source(1 - image if kind == "MONOCHROME1" else image, 8 if dataset.BitsStored <= 8 else 16, notes)
+
+
+def _window(windowed: NDArray[np.float64], dataset: pydicom.Dataset) -> tuple[float, float]:
+    """What black and white are after windowing: the window's ends, or the darkest and brightest pixel without one."""
+    if "WindowCenter" in dataset or "VOILUTSequence" in dataset:
+        low, high = apply_voi_lut(np.array([-1e9, 1e9]), dataset).astype(np.float64)
+    else:
+        low, high = windowed.min(), windowed.max()
+    return float(low), float(high if high > low else low + 1)
+
+
+def write_png(path: Path, image: Image | PILImage.Image, bits: int = 8, text: dict[str, Any] | None = None) -> None:
+    """Write a PNG whole or not at all: a gray image in [0, 1] in 8 or 16 bits, or a picture; ``text`` as PNG text chunks.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    picture = image if isinstance(image, PILImage.Image) else PILImage.fromarray(to_integers(image, bits))
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, str(value))
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(partial, format="PNG", pnginfo=info)
+        os.replace(partial, path)
+    except OSError as error:
+        raise FileError(f"'{path}' cannot be written: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,49 @@
+"""Labelled pictures of results, for people to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image as PILImage
+from PIL import ImageDraw, ImageFont
+
+from pipeline.images import Image, psnr, ssim, to_integers, upsample
+from pipeline.spec import SCALE
+
+CAUTION = "generated detail, not for diagnosis"
+
+
+def labelled_row(panels: Sequence[tuple[str, str, Image]], caption: str = "") -> PILImage.Image:
+    """Panels of one size beside each other, each under its title and a smaller second line, and a caption below."""
+    height, width = panels[0][2].shape
+    gap = max(4, width // 64)
+    large, small = (ImageFont.load_default(size=max(11, width // n)) for n in (14, 18))
+    head, foot = int(large.size + small.size * 1.9), int(small.size * 1.8) if caption else 0
+    picture = PILImage.new("L", (len(panels) * (width + gap) + gap, head + height + gap + foot), 255)
+    draw = ImageDraw.Draw(picture)
+    for i, (title, line, image) in enumerate(panels):
+        left = gap + i * (width + gap)
+        draw.text((left, small.size * 0.2), title, font=large, fill=0)
+        draw.text((left, large.size + small.size * 0.5), line, font=small, fill=80)
+        picture.paste(PILImage.fromarray(to_integers(image, 8)), (left, head))
+    draw.text((gap, head + height + small.size * 0.5), caption, font=small, fill=80)
+    return picture
+
+
+def comparison(lr: Image, upscaled: Image, hr: Image | None = None, caption: str = CAUTION) -> PILImage.Image:
+    """LR | bicubic | upscaled | HR, with PSNR and SSIM against HR; without HR only the first three.
+
+    ``lr`` is [H, W], ``upscaled`` and ``hr`` are [4H, 4W], all in [0, 1].
+    """
+    height, width = lr.shape
+    enlarged = np.kron(lr, np.ones((SCALE, SCALE), np.float32))
+    panels = [
+        (f"LR {width} x {height}", enlarged),
+        ("bicubic x4", np.clip(upsample(lr), 0, 1)),
+        ("upscaled x4", upscaled),
+    ]
+    if hr is None:
+        return labelled_row([(title, "", image) for title, image in panels], caption)
+    rated = [(title, f"{psnr(image, hr):.2f} dB   SSIM {ssim(image, hr):.4f}", image) for title, image in panels]
+    return labelled_row([*rated, (f"HR {hr.shape[1]} x {hr.shape[0]}", "reference", hr)], caption)

@@ -1,0 +1,68 @@
+"""What a request may hold, checked alike by the client before sending and by the server on arrival."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.spec import DENOISERS, MAX_SEED, MAX_SIDE, MIN_SIDE, SAMPLERS, Preset
+
+
+class BadRequest(ValueError):
+    """The message names the tensor, the value received and the values allowed."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an image is upscaled; images with equal options and shape can run together."""
+
+    steps: int
+    sampler: Any
+    denoiser: str
+
+    @classmethod
+    def of(cls, preset: Preset, steps: int | None = None, sampler: str | None = None, denoiser: str | None = None) -> Options:
+        """The options with the preset's defaults for what is None.
+
+        Raises:
+            BadRequest: a value is not allowed.
+        """
+        diffusion = preset.diffusion
+        options = cls(
+            steps=diffusion.steps if steps is None else steps,
+            sampler=diffusion.sampler if sampler is None else sampler,
+            denoiser="auto" if denoiser is None else denoiser,
+        )
+        _check_number("steps", options.steps, 1, diffusion.T)
+        _check_choice("sampler", options.sampler, SAMPLERS)
+        _check_choice("denoiser", options.denoiser, DENOISERS)
+        return options
+
+
+def check_seed(seed: int) -> None:
+    """Raises BadRequest where the seed is out of range."""
+    _check_number("seed", seed, 0, MAX_SEED)
+
+
+def check_image(image: NDArray[Any]) -> None:
+    """Raises BadRequest where the last two axes are too short or too long, or values are not in [0, 1]."""
+    height, width = image.shape[-2:]
+    if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
+        raise BadRequest(f"'image' is {height}×{width} pixels, allowed are {MIN_SIDE} to {MAX_SIDE} a side")
+    if not np.isfinite(image).all():
+        raise BadRequest("'image' has NaN or infinite values, allowed are 0 to 1")
+    if image.min() < 0 or image.max() > 1:
+        raise BadRequest(f"'image' has values from {image.min():g} to {image.max():g}, allowed are 0 to 1")
+
+
+def _check_number(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise BadRequest(f"'{name}' is {value}, allowed are {low} to {high}")
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise BadRequest(f"'{name}' is '{value}', allowed are {', '.join(allowed)}")

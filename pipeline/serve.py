@@ -1,0 +1,230 @@
+"""Find a Triton Inference Server and start it in the foreground on a model repository.
+
+python -m pipeline.serve
+python -m pipeline.serve --http-port 9000 --grpc-port 9001 --metrics-port 9002
+python -m pipeline.serve --model-repository my/repository -- --log-verbose=1
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import errno
+import filecmp
+import hashlib
+import importlib.util
+import os
+import shlex
+import shutil
+import socket
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+ROOT = Path(__file__).resolve().parents[1]
+INSTALLED = Path("/opt/tritonserver/bin/tritonserver")
+PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+class ServeError(Exception):
+    """The server cannot be started; the message says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A tritonserver and what it needs around it."""
+
+    binary: Path
+    flags: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def find_server() -> Server:
+    """An installed server (PATH, then /opt/tritonserver) with its own backends, else the one in the wheel nvidia-pytriton.
+
+    Raises:
+        ServeError: there is none, or the wheel's cannot run with this Python.
+    """
+    on_path = shutil.which("tritonserver")
+    if on_path or INSTALLED.is_file():
+        return Server(Path(on_path or INSTALLED), environment={"PYTHONPATH": _python_path([ROOT])})
+    wheel = importlib.util.find_spec("pytriton")
+    if wheel is None or wheel.origin is None:
+        raise ServeError(
+            "no tritonserver in PATH or /opt/tritonserver, and the wheel that holds one is not installed: "
+            "pip install --no-deps nvidia-pytriton==0.7.0"
+        )
+    return embedded_server(Path(wheel.origin).parent)
+
+
+def embedded_server(package: Path) -> Server:
+    """The server inside the wheel, with a backend directory made for this Python.
+
+    Raises:
+        ServeError: the wheel has no stub for this Python, or its libpython is missing.
+    """
+    triton = package / "tritonserver"
+    stub = triton / "python_backend_stubs" / PYTHON_VERSION / "triton_python_backend_stub"
+    if not stub.is_file():
+        have = sorted((p.parent.name for p in stub.parents[1].glob("*/" + stub.name)), key=lambda v: int(v.split(".")[1]))
+        raise ServeError(f"the server's Python backend has no stub for Python {PYTHON_VERSION}, only for {', '.join(have)}")
+    site_packages = package.parent
+    backends = prepare_backends(triton, stub)
+    return Server(
+        triton / "bin" / "tritonserver",
+        flags=(f"--backend-directory={backends}", f"--cache-directory={triton / 'caches'}"),
+        environment={
+            "LD_LIBRARY_PATH": os.pathsep.join([str(site_packages / "nvidia_pytriton.libs"), *libpython_directory()]),
+            "PYTHONHOME": f"{sys.base_prefix}:{sys.base_exec_prefix}",
+            "PYTHONPATH": _python_path([ROOT, site_packages]),
+        },
+    )
+
+
+def libpython_directory() -> list[str]:
+    """Where the stub finds this Python's shared library: one directory, or none where the system's loader knows it.
+
+    Raises:
+        ServeError: there is no such library.
+    """
+    name = f"libpython{PYTHON_VERSION}.so.1.0"
+    for directory in (sysconfig.get_config_var("LIBDIR"), os.path.join(sys.base_prefix, "lib")):
+        if directory and os.path.isfile(os.path.join(directory, name)):
+            return [directory]
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        raise ServeError(
+            f"the server's Python backend needs {name}, which this Python lacks: install the package "
+            f"libpython{PYTHON_VERSION} (Debian, Ubuntu) or python{PYTHON_VERSION}-libs (Fedora, RHEL)"
+        ) from None
+    return []
+
+
+def prepare_backends(triton: Path, stub: Path) -> Path:
+    """A backend directory: Triton's Python backend with this Python's stub beside it, and ours for ONNX.
+
+    It lies in the user's cache, one for each installation, and is brought up to date by every start. Triton takes
+    no links that lead out of it, so the files (4 MB) are copied.
+
+    Raises:
+        ServeError: the cache cannot be written.
+    """
+    files = {
+        "python/libtriton_python.so": triton / "backends" / "python" / "libtriton_python.so",
+        "python/triton_python_backend_utils.py": triton / "backends" / "python" / "triton_python_backend_utils.py",
+        "python/triton_python_backend_stub": stub,
+        "onnxruntime/model.py": ROOT / "pipeline" / "backends" / "onnxruntime" / "model.py",
+    }
+    key = hashlib.sha256("\n".join(map(str, files.values())).encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = cache / "cxr-superres" / f"backends-{key}"
+    try:
+        for name, source in files.items():
+            target = directory / name
+            if target.is_file() and filecmp.cmp(source, target):
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+            shutil.copy2(source, partial)
+            os.replace(partial, target)
+    except OSError as error:
+        raise ServeError(f"cannot write the backend directory '{directory}' (set XDG_CACHE_HOME): {error}") from error
+    return directory
+
+
+def _python_path(first: Sequence[Path]) -> str:
+    inherited = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([*map(str, first), *([inherited] if inherited else [])])
+
+
+def check_repository(repository: Path) -> None:
+    """See that every model has a configuration and its file.
+
+    Raises:
+        ServeError: it is no model repository, or a model's file is missing.
+    """
+    if not repository.is_dir():
+        raise ServeError(f"model repository '{repository}' is not a directory")
+    configs = sorted(repository.glob("*/config.pbtxt"))
+    if not configs:
+        raise ServeError(f"'{repository}' is no model repository: it holds no MODEL/config.pbtxt")
+    for path in configs:
+        try:
+            config = text_format.Parse(path.read_text(), pb.ModelConfig())
+        except text_format.ParseError as error:
+            raise ServeError(f"'{path}': {error}") from error
+        versions = [d for d in path.parent.iterdir() if d.is_dir() and d.name.isdecimal()]
+        name = config.default_model_filename or "model.onnx"
+        for version in versions or [path.parent / "1"]:
+            if not (version / name).is_file():
+                raise ServeError(f"'{version / name}' is missing: restore it with git, or write it with `make export`")
+
+
+def check_ports(ports: dict[str, int]) -> None:
+    """See that every port can be had.
+
+    Raises:
+        ServeError: one is out of range, given twice, or taken.
+    """
+    for flag, port in ports.items():
+        if not 1 <= port <= 65535:
+            raise ServeError(f"{flag} is {port}, allowed are 1 to 65535")
+        if list(ports.values()).count(port) > 1:
+            raise ServeError(f"port {port} is given twice: {', '.join(f for f, p in ports.items() if p == port)}")
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("0.0.0.0", port))
+            except OSError as error:
+                reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be opened: {error.strerror}"
+                raise ServeError(f"port {port} {reason}: choose another with {flag}") from error
+
+
+def command_line(server: Server, repository: Path, ports: dict[str, int], extra: Sequence[str]) -> list[str]:
+    """The server's command line."""
+    return [
+        str(server.binary),
+        f"--model-repository={repository}",
+        *(f"{flag}={port}" for flag, port in ports.items()),
+        *server.flags,
+        *extra,
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.serve",
+        description="Start a Triton Inference Server in the foreground: an installed one, or else the one in the wheel "
+        "nvidia-pytriton. Whatever stands behind -- goes to tritonserver as it is.",
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in (__doc__ or "").splitlines()[2:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
+    parser.add_argument("--http-port", type=int, default=8000, help="default: %(default)s")
+    parser.add_argument("--grpc-port", type=int, default=8001, help="default: %(default)s")
+    parser.add_argument("--metrics-port", type=int, default=8002, help="default: %(default)s")
+    parser.add_argument("extra", nargs="*", metavar="-- FLAG", help="any tritonserver flag")
+    args = parser.parse_args(argv)
+    ports = {f"--{name}-port": getattr(args, f"{name}_port") for name in ("http", "grpc", "metrics")}
+    try:
+        check_repository(args.model_repository)
+        server = find_server()
+        check_ports(ports)
+    except ServeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    command = command_line(server, args.model_repository.resolve(), ports, args.extra)
+    settings = [f"{name}={value}" for name, value in server.environment.items()]
+    print("starting: " + shlex.join(["env", *settings, *command]), flush=True)
+    # the server takes this process's place, and with it the terminal, the signals and the exit status
+    os.execve(server.binary, command, {**os.environ, **server.environment})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
