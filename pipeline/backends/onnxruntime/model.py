@@ -42,6 +42,14 @@ def execution_providers(kind: str, device: str) -> list[Any]:
     return cpu
 
 
+def as_onnx(tensor: Any) -> Any:
+    """The tensor's array; strings are bytes for Triton and str for onnxruntime."""
+    array = tensor.as_numpy()
+    if array.dtype != np.object_:
+        return array
+    return np.array([value.decode() for value in array.flat], dtype=np.object_).reshape(array.shape)
+
+
 class TritonPythonModel:
     """One instance of one ONNX model."""
 
@@ -76,10 +84,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run all requests whose inputs agree in everything but the batch axis in one call."""
-        feeds = [
-            {i.name(): i.as_numpy() for i in (pb_utils.get_input_tensor_by_name(r, n) for n in self.inputs) if i}
-            for r in requests
-        ]
+        feeds = [{n: as_onnx(pb_utils.get_input_tensor_by_name(r, n)) for n in self.inputs} for r in requests]
         groups: dict[Any, list[int]] = defaultdict(list)
         for index, feed in enumerate(feeds):
             shapes = tuple((name, a.shape[1:]) for name, a in feed.items())

@@ -1,0 +1,142 @@
+"""What tests share: fake networks, a tiny autoencoder, and the real server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from client import Client, ServerUnavailable
+from client.demo import free_ports, stop
+from numpy.typing import NDArray
+from pipeline.serve import ROOT
+from pipeline.spec import PAPER
+from pipeline.superres import Networks
+
+Array = NDArray[np.float32]
+
+
+def fake_denoise(z_t: Array, z_lr: Array, t: int) -> Array:
+    """A smooth function of all three arguments that any array library computes alike.
+
+    It grows with z_t throughout, as a trained network does, so that rounding errors fade instead of growing.
+    """
+    eps: Array = 0.8 * z_t + 0.1 * z_t / (1 + z_t * z_t) + 0.2 * z_lr / (1 + z_lr * z_lr) * (1 + t / 300)
+    return eps
+
+
+def exact_tables(scheduler: Any) -> Any:
+    """A diffusers scheduler with its tables in float64, as ours are.
+
+    Its own are float32, in which 1-ᾱ_t loses three of seven digits at small t.
+    """
+    betas = torch.linspace(1e-4, 0.02, 300, dtype=torch.float64)
+    scheduler.betas, scheduler.alphas = betas, 1 - betas
+    scheduler.alphas_cumprod = torch.cumprod(scheduler.alphas, dim=0)
+    return scheduler
+
+
+@pytest.fixture
+def fake_networks() -> Networks:
+    """Networks with the real ones' shapes that treat every image by itself."""
+
+    def encode(image: Array) -> Array:
+        small = image[:, :1, ::8, ::8]
+        return np.repeat(small, PAPER.vae.latent_channels, axis=1)
+
+    def denoise(x: Array, t: Array) -> Array:
+        return np.stack([fake_denoise(a[:4], a[4:], int(time[0])) for a, time in zip(x, t, strict=True)])
+
+    def decode(latent: Array) -> Array:
+        return np.tanh(np.repeat(np.repeat(latent[:, :3], 8, axis=2), 8, axis=3))
+
+    return Networks(encode, denoise, decode)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@dataclass
+class RunningServer:
+    """A tritonserver that tests started."""
+
+    process: subprocess.Popen[bytes]
+    http: int
+    grpc: int
+    log: Path
+
+    def url(self, protocol: str) -> str:
+        return f"localhost:{self.grpc if protocol == 'grpc' else self.http}"
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+StartServer = Callable[..., RunningServer]
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+    """Start a real server on a repository and wait for its models; all are stopped at the end."""
+    servers = []
+
+    def start(repository: Path, *flags: str, ready: str = "superres", ports: list[int] | None = None) -> RunningServer:
+        http, grpc, metrics = ports or free_ports(3)
+        log = tmp_path_factory.mktemp("server") / "log"
+        command = [
+            *(sys.executable, "-m", "pipeline.serve", "--model-repository", str(repository)),
+            *(f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}", "--", *flags),
+        ]
+        with open(log, "wb") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, cwd=ROOT)
+        server = RunningServer(process, http, grpc, log)
+        servers.append(server)
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None, f"the server stopped:\n{log.read_text()[-3000:]}"
+            assert time.monotonic() < deadline, f"the server is not ready:\n{log.read_text()[-3000:]}"
+            try:
+                wait_ready(server, ready)
+                return server
+            except ServerUnavailable:
+                continue
+
+    yield start
+    for server in servers:
+        stop(server.process)
+
+
+def wait_ready(server: RunningServer, model: str) -> None:
+    """Raises ServerUnavailable unless ``model`` gets ready within a second."""
+    if model == "superres":
+        Client(server.url("grpc"), wait=1).close()
+        return
+    import tritonclient.grpc
+
+    try:
+        with tritonclient.grpc.InferenceServerClient(server.url("grpc")) as client:
+            if client.is_model_ready(model):
+                return
+    except tritonclient.utils.InferenceServerException:
+        pass
+    time.sleep(0.3)
+    raise ServerUnavailable(model)
+
+
+@pytest.fixture(scope="session")
+def server(start_server: StartServer) -> RunningServer:
+    """The real server on the repository as it is shipped, with no configuration completed by the server."""
+    return start_server(ROOT / "model_repository", "--disable-auto-complete-config")

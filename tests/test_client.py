@@ -1,0 +1,137 @@
+"""The client library against the real server, on both protocols."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from client import BadRequest, Client, ServerError, ServerLost, ServerUnavailable, UpscaleError
+from client.demo import free_ports
+from conftest import RunningServer, StartServer
+from pipeline.serve import ROOT
+
+Protocol = Literal["grpc", "http"]
+PROTOCOLS: list[Protocol] = ["grpc", "http"]
+REPOSITORY = ROOT / "model_repository"
+IMAGE = np.random.default_rng(0).random((16, 20))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_upscales_and_says_how(server: RunningServer, protocol: Protocol) -> None:
+    with Client(server.url(protocol), protocol=protocol) as client:
+        result = client.upscale(IMAGE, seed=4, steps=3, sampler="ddim")
+        again = client.upscale(IMAGE, seed=4, steps=3, sampler="ddim", denoiser="onnx")
+    assert result.image.shape == (64, 80)
+    assert result.image.dtype == np.float32
+    assert (result.seed, result.steps, result.sampler, result.denoiser) == (4, 3, "ddim", "auto")
+    assert 0 < result.seconds < 60
+    np.testing.assert_array_equal(result.image, again.image)
+
+
+def test_protocols_agree(server: RunningServer) -> None:
+    images = []
+    for protocol in PROTOCOLS:
+        with Client(server.url(protocol), protocol=protocol) as client:
+            images.append(client.upscale(IMAGE, steps=3).image)
+    np.testing.assert_array_equal(*images)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_works_from_many_threads(server: RunningServer, protocol: Protocol) -> None:
+    with Client(server.url(protocol), protocol=protocol) as client:
+        with ThreadPoolExecutor(6) as pool:
+            results = list(pool.map(lambda seed: client.upscale(IMAGE, seed=seed, steps=3), range(12)))
+        for seed in (0, 11):
+            expected = client.upscale(IMAGE, seed=seed, steps=3).image
+            np.testing.assert_allclose(results[seed].image, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (np.zeros((1, 16, 16)), {}, r"'image' has shape \(1, 16, 16\), needed is \[H, W\]"),
+        (np.zeros((16, 16), np.uint8), {}, "'image' is uint8, needed is floating point from 0 to 1"),
+        (np.zeros((1, 16)), {}, "'image' is 1×16 pixels"),
+        (np.full((16, 16), np.nan), {}, "NaN or infinite"),
+        (np.full((16, 16), 7.0), {}, "values from 7 to 7, allowed are 0 to 1"),
+        (IMAGE, {"steps": 301}, "'steps' is 301, allowed are 1 to 300"),
+        (IMAGE, {"sampler": "x"}, "'sampler' is 'x', allowed are ddpm, ddim"),
+        (IMAGE, {"seed": -1}, "'seed' is -1"),
+    ],
+)
+def test_bad_requests_are_found_before_sending(
+    server: RunningServer, image: Any, options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(server.url("grpc")) as client:
+        monkeypatch.setattr(client, "_infer", lambda _: pytest.fail("was sent"))
+        with pytest.raises(BadRequest, match=message):
+            client.upscale(image, **options)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_servers_refusal_is_a_bad_request(server: RunningServer, protocol: Protocol) -> None:
+    with Client(server.url(protocol), protocol=protocol) as client:
+        with pytest.raises(BadRequest, match="the TensorRT plan is not built"):
+            client.upscale(IMAGE, denoiser="trt")
+        assert client.upscale(IMAGE, steps=1).image.shape == (64, 80)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_no_server(protocol: Protocol) -> None:
+    (port,) = free_ports(1)
+    began = time.monotonic()
+    with pytest.raises(ServerUnavailable, match=rf"no server ready at localhost:{port} \({protocol}\) within 0.5 s"):
+        Client(f"localhost:{port}", protocol=protocol, wait=0.5)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("url", ["no-such-host.invalid:8001", "nonsense"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_wrong_address(url: str, protocol: Protocol) -> None:
+    with pytest.raises(ServerUnavailable, match=f"no server ready at {url}"):
+        Client(url, protocol=protocol, wait=0.2)
+
+
+def test_the_other_protocols_port(server: RunningServer) -> None:
+    with pytest.raises(ServerUnavailable):
+        Client(server.url("http"), protocol="grpc", wait=0.5)
+    with pytest.raises(ServerUnavailable):
+        Client(server.url("grpc"), protocol="http", wait=0.5)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_answer_that_takes_too_long_is_not_asked_for_again(server: RunningServer, protocol: Protocol) -> None:
+    with Client(server.url(protocol), protocol=protocol, timeout=0.3) as client:
+        with pytest.raises(ServerError, match="no answer from .* within 0.3 s"):
+            client.upscale(np.zeros((64, 64)))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_server_that_dies_during_a_request(start_server: StartServer, protocol: Protocol) -> None:
+    server = start_server(REPOSITORY)
+    with Client(server.url(protocol), protocol=protocol, wait=1) as client:
+        threading.Timer(0.5, server.kill).start()
+        with pytest.raises(ServerLost, match="went away during a request"):
+            client.upscale(np.zeros((96, 96)))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_request_survives_the_servers_restart(start_server: StartServer, protocol: Protocol) -> None:
+    server = start_server(REPOSITORY)
+    with Client(server.url(protocol), protocol=protocol, wait=60) as client, ThreadPoolExecutor(1) as pool:
+        expected = client.upscale(IMAGE, steps=2).image
+        running = pool.submit(client.upscale, np.zeros((64, 64)), steps=300)
+        time.sleep(0.5)
+        server.kill()
+        start_server(REPOSITORY, ports=[server.http, server.grpc, free_ports(1)[0]])
+        assert running.result().image.shape == (256, 256)
+        np.testing.assert_array_equal(client.upscale(IMAGE, steps=2).image, expected)
+
+
+def test_every_error_is_an_upscale_error() -> None:
+    for error in (BadRequest, ServerError, ServerLost, ServerUnavailable):
+        assert issubclass(error, UpscaleError)

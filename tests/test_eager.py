@@ -1,0 +1,56 @@
+"""The reference pipeline in PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pipeline import eager
+from pipeline.images import psnr
+from pipeline.onnx_networks import onnx_networks
+from pipeline.spec import PAPER
+from pipeline.superres import upscale
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> eager.Eager:
+    return eager.load(ROOT / "weights" / "paper", PAPER)
+
+
+def test_upscales_a_batch(pipeline: eager.Eager, rng: np.random.Generator) -> None:
+    images = [rng.random((20, 33), dtype=np.float32) for _ in range(2)]
+    results = pipeline.upscale(images, [0, 1], steps=3)
+    assert [r.shape for r in results] == [(80, 132)] * 2
+    (alone,) = pipeline.upscale(images[1:], [1], steps=3)
+    np.testing.assert_allclose(alone, results[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 300), ("ddim", 25)])
+def test_the_shipped_onnx_files_are_the_shipped_weights(pipeline: eager.Eager, sampler: str, steps: int) -> None:
+    y, x = np.mgrid[0:64, 0:64].astype(np.float32) / 64
+    image = 0.5 + 0.4 * np.sin(6 * x) * np.cos(4 * y * y)
+    networks = onnx_networks(ROOT / "model_repository")
+    (served,) = upscale([image], [3], networks, PAPER, steps=steps, sampler=sampler)  # type: ignore[arg-type]
+    (reference,) = pipeline.upscale([image], [3], steps=steps, sampler=sampler)  # type: ignore[arg-type]
+    assert psnr(served, reference) > 50
+
+
+def test_another_autoencoder(tmp_path: Path, rng: np.random.Generator) -> None:
+    from test_vae import tiny_vae
+
+    tiny_vae().save_pretrained(tmp_path)
+    other = eager.load(ROOT / "weights" / "paper", PAPER, vae=tmp_path)
+    image = rng.random((16, 16), dtype=np.float32)
+    (result,) = other.upscale([image], [0], steps=2)
+    assert result.shape == (64, 64)
+    assert torch.is_grad_enabled()
+
+
+def test_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="no AutoencoderKL at"):
+        eager.load(tmp_path, PAPER)

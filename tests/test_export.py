@@ -1,0 +1,113 @@
+"""Export: graphs that the specification and PyTorch agree with, or nothing."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from pipeline import export
+from pipeline.spec import PAPER, UNetSpec, network_models
+from pipeline.unet import UNet
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[1]
+UNET, ENCODER, DECODER = network_models(PAPER)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[UNet, Path]:
+    """A small U-Net with the real one's interface, exported."""
+    torch.manual_seed(0)
+    unet = UNet(UNetSpec(base=8, multipliers=(1, 1, 1))).eval()
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    export.write_onnx(unet, UNET, path)
+    return unet, path
+
+
+@pytest.mark.parametrize("model", [UNET, ENCODER, DECODER], ids=lambda m: m.name)
+def test_the_shipped_graphs_fit_the_specification(model: export.Model) -> None:
+    export.check_graph(ROOT / "model_repository" / model.name / "1" / "model.onnx", model)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_onnxruntime_equals_pytorch(exported: tuple[UNet, Path], batch: int) -> None:
+    unet, path = exported
+    export.check_graph(path, UNET)
+    assert export.relative_error(unet, UNET, path, batch) < export.MAX_RELATIVE_ERROR
+
+
+def test_another_network_is_noticed(exported: tuple[UNet, Path]) -> None:
+    _, path = exported
+    torch.manual_seed(1)
+    other = UNet(UNetSpec(base=8, multipliers=(1, 1, 1))).eval()
+    assert export.relative_error(other, UNET, path, 1) > 100 * export.MAX_RELATIVE_ERROR
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: replace(m, outputs=(replace(m.outputs[0], name="noise"),)), r"\['eps'\], specified are \['noise'\]"),
+        (lambda m: replace(m, outputs=(replace(m.outputs[0], dims=(4, 32, -1)),)), r"'eps' has dims \(-1, 4, -1, -1\)"),
+        (lambda m: replace(m, inputs=m.inputs[:1]), r"tensors \['x', 't'\], specified are \['x'\]"),
+    ],
+)
+def test_a_graph_unlike_the_specification_is_refused(exported: tuple[UNet, Path], change: object, message: str) -> None:
+    with pytest.raises(export.ExportError, match=message):
+        export.check_graph(exported[1], change(UNET))  # type: ignore[operator]
+
+
+def test_an_old_opset_is_refused(exported: tuple[UNet, Path], tmp_path: Path) -> None:
+    proto = onnx.load(str(exported[1]))
+    opset = next(o for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    assert opset.version >= 17
+    opset.version = 16
+    proto.graph.ClearField("node")
+    proto.graph.node.append(onnx.helper.make_node("Identity", ["x"], ["eps"]))
+    onnx.save(proto, str(tmp_path / "old.onnx"))
+    with pytest.raises((export.ExportError, onnx.checker.ValidationError), match="opset 16"):
+        export.check_graph(tmp_path / "old.onnx", UNET)
+
+
+def test_a_failed_export_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tmp_path / "repository"
+    target = repository / "unet_onnx" / "1" / "model.onnx"
+    target.parent.mkdir(parents=True)
+    target.write_bytes(b"the old file")
+    monkeypatch.setattr(export, "write_onnx", lambda _network, _model, path: shutil.copy(SOURCE, path))
+    monkeypatch.setattr(export, "relative_error", lambda *_: 0.5)
+    assert export.main(["--weights", str(ROOT / "weights" / "paper"), "--model-repository", str(repository)]) == 1
+    assert target.read_bytes() == b"the old file"
+    assert [p.name for p in repository.iterdir()] == ["unet_onnx"]
+
+
+SOURCE = ROOT / "model_repository" / "unet_onnx" / "1" / "model.onnx"
+
+
+class Halved(nn.Module):
+    """A network that differs from the one that was exported."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        result: Tensor = 0.5 * self.inner(x, t)
+        return result
+
+
+def test_whole_image_parity_notices_a_wrong_network() -> None:
+    from pipeline import eager
+
+    pipeline = eager.load(ROOT / "weights" / "paper", PAPER)
+    wrong = replace(pipeline, unet=Halved(pipeline.unet))  # type: ignore[arg-type]
+    assert export.whole_image_parity(wrong, ROOT / "model_repository") < 40
+
+
+def test_missing_weights_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert export.main(["--weights", str(tmp_path / "none"), "--model-repository", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: no AutoencoderKL at")

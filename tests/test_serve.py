@@ -1,0 +1,200 @@
+"""Finding a server, starting it, and one clear line where that cannot be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tritonclient.http
+from conftest import StartServer
+from client.demo import free_ports
+from pipeline import serve
+from pipeline.serve import ROOT, ServeError
+
+REPOSITORY = ROOT / "model_repository"
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.serve", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+
+
+def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode != 0
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A wheel's folder with everything the embedded server needs, except that the files are empty."""
+    triton = tmp_path / "site-packages" / "pytriton" / "tritonserver"
+    for name in (
+        "bin/tritonserver",
+        "backends/python/libtriton_python.so",
+        "backends/python/triton_python_backend_utils.py",
+        f"python_backend_stubs/{serve.PYTHON_VERSION}/triton_python_backend_stub",
+        "python_backend_stubs/3.9/triton_python_backend_stub",
+    ):
+        (triton / name).parent.mkdir(parents=True, exist_ok=True)
+        (triton / name).write_text(name)
+    return triton.parent
+
+
+def test_an_installed_server_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = tmp_path / "tritonserver"
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    server = serve.find_server()
+    assert server.binary == binary
+    assert server.flags == ()
+    assert server.environment["PYTHONPATH"].split(":")[0] == str(ROOT)
+
+
+def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(serve.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ServeError, match="pip install --no-deps nvidia-pytriton"):
+        serve.find_server()
+
+
+def test_backend_directory_is_made_once_and_kept_up_to_date(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    server = serve.embedded_server(package)
+    (backends,) = (tmp_path / "cache" / "cxr-superres").iterdir()
+    assert f"--backend-directory={backends}" in server.flags
+    assert sorted(str(p.relative_to(backends)) for p in backends.rglob("*") if p.is_file()) == [
+        "onnxruntime/model.py",
+        "python/libtriton_python.so",
+        "python/triton_python_backend_stub",
+        "python/triton_python_backend_utils.py",
+    ]
+    (backends / "onnxruntime" / "model.py").write_text("an older version")
+    serve.embedded_server(package)
+    assert (backends / "onnxruntime" / "model.py").read_text() == (
+        ROOT / "pipeline" / "backends" / "onnxruntime" / "model.py"
+    ).read_text()
+
+
+def test_missing_stub(package: Path) -> None:
+    shutil.rmtree(package / "tritonserver" / "python_backend_stubs" / serve.PYTHON_VERSION)
+    with pytest.raises(ServeError, match=f"no stub for Python {serve.PYTHON_VERSION}, only for 3.9"):
+        serve.embedded_server(package)
+
+
+def test_missing_libpython_names_the_package(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve.sysconfig, "get_config_var", lambda _: "/nowhere")
+    monkeypatch.setattr(serve.sys, "base_prefix", "/nowhere")
+
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(serve.ctypes, "CDLL", missing)
+    version = serve.PYTHON_VERSION
+    with pytest.raises(ServeError, match=rf"libpython{version}\.so\.1\.0.* install the package libpython{version}"):
+        serve.embedded_server(package)
+
+
+def test_cache_that_cannot_be_written(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ServeError, match="cannot write the backend directory .* XDG_CACHE_HOME"):
+        serve.embedded_server(package)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda _: None, ["is not a directory"]),
+        (lambda p: p.mkdir(), ["is no model repository", "config.pbtxt"]),
+    ],
+)
+def test_wrong_repository(tmp_path: Path, make: object, words: list[str]) -> None:
+    path = tmp_path / "models"
+    make(path)  # type: ignore[operator]
+    assert_one_line(run("--model-repository", path), str(path), *words)
+
+
+@pytest.mark.parametrize("missing", ["unet_onnx/1/model.onnx", "superres/1/model.py", "vae_decoder/1"])
+def test_missing_model_file(tmp_path: Path, missing: str) -> None:
+    shutil.copytree(REPOSITORY, tmp_path / "models")
+    path = tmp_path / "models" / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert_one_line(run("--model-repository", tmp_path / "models"), missing, "is missing", "make export")
+
+
+def test_damaged_config(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.pbtxt").write_text("max_batch_size: many")
+    assert_one_line(run("--model-repository", tmp_path), "m/config.pbtxt")
+
+
+@pytest.mark.parametrize("name", ["http", "grpc", "metrics"])
+def test_port_taken(name: str) -> None:
+    ports = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", ports[name]))
+        listener.listen()
+        result = run(*(f"--{n}-port={p}" for n, p in ports.items()))
+    assert_one_line(result, f"port {ports[name]} is taken", f"--{name}-port")
+
+
+@pytest.mark.parametrize(("port", "message"), [(0, "--http-port is 0, allowed are 1 to 65535"), (8001, "given twice")])
+def test_port_not_allowed(port: int, message: str) -> None:
+    with pytest.raises(ServeError, match=message):
+        serve.check_ports({"--http-port": port, "--grpc-port": 8001})
+
+
+def test_flags_behind_the_dashes_reach_the_server() -> None:
+    ports = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), free_ports(3), strict=True)]
+    result = run(*ports, "--", "--no-such-flag")
+    assert result.returncode != 0
+    assert "no-such-flag" in result.stdout + result.stderr
+
+
+def processes_of_session(session: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_the_server_and_all_its_processes(start_server: StartServer, number: signal.Signals) -> None:
+    server = start_server(REPOSITORY)
+    log = server.log.read_text()
+    assert log.startswith("starting: env "), "the equivalent plain command is printed first"
+    with tritonclient.http.InferenceServerClient(server.url("http")) as client:
+        assert client.is_server_ready()
+        assert {m["name"] for m in client.get_model_repository_index()} == {
+            "superres",
+            "unet_onnx",
+            "vae_encoder",
+            "vae_decoder",
+        }
+    assert len(processes_of_session(server.process.pid)) > 4
+    server.process.send_signal(number)
+    assert server.process.wait(60) == 0
+    assert processes_of_session(server.process.pid) == []

@@ -1,0 +1,40 @@
+"""The generated configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from pipeline.spec import MAX_BATCH, PAPER, models
+from pipeline.triton_config import config_text, main
+from tritonclient.grpc import model_config_pb2 as pb
+
+
+@pytest.mark.parametrize("model", models(PAPER), ids=lambda m: m.name)
+def test_says_what_the_specification_says(model: object) -> None:
+    config = text_format.Parse(config_text(model), pb.ModelConfig())  # type: ignore[arg-type]
+    assert config.name == model.name  # type: ignore[attr-defined]
+    assert config.max_batch_size == MAX_BATCH
+    assert config.HasField("dynamic_batching")
+    for found, tensor in zip([*config.input, *config.output], [*model.inputs, *model.outputs], strict=True):  # type: ignore[attr-defined]
+        assert (found.name, tuple(found.dims)) == (tensor.name, tensor.dims)
+        assert pb.DataType.Name(found.data_type) == f"TYPE_{tensor.dtype}"
+    assert bool(config.model_warmup) == bool(model.warmup)  # type: ignore[attr-defined]
+
+
+def test_the_repositorys_files_are_up_to_date() -> None:
+    assert main(["--check", "--model-repository", str(Path(__file__).parents[1] / "model_repository")]) == 0
+
+
+def test_writes_checks_and_notices_a_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model-repository", str(tmp_path)]
+    assert main([*arguments, "--check"]) == 1
+    assert not list(tmp_path.iterdir()), "--check writes nothing"
+    assert main(arguments) == 0
+    assert main([*arguments, "--check"]) == 0
+    path = tmp_path / "unet_onnx" / "config.pbtxt"
+    path.write_text(path.read_text().replace("dims: 8", "dims: 9"))
+    capsys.readouterr()
+    assert main([*arguments, "--check"]) == 1
+    assert capsys.readouterr().out.strip() == f"{path}: differs from pipeline/spec.py"
