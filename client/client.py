@@ -88,7 +88,12 @@ class Client:
     """
 
     def __init__(
-        self, url: str | None = None, *, protocol: Literal["grpc", "http"] = "grpc", wait: float = 10, timeout: float = 600
+        self,
+        url: str | None = None,
+        *,
+        protocol: Literal["grpc", "http"] = "grpc",
+        wait: float = 10,
+        timeout: float = 600,
     ) -> None:
         self.protocol = protocol
         self.url = url or DEFAULT_URL[protocol]
@@ -137,7 +142,11 @@ class Client:
             raise _ConnectionLost(str(error)) from error
         except TimeoutError as error:
             raise ServerError(f"no answer from {self.url} within {self.timeout:g} s") from error
-        except (OSError, HTTPParseError, RuntimeError) as error:  # RuntimeError: geventhttpclient cannot resolve the host
+        except (
+            OSError,
+            HTTPParseError,
+            RuntimeError,
+        ) as error:  # RuntimeError: geventhttpclient cannot resolve the host
             raise _ConnectionLost(str(error)) from error
 
     def wait_until_ready(self) -> None:
@@ -226,5 +235,7 @@ class Client:
                 self.wait_until_ready()
                 upscaled = self._infer(inputs)
             except (_ConnectionLost, ServerUnavailable) as error:
-                raise ServerLost(f"server {self.url} went away during a request, and again or for good after that") from error
+                raise ServerLost(
+                    f"server {self.url} went away during a request, and again or for good after that"
+                ) from error
         return Upscaled(upscaled, **options, seconds=time.monotonic() - began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -20,7 +21,6 @@ from pipeline.images import crop_square, downscale, resize_cubic, to_integers, u
 from pipeline.serve import ROOT
 from pipeline.spec import PAPER
 
-OUT = Path("demo")
 RADIOGRAPH = "RG1_UNCR.dcm"
 START_LIMIT = 120
 
@@ -84,8 +84,8 @@ def last_lines(path: Path, count: int = 5) -> str:
     return "\n".join(path.read_text().strip().splitlines()[-count:])
 
 
-def make_inputs(out: Path) -> str:
-    """Write hr.png, lr.png and bicubic.png by the paper's protocol; returns what was read."""
+def make_inputs(out: Path) -> None:
+    """Write hr.png (256²), lr.png (64²) and bicubic.png by the paper's protocol."""
     path = get_testdata_file(RADIOGRAPH)
     if path is None:
         raise DemoError(f"the package pydicom-data holds no {RADIOGRAPH}: pip install pydicom-data")
@@ -97,12 +97,11 @@ def make_inputs(out: Path) -> str:
     for name, image in (("hr", hr), ("lr", lr)):
         write_png(out / f"{name}.png", (image / 255).astype("float32"))
     write_png(out / "bicubic.png", upsample((lr / 255).astype("float32")))
-    height, width = source.image.shape
-    return f"{RADIOGRAPH} ({width}×{height}, {'; '.join(source.notes)}) → HR {data.hr_size}², LR {data.lr_size}²"
 
 
 @contextlib.contextmanager
 def timed(what: str) -> Iterator[None]:
+    """Print how long the block took, and what it did."""
     began = time.monotonic()
     yield
     print(f"{time.monotonic() - began:6.1f} s  {what}", flush=True)
@@ -110,10 +109,9 @@ def timed(what: str) -> Iterator[None]:
 
 def demo(out: Path) -> None:
     """Run the demonstration into ``out``."""
-    out.mkdir(exist_ok=True)
-    began = time.monotonic()
-    did = make_inputs(out)
-    print(f"{time.monotonic() - began:6.1f} s  {did}", flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    with timed(f"{RADIOGRAPH} of pydicom-data → {out / 'hr.png'}, {out / 'lr.png'}, {out / 'bicubic.png'}"):
+        make_inputs(out)
     with contextlib.ExitStack() as stack:
         with timed(f"server started and ready (log: {out / 'server.log'})"):
             url = stack.enter_context(running_server(out / "server.log"))
@@ -125,18 +123,23 @@ def demo(out: Path) -> None:
             result = subprocess.run([sys.executable, *command])
         if result.returncode:
             raise DemoError(f"client/upscale.py failed with status {result.returncode}")
-        began = time.monotonic()
-    print(f"{time.monotonic() - began:6.1f} s  server stopped")
+        with timed("server stopped"):
+            stack.close()
     print(f"\nLook at {out / 'upscaled_compare.png'}  (beside it: lr.png, bicubic.png, upscaled.png, hr.png)")
     print("Detail in the upscaled image is generated: it is not for diagnosis.")
 
 
-def main() -> int:
-    # a termination ends the server too, by way of the context managers
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m client.demo", description=__doc__)
+    parser.add_argument(
+        "out", nargs="?", type=Path, default=Path("demo"), help="folder to write (default: %(default)s/)"
+    )
+    out = parser.parse_args(argv).out
+    for number in (signal.SIGTERM, signal.SIGHUP):  # these end the server too, by way of the context managers
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     os.chdir(ROOT)
     try:
-        demo(OUT)
+        demo(out)
     except (DemoError, FileError, UpscaleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from client import BadRequest, Client, ServerLost, ServerUnavailable, Upscaled, UpscaleError
 from pipeline import request
@@ -22,7 +25,6 @@ from pipeline.files import FileError, Source, list_images, read_image, write_png
 from pipeline.images import downscale
 from pipeline.pictures import CAUTION, comparison
 from pipeline.spec import DENOISERS, MAX_SEED, MAX_SIDE, PAPER, SAMPLERS, SCALE
-from tqdm import tqdm
 
 IN_FLIGHT = 8
 """Requests of a folder that are under way at once, for the server to batch."""
@@ -40,20 +42,35 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("inputs", nargs="+", type=Path, metavar="IMAGE|DIR", help=f"images of up to {MAX_SIDE}×{MAX_SIDE}, or folders of them")
-    add("-o", "--out", type=Path, help=f"output file of one image, else folder (default: IMAGE{SUFFIX}.png beside it, DIR{SUFFIX}/)")
+    add(
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="IMAGE|DIR",
+        help=f"images of up to {MAX_SIDE}×{MAX_SIDE}, or folders of them",
+    )
+    add(
+        "-o",
+        "--out",
+        type=Path,
+        help=f"output file of one image, else folder (default: IMAGE{SUFFIX}.png beside it, DIR{SUFFIX}/)",
+    )
     add("--url", metavar="HOST:PORT", help="server (default: localhost:8001, with --protocol http localhost:8000)")
     add("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
     add("--seed", type=int, default=0, help=f"of the noise, 0 to {MAX_SEED} (default: %(default)s)")
-    add("--steps", type=int, default=diffusion.steps, help=f"denoising steps, 1 to {diffusion.T} (default: %(default)s)")
+    add(
+        "--steps", type=int, default=diffusion.steps, help=f"denoising steps, 1 to {diffusion.T} (default: %(default)s)"
+    )
     add("--sampler", choices=SAMPLERS, default=diffusion.sampler, help="default: %(default)s")
-    add("--denoiser", choices=DENOISERS, default="auto", help="the U-Net's runtime on the server (default: %(default)s)")
+    add(
+        "--denoiser", choices=DENOISERS, default="auto", help="the U-Net's runtime on the server (default: %(default)s)"
+    )
     add("--compare", type=Path, metavar="HR", help="also write OUTPUT_compare.png: LR, bicubic, upscaled, this image")
     add("--downscale", type=int, metavar="N", help="first make the LR image from a full-size one, N times smaller")
     add("--force", action="store_true", help="overwrite existing outputs")
     add("--wait", type=float, default=10, metavar="S", help="seconds to wait for the server (default: %(default)s)")
     add("--timeout", type=float, default=600, metavar="S", help="seconds an image may take (default: %(default)s)")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.downscale is not None and args.downscale < 2:
         parser.error(f"argument --downscale: {args.downscale}, allowed are 2 and more")
     try:
@@ -124,7 +141,9 @@ def upscale_file(client: Client, path: Path, target: Path, args: argparse.Namesp
             raise FileError(f"'{args.compare}' is {hr.shape[1]}×{hr.shape[0]}, needed is {width}×{height} to compare")
         hr = hr[:height, :width]
     try:
-        result = client.upscale(source.image, seed=args.seed, steps=args.steps, sampler=args.sampler, denoiser=args.denoiser)
+        result = client.upscale(
+            source.image, seed=args.seed, steps=args.steps, sampler=args.sampler, denoiser=args.denoiser
+        )
     except BadRequest as error:
         hint = " (--downscale N makes it smaller)" if max(source.image.shape) > MAX_SIDE else ""
         raise BadRequest(f"'{path}': {error}{hint}") from error
@@ -138,26 +157,31 @@ def upscale_file(client: Client, path: Path, target: Path, args: argparse.Namesp
 def upscale_all(jobs: dict[Path, Path], client: Client, args: argparse.Namespace, bar: tqdm[Any]) -> list[str]:
     """Do all jobs, several at once, and say so of each; returns the problems, which have been reported."""
     problems = []
+    server_gone = threading.Event()
+
+    def work(path: Path, target: Path) -> tuple[Source, Upscaled]:
+        if server_gone.is_set():
+            raise ServerLost("not sent: the server is gone")
+        return upscale_file(client, path, target, args)
+
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        running = {pool.submit(upscale_file, client, path, target, args): path for path, target in jobs.items()}
+        running = {pool.submit(work, path, target): path for path, target in jobs.items()}
         try:
             for future in as_completed(running):
                 path = running[future]
                 try:
                     source, result = future.result()
-                except CancelledError:
-                    problems.append(f"'{path}': not sent, the server is gone")
                 except (FileError, UpscaleError) as error:
-                    problems.append(str(error) if str(path) in str(error) else f"'{path}': {error}")
                     if isinstance(error, ServerLost):
-                        pool.shutdown(wait=False, cancel_futures=True)
+                        server_gone.set()
+                    problems.append(str(error) if str(path) in str(error) else f"'{path}': {error}")
+                    report(problems[-1], bar)
                 else:
                     notes = f" ({'; '.join(source.notes)})" if source.notes else ""
                     height, width = result.image.shape
-                    bar.write(f"{path} → {jobs[path]}: {width}×{height} in {result.seconds:.1f} s{notes}", file=sys.stdout)
-                    bar.update()
-                    continue
-                report(problems[-1], bar)
+                    bar.write(
+                        f"{path} → {jobs[path]}: {width}×{height} in {result.seconds:.1f} s{notes}", file=sys.stdout
+                    )
                 bar.update()
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -125,7 +125,9 @@ def whole_image_parity(pipeline: eager.Eager, repository: Path, seed: int = 0) -
     rng = np.random.default_rng(seed)
     side = preset.data.lr_size
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
-    image = np.clip(0.5 + 0.3 * np.sin(5 * x + 3 * y) + 0.05 * rng.standard_normal((side, side)), 0, 1).astype(np.float32)
+    image = np.clip(0.5 + 0.3 * np.sin(5 * x + 3 * y) + 0.05 * rng.standard_normal((side, side)), 0, 1).astype(
+        np.float32
+    )
     (ours,) = upscale([image], [seed], onnx_networks(repository), preset)
     (reference,) = pipeline.upscale([image], [seed])
     return psnr(ours, reference)
@@ -149,7 +151,9 @@ def export(weights: Path, repository: Path, preset: Preset, vae: str | None = No
             write_onnx(network, model, path)
             check_graph(path, model)
             errors = {batch: relative_error(network, model, path, batch) for batch in (1, 3, 8)}
-            tqdm.write(f"{model.name}: max relative error " + ", ".join(f"{e:.1e} (batch {b})" for b, e in errors.items()))
+            tqdm.write(
+                f"{model.name}: max relative error " + ", ".join(f"{e:.1e} (batch {b})" for b, e in errors.items())
+            )
             if not max(errors.values()) < MAX_RELATIVE_ERROR:
                 raise ExportError(f"{model.name}: differs from PyTorch by {max(errors.values()):.1e}")
         parity = whole_image_parity(pipeline, Path(staging))

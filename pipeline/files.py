@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,15 @@ def _read_dicom(path: Path) -> Source:
         low, high = _window(windowed, dataset)
     except FileError:
         raise
-    except (InvalidDicomError, AttributeError, KeyError, NotImplementedError, OSError, RuntimeError, ValueError) as error:
+    except (
+        InvalidDicomError,
+        AttributeError,
+        KeyError,
+        NotImplementedError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise FileError(f"'{path}' is not a readable DICOM image: {reason}") from error
     image = np.clip((windowed - low) / (high - low), 0.0, 1.0).astype(np.float32)
@@ -126,7 +135,7 @@ def _window(windowed: NDArray[np.float64], dataset: pydicom.Dataset) -> tuple[fl
 
 
 def write_png(path: Path, image: Image | PILImage.Image, bits: int = 8, text: dict[str, Any] | None = None) -> None:
-    """Write a PNG whole or not at all: a gray image in [0, 1] in 8 or 16 bits, or a picture; ``text`` as PNG text chunks.
+    """Write a PNG whole or not at all: a gray image in [0, 1] in 8 or 16 bits, or a picture; ``text`` as text chunks.
 
     Raises:
         FileError: the file cannot be written.
@@ -143,4 +152,5 @@ def write_png(path: Path, image: Image | PILImage.Image, bits: int = 8, text: di
     except OSError as error:
         raise FileError(f"'{path}' cannot be written: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()

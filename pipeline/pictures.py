@@ -18,16 +18,17 @@ def labelled_row(panels: Sequence[tuple[str, str, Image]], caption: str = "") ->
     """Panels of one size beside each other, each under its title and a smaller second line, and a caption below."""
     height, width = panels[0][2].shape
     gap = max(4, width // 64)
-    large, small = (ImageFont.load_default(size=max(11, width // n)) for n in (14, 18))
-    head, foot = int(large.size + small.size * 1.9), int(small.size * 1.8) if caption else 0
+    sizes = [max(11, width // n) for n in (14, 18)]
+    large, small = (ImageFont.load_default(size) for size in sizes)
+    head, foot = int(sizes[0] + 1.9 * sizes[1]), int(1.8 * sizes[1]) if caption else 0
     picture = PILImage.new("L", (len(panels) * (width + gap) + gap, head + height + gap + foot), 255)
     draw = ImageDraw.Draw(picture)
     for i, (title, line, image) in enumerate(panels):
         left = gap + i * (width + gap)
-        draw.text((left, small.size * 0.2), title, font=large, fill=0)
-        draw.text((left, large.size + small.size * 0.5), line, font=small, fill=80)
+        draw.text((left, 0.2 * sizes[1]), title, font=large, fill=0)
+        draw.text((left, sizes[0] + 0.5 * sizes[1]), line, font=small, fill=80)
         picture.paste(PILImage.fromarray(to_integers(image, 8)), (left, head))
-    draw.text((gap, head + height + small.size * 0.5), caption, font=small, fill=80)
+    draw.text((gap, head + height + 0.5 * sizes[1]), caption, font=small, fill=80)
     return picture
 
 

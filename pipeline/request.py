@@ -24,7 +24,9 @@ class Options:
     denoiser: str
 
     @classmethod
-    def of(cls, preset: Preset, steps: int | None = None, sampler: str | None = None, denoiser: str | None = None) -> Options:
+    def of(
+        cls, preset: Preset, steps: int | None = None, sampler: str | None = None, denoiser: str | None = None
+    ) -> Options:
         """The options with the preset's defaults for what is None.
 
         Raises:

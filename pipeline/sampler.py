@@ -34,7 +34,7 @@ class Step:
 
 
 def timesteps(T: int, steps: int) -> list[int]:
-    """``steps`` timesteps from T-1 down, evenly spaced ("trailing"), so that every run starts at the noise it was given.
+    """``steps`` timesteps from T-1 down, evenly spaced ("trailing"), so that every run starts at full noise.
 
     Raises:
         ValueError: ``steps`` is not in 1 … T.
@@ -106,7 +106,7 @@ def sample(
     path = trajectory(schedule, steps, eta)
     z = noise() if start == "noise" else add_noise(z_lr, noise(), schedule, path[0].t)
     for step in path:
-        z = step.z * z + step.eps * denoise(z, z_lr, step.t)
+        z = z * step.z + denoise(z, z_lr, step.t) * step.eps
         if step.sigma > 0:
-            z = z + step.sigma * noise()
+            z = z + noise() * step.sigma
     return z

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.spec import DiffusionSpec
 
-Z = TypeVar("Z")
+Z = TypeVar("Z", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -40,4 +40,5 @@ def noise_coefficients(schedule: Schedule, t: int) -> tuple[float, float]:
 def add_noise(z_0: Z, noise: Z, schedule: Schedule, t: int) -> Z:
     """z_t = √ᾱ_t·z_0 + √(1-ᾱ_t)·ε for one timestep, NumPy arrays and torch tensors alike."""
     signal, sigma = noise_coefficients(schedule, t)
-    return signal * z_0 + sigma * noise  # type: ignore[operator,no-any-return]
+    z_t: Z = z_0 * signal + noise * sigma
+    return z_t

@@ -45,7 +45,7 @@ class Server:
 
 
 def find_server() -> Server:
-    """An installed server (PATH, then /opt/tritonserver) with its own backends, else the one in the wheel nvidia-pytriton.
+    """An installed server (PATH, then /opt/tritonserver) with its own backends, else the wheel's.
 
     Raises:
         ServeError: there is none, or the wheel's cannot run with this Python.
@@ -71,8 +71,12 @@ def embedded_server(package: Path) -> Server:
     triton = package / "tritonserver"
     stub = triton / "python_backend_stubs" / PYTHON_VERSION / "triton_python_backend_stub"
     if not stub.is_file():
-        have = sorted((p.parent.name for p in stub.parents[1].glob("*/" + stub.name)), key=lambda v: int(v.split(".")[1]))
-        raise ServeError(f"the server's Python backend has no stub for Python {PYTHON_VERSION}, only for {', '.join(have)}")
+        have = sorted(
+            (p.parent.name for p in stub.parents[1].glob("*/" + stub.name)), key=lambda v: int(v.split(".")[1])
+        )
+        raise ServeError(
+            f"the server's Python backend has no stub for Python {PYTHON_VERSION}, only for {', '.join(have)}"
+        )
     site_packages = package.parent
     backends = prepare_backends(triton, stub)
     return Server(
@@ -224,6 +228,7 @@ def main(argv: list[str] | None = None) -> int:
     print("starting: " + shlex.join(["env", *settings, *command]), flush=True)
     # the server takes this process's place, and with it the terminal, the signals and the exit status
     os.execve(server.binary, command, {**os.environ, **server.environment})
+    return None
 
 
 if __name__ == "__main__":

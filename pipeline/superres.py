@@ -32,7 +32,7 @@ class Networks:
 
 
 def network_input(images: Sequence[Image], preset: Preset) -> Array:
-    """LR images of one shape ⇒ what the encoder takes: padded by reflection, ×4 bicubic, [B, 3, 4H', 4W'] in [-1, 1]."""
+    """LR images of one shape ⇒ the encoder's input: padded by reflection, ×4 bicubic, [B, 3, 4H', 4W'] in [-1, 1]."""
     padded = [pad_to_multiple(image, preset.lr_multiple) for image in images]
     return np.stack([to_network(upsample(image), preset.data.channels) for image in padded])
 

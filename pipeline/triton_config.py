@@ -28,9 +28,7 @@ def config_of(model: Model) -> pb.ModelConfig:
     config = pb.ModelConfig(name=model.name, backend=model.backend, max_batch_size=MAX_BATCH)
     config.default_model_filename = "model.py" if model.backend == "python" else "model.onnx"
     for tensor in model.inputs:
-        config.input.add(
-            name=tensor.name, data_type=_data_type(tensor), dims=tensor.dims, optional=tensor.optional
-        )
+        config.input.add(name=tensor.name, data_type=_data_type(tensor), dims=tensor.dims, optional=tensor.optional)
     for tensor in model.outputs:
         config.output.add(name=tensor.name, data_type=_data_type(tensor), dims=tensor.dims)
     config.dynamic_batching.max_queue_delay_microseconds = model.queue_delay_us

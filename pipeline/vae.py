@@ -43,7 +43,9 @@ def load_vae(source: str | Path, spec: VAESpec) -> AutoencoderKL:
         vae: AutoencoderKL = AutoencoderKL.from_pretrained(source, low_cpu_mem_usage=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"no AutoencoderKL at '{source}' (a save_pretrained folder or a hub name): {reason}") from error
+        raise ValueError(
+            f"no AutoencoderKL at '{source}' (a save_pretrained folder or a hub name): {reason}"
+        ) from error
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     found = (vae.config.in_channels, vae.config.latent_channels, factor)
     wanted = (spec.channels, spec.latent_channels, spec.factor)

@@ -27,7 +27,7 @@ def save_vae(vae: AutoencoderKL, folder: Path, metadata: dict[str, Any]) -> None
 def save_unet(unet: UNet, folder: Path, metadata: dict[str, Any]) -> None:
     """Write ``folder/unet.safetensors`` and ``folder/unet.json``."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(unet.state_dict(), folder / "unet.safetensors")
+    save_file({name: value.contiguous() for name, value in unet.state_dict().items()}, folder / "unet.safetensors")
     write_metadata(folder / "unet.json", metadata)
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+
 from client import Client, ServerUnavailable
 from client.demo import free_ports, stop
-from numpy.typing import NDArray
 from pipeline.serve import ROOT
 from pipeline.spec import PAPER
 from pipeline.superres import Networks

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+
 from client import BadRequest, Client, ServerError, ServerLost, ServerUnavailable, UpscaleError
 from client.demo import free_ports
-from conftest import RunningServer, StartServer
 from pipeline.serve import ROOT
+from tests.conftest import RunningServer, StartServer
 
 Protocol = Literal["grpc", "http"]
 PROTOCOLS: list[Protocol] = ["grpc", "http"]
@@ -37,7 +38,7 @@ def test_protocols_agree(server: RunningServer) -> None:
     for protocol in PROTOCOLS:
         with Client(server.url(protocol), protocol=protocol) as client:
             images.append(client.upscale(IMAGE, steps=3).image)
-    np.testing.assert_array_equal(*images)
+    np.testing.assert_array_equal(images[0], images[1])
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from pipeline import eager
 from pipeline.images import psnr
 from pipeline.onnx_networks import onnx_networks
@@ -40,7 +41,7 @@ def test_the_shipped_onnx_files_are_the_shipped_weights(pipeline: eager.Eager, s
 
 
 def test_another_autoencoder(tmp_path: Path, rng: np.random.Generator) -> None:
-    from test_vae import tiny_vae
+    from tests.test_vae import tiny_vae
 
     tiny_vae().save_pretrained(tmp_path)
     other = eager.load(ROOT / "weights" / "paper", PAPER, vae=tmp_path)

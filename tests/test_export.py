@@ -9,10 +9,11 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from pipeline import export
-from pipeline.spec import PAPER, UNetSpec, network_models
-from pipeline.unet import UNet
 from torch import Tensor, nn
+
+from pipeline import export
+from pipeline.spec import PAPER, Model, UNetSpec, network_models
+from pipeline.unet import UNet
 
 ROOT = Path(__file__).parents[1]
 UNET, ENCODER, DECODER = network_models(PAPER)
@@ -29,7 +30,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[UNet, Path]:
 
 
 @pytest.mark.parametrize("model", [UNET, ENCODER, DECODER], ids=lambda m: m.name)
-def test_the_shipped_graphs_fit_the_specification(model: export.Model) -> None:
+def test_the_shipped_graphs_fit_the_specification(model: Model) -> None:
     export.check_graph(ROOT / "model_repository" / model.name / "1" / "model.onnx", model)
 
 
@@ -107,7 +108,9 @@ def test_whole_image_parity_notices_a_wrong_network() -> None:
     assert export.whole_image_parity(wrong, ROOT / "model_repository") < 40
 
 
-def test_missing_weights_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert export.main(["--weights", str(tmp_path / "none"), "--model-repository", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("error: no AutoencoderKL at")

@@ -7,6 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch.nn import functional as F
+
 from pipeline.images import (
     crop_square,
     downscale,
@@ -18,8 +21,6 @@ from pipeline.images import (
     to_network,
     upsample,
 )
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from torch.nn import functional as F
 
 sides = st.integers(2, 70)
 

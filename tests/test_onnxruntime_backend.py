@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import pytest
 import tritonclient.grpc as triton
-from conftest import RunningServer, StartServer
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
+
+from tests.conftest import RunningServer, StartServer
 
 # `rows` tells in every row how many rows ran together
 DOUBLE = """
@@ -40,7 +41,9 @@ output { name: "picked" data_type: TYPE_FP32 dims: 1 }
 """
 
 
-def save(folder: Path, config: str, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: Any = ()) -> None:
+def save(
+    folder: Path, config: str, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: Any = ()
+) -> None:
     graph = helper.make_graph(nodes, "graph", inputs, outputs, list(constants))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)

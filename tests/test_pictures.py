@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from pipeline.images import upsample
 from pipeline.pictures import comparison, labelled_row
 
@@ -12,7 +13,11 @@ def test_comparison_shows_all_four_images(rng: np.random.Generator) -> None:
     hr, upscaled = np.clip(upsample(lr), 0, 1), rng.random((256, 256), dtype=np.float32)
     picture = np.asarray(comparison(lr, upscaled, hr))
     assert picture.shape[1] > 4 * 256
-    top = next(y for y in range(picture.shape[0]) if (picture[y : y + 256, 4:260] == np.kron(np.rint(lr * 255), np.ones((4, 4)))).all())
+    top = next(
+        y
+        for y in range(picture.shape[0])
+        if (picture[y : y + 256, 4:260] == np.kron(np.rint(lr * 255), np.ones((4, 4)))).all()
+    )
     for i, image in enumerate((hr, upscaled, hr), start=1):
         left = 4 + i * 260
         np.testing.assert_array_equal(picture[top : top + 256, left : left + 256], np.rint(image * 255))

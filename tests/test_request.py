@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from pipeline.request import BadRequest, Options, check_image, check_seed
 from pipeline.spec import MAX_SEED, PAPER
 

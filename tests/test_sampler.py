@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Array, exact_tables, fake_denoise
 from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pipeline.sampler import image_noise, sample, timesteps, trajectory
 from pipeline.schedule import make_schedule
 from pipeline.spec import PAPER
+from tests.conftest import Array, exact_tables, fake_denoise
 
 SCHEDULE = make_schedule(PAPER.diffusion)
 SHAPE = (4, 8, 8)
@@ -112,7 +114,7 @@ def test_seeds_decide_the_noise() -> None:
 def test_starting_from_the_lr_latent_noises_it_to_the_last_timestep() -> None:
     seen: list[tuple[int, Array]] = []
 
-    def denoise(z_t: Array, z_lr: Array, t: int) -> Array:
+    def denoise(z_t: Array, _: Array, t: int) -> Array:
         seen.append((t, z_t.copy()))
         return np.zeros_like(z_t)
 
@@ -161,7 +163,7 @@ def test_timesteps_fall_from_the_last_and_never_repeat(T: int, data: st.DataObje
     times = timesteps(T, data.draw(st.integers(1, T)))
     assert times[0] == T - 1
     assert times[-1] >= 0
-    assert all(a > b for a, b in zip(times, times[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(times))
 
 
 @pytest.mark.parametrize("steps", [0, -1, 301])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from conftest import exact_tables
 from diffusers import DDPMScheduler
+
 from pipeline.schedule import add_noise, make_schedule
 from pipeline.spec import PAPER
+from tests.conftest import exact_tables
 
 SCHEDULE = make_schedule(PAPER.diffusion)
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import tritonclient.http
-from conftest import StartServer
+
 from client.demo import free_ports
 from pipeline import serve
 from pipeline.serve import ROOT, ServeError
+from tests.conftest import StartServer
 
 REPOSITORY = ROOT / "model_repository"
 
@@ -68,7 +69,7 @@ def test_an_installed_server_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    monkeypatch.setattr(serve.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ServeError, match="pip install --no-deps nvidia-pytriton"):
         serve.find_server()
 
@@ -100,13 +101,13 @@ def test_missing_stub(package: Path) -> None:
 
 
 def test_missing_libpython_names_the_package(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.sysconfig, "get_config_var", lambda _: "/nowhere")
-    monkeypatch.setattr(serve.sys, "base_prefix", "/nowhere")
+    monkeypatch.setattr("sysconfig.get_config_var", lambda _: "/nowhere")
+    monkeypatch.setattr("sys.base_prefix", "/nowhere")
 
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(serve.ctypes, "CDLL", missing)
+    monkeypatch.setattr("ctypes.CDLL", missing)
     version = serve.PYTHON_VERSION
     with pytest.raises(ServeError, match=rf"libpython{version}\.so\.1\.0.* install the package libpython{version}"):
         serve.embedded_server(package)

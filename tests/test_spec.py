@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from pipeline.spec import PAPER, SCALE, models, superres_model
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import Array
+
 from pipeline.images import upsample
 from pipeline.spec import PAPER
 from pipeline.superres import Networks, network_input, network_output, upscale
+from tests.conftest import Array
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 97), (128, 96), (16, 16), (2, 2), (3, 50)])

@@ -6,21 +6,22 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
-from pipeline.spec import MAX_BATCH, PAPER, models
-from pipeline.triton_config import config_text, main
 from tritonclient.grpc import model_config_pb2 as pb
+
+from pipeline.spec import MAX_BATCH, PAPER, Model, models
+from pipeline.triton_config import config_text, main
 
 
 @pytest.mark.parametrize("model", models(PAPER), ids=lambda m: m.name)
-def test_says_what_the_specification_says(model: object) -> None:
-    config = text_format.Parse(config_text(model), pb.ModelConfig())  # type: ignore[arg-type]
-    assert config.name == model.name  # type: ignore[attr-defined]
+def test_says_what_the_specification_says(model: Model) -> None:
+    config = text_format.Parse(config_text(model), pb.ModelConfig())
+    assert config.name == model.name
     assert config.max_batch_size == MAX_BATCH
     assert config.HasField("dynamic_batching")
-    for found, tensor in zip([*config.input, *config.output], [*model.inputs, *model.outputs], strict=True):  # type: ignore[attr-defined]
+    for found, tensor in zip([*config.input, *config.output], [*model.inputs, *model.outputs], strict=True):
         assert (found.name, tuple(found.dims)) == (tensor.name, tensor.dims)
         assert pb.DataType.Name(found.data_type) == f"TYPE_{tensor.dtype}"
-    assert bool(config.model_warmup) == bool(model.warmup)  # type: ignore[attr-defined]
+    assert bool(config.model_warmup) == bool(model.warmup)
 
 
 def test_the_repositorys_files_are_up_to_date() -> None:

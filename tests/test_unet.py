@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from pipeline.spec import PAPER
 from pipeline.unet import UNet, timestep_embedding
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
+
 from pipeline.spec import PAPER
 from pipeline.vae import Decoder, Encoder, load_vae, make_vae, set_latent_scale
 
@@ -41,7 +42,9 @@ def test_loads_a_save_pretrained_folder(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 32, 32)
     raw = saved.eval().encode(x).latent_dist.mean
     torch.testing.assert_close(Encoder(loaded)(x), raw * 0.18215)
-    torch.testing.assert_close(Decoder(loaded)(raw * 0.18215), saved.decode(raw).sample.clamp(-1, 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        Decoder(loaded)(raw * 0.18215), saved.decode(raw).sample.clamp(-1, 1), rtol=1e-4, atol=1e-5
+    )
 
 
 @torch.no_grad()

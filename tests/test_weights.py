@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from pipeline.spec import PAPER
 from pipeline.unet import UNet
 from pipeline.weights import load_unet, save_unet

@@ -55,7 +55,9 @@ def read_gray(path: Path) -> NDArray[np.uint8]:
     return image.astype(np.uint8)
 
 
-def augment(image: NDArray[np.uint8], size: int, scale: tuple[float, float], rng: np.random.Generator) -> NDArray[np.uint8]:
+def augment(
+    image: NDArray[np.uint8], size: int, scale: tuple[float, float], rng: np.random.Generator
+) -> NDArray[np.uint8]:
     """A random square crop, ``scale`` times the image's side, resized to ``size``² and flipped half of the time."""
     side = round(image.shape[0] * rng.uniform(*scale))
     top, left = rng.integers(0, np.array(image.shape) - side + 1)

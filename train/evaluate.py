@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,11 @@ import torch
 from tqdm import tqdm
 
 from pipeline import eager
+from pipeline.files import write_png
 from pipeline.images import Image, downscale, from_network, psnr, ssim, to_network, upsample
 from pipeline.onnx_networks import onnx_networks
 from pipeline.pictures import comparison
-from pipeline.files import write_png
-from pipeline.spec import PAPER, SAMPLERS
+from pipeline.spec import PAPER, SamplerName, Start
 from pipeline.superres import upscale
 from pipeline.weights import write_metadata
 from train.data import SPLITS, list_images, read_gray, split_by_patient
@@ -55,7 +55,10 @@ def measure(paths: list[Path], methods: dict[str, Method]) -> dict[str, dict[str
                     x, y = (torch.from_numpy(to_network(a, 3))[None] for a in (image, reference))
                     distance = lpips(x, y).item()
                 rows[name].append((psnr(image, reference), ssim(image, reference), distance))
-    return {name: dict(zip(("psnr", "ssim", "lpips"), np.mean(r, axis=0).round(4).tolist(), strict=True)) for name, r in rows.items()}
+    return {
+        name: dict(zip(("psnr", "ssim", "lpips"), np.mean(r, axis=0).round(4).tolist(), strict=True))
+        for name, r in rows.items()
+    }
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
@@ -67,28 +70,46 @@ def table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def methods_of(pipeline: eager.Eager, repository: Path, runs: list[str]) -> dict[str, Method]:
-    """Bicubic, the autoencoder alone, and every run, ``SAMPLER:STEPS:START``."""
+@dataclass(frozen=True)
+class Run:
+    """A way to run the system."""
+
+    sampler: SamplerName
+    steps: int
+    start: Start
+
+    def __str__(self) -> str:
+        return f"{self.sampler.upper()}, {self.steps} steps, start {self.start}"
+
+
+def parse_run(text: str) -> Run:
+    """``SAMPLER:STEPS:START``, such as ``ddim:50:lr``."""
+    match text.split(":"):
+        case ["ddpm" | "ddim" as sampler, steps, "noise" | "lr" as start] if steps.isdecimal():
+            if 1 <= int(steps) <= PAPER.diffusion.T:
+                return Run(sampler, int(steps), start)
+    raise argparse.ArgumentTypeError(f"'{text}', allowed are ddpm|ddim:1…{PAPER.diffusion.T}:noise|lr")
+
+
+def methods_of(pipeline: eager.Eager, repository: Path, runs: list[Run]) -> dict[str, Method]:
+    """Bicubic, the autoencoder alone, and every run."""
     networks = onnx_networks(repository)
 
-    def bicubic(lr: list[Image], _: list[Image], __: list[int]) -> list[Image]:
+    def bicubic(lr: list[Image], _hr: list[Image], _seeds: list[int]) -> list[Image]:
         return [np.clip(upsample(image), 0, 1) for image in lr]
 
-    def autoencoder(_: list[Image], hr: list[Image], __: list[int]) -> list[Image]:
+    def autoencoder(_lr: list[Image], hr: list[Image], _seeds: list[int]) -> list[Image]:
         return reconstruct(pipeline, hr)
 
-    methods: dict[str, Method] = {"bicubic": bicubic, "autoencoder alone (ceiling)": autoencoder}
-    for run in runs:
-        sampler, steps, start = run.split(":")
-        preset = replace(PAPER, diffusion=replace(PAPER.diffusion, start=start))  # type: ignore[arg-type]
+    def system(run: Run) -> Method:
+        preset = replace(PAPER, diffusion=replace(PAPER.diffusion, start=run.start))
+        return lambda lr, _hr, seeds: upscale(lr, seeds, networks, preset, steps=run.steps, sampler=run.sampler)
 
-        def system(
-            lr: list[Image], _: list[Image], seeds: list[int], preset=preset, steps=int(steps), sampler=sampler  # type: ignore[no-untyped-def]
-        ) -> list[Image]:
-            return upscale(lr, seeds, networks, preset, steps=steps, sampler=sampler)
-
-        methods[f"{sampler.upper()} {steps} steps, start {start}"] = system
-    return methods
+    return {
+        "bicubic": bicubic,
+        "autoencoder alone (ceiling)": autoencoder,
+        **{str(run): system(run) for run in runs},
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,9 +121,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     d = PAPER.diffusion
     parser.add_argument("--data", type=Path, required=True, help="folder of 256² HR images")
-    parser.add_argument("--split", choices=(*SPLITS, "all"), default="test", help="side of the patients' split (default: %(default)s)")
+    parser.add_argument(
+        "--split", choices=(*SPLITS, "all"), default="test", help="side of the patients' split (default: %(default)s)"
+    )
     parser.add_argument("--limit", type=int, help="only so many images, evenly spread")
-    parser.add_argument("--run", nargs="+", default=[f"{d.sampler}:{d.steps}:{d.start}"], metavar="SAMPLER:STEPS:START", help=f"{'|'.join(SAMPLERS)}, 1 to {d.T}, noise|lr (default: the preset's)")
+    parser.add_argument(
+        "--run",
+        type=parse_run,
+        nargs="+",
+        default=[Run(d.sampler, d.steps, d.start)],
+        metavar="SAMPLER:STEPS:START",
+        help="such as ddim:50:lr (default: the preset's, DDPM with all steps from pure noise)",
+    )
     parser.add_argument("--weights", type=Path, default=Path("weights") / PAPER.name, help="default: %(default)s")
     parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
     parser.add_argument("--picture", type=Path, help="write a comparison of the first image here")

@@ -64,7 +64,9 @@ class LPIPS(nn.Module):
         backbone = weights[{"alex": "AlexNet_0", "vgg": "VGG16_0"}[net]]
         for i in range(len(backbone)):
             layer = backbone[f"Conv_{i}"]
-            self.register_buffer(f"kernel{i}", torch.from_numpy(np.array(layer["kernel"])).permute(3, 2, 0, 1).contiguous())
+            self.register_buffer(
+                f"kernel{i}", torch.from_numpy(np.array(layer["kernel"])).permute(3, 2, 0, 1).contiguous()
+            )
             self.register_buffer(f"bias{i}", torch.from_numpy(np.array(layer["bias"])))
         for i in range(5):
             linear = weights[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]

@@ -28,6 +28,8 @@ from train.config import from_command_line, option
 from train.data import augment, list_images, network_pair, read_gray, split_by_patient
 from train.schedule import learning_rate
 
+CHECKPOINT_STEPS = 500
+
 
 @dataclass(frozen=True)
 class UNetTraining:
@@ -37,7 +39,9 @@ class UNetTraining:
     steps: int = option(5000, "optimiser steps")
     batch: int = option(64, "latents a step")
     rate: float = option(1e-3, "peak learning rate of AdamW; 50 steps of warm-up, then cosine to 0")
-    passes: int = option(3, "how often each training image is encoded: once as it is, then flipped and cropped at random")
+    passes: int = option(
+        3, "how often each training image is encoded: once as it is, then flipped and cropped at random"
+    )
     ema: float = option(0.999, "decay of the averaged weights, which are what is saved")
     seed: int = option(0, "seeds the split, the initial weights, the augmentation and the noise")
     bf16: bool = option(True, "mixed precision")
@@ -86,7 +90,7 @@ def validation_loss(unet: UNet, pairs: Tensor, alpha_bar: Tensor, batch: int) ->
     """The loss on all pairs with fixed noise and timesteps."""
     generator = torch.Generator().manual_seed(0)
     total = 0.0
-    for part in pairs.split(batch):
+    for part in torch.split(pairs, batch):
         t = torch.randint(len(alpha_bar), (len(part),), generator=generator)
         noise = torch.randn(part[:, 0].shape, generator=generator)
         total += eps_loss(unet, part, t, noise, alpha_bar).item() * len(part)
@@ -98,7 +102,7 @@ def train(config: UNetTraining) -> None:
     latents = cached_latents(config, Encoder(load_vae(config.weights / "vae", PAPER.vae)))
     pairs, val = latents["train"], latents["val"]
     torch.manual_seed(config.seed)
-    unet = UNet(PAPER.unet).to(memory_format=torch.channels_last)
+    unet = UNet(PAPER.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = checkpoint.EMA(unet, config.ema)
     optimiser = torch.optim.AdamW(unet.parameters(), lr=config.rate, weight_decay=1e-4)
     alpha_bar = torch.from_numpy(make_schedule(PAPER.diffusion).alpha_bar).float()
@@ -124,14 +128,16 @@ def train(config: UNetTraining) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
             loss = eps_loss(unet, chosen, t, noise, alpha_bar)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimiser.step()
         ema.update(unet, step)
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}")
-        if (step + 1) % 500 == 0 or step + 1 == config.steps:
-            tqdm.write(f"step {step + 1}: validation loss {validation_loss(ema.module, val, alpha_bar, config.batch):.4f}")
+        if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == config.steps:
+            tqdm.write(
+                f"step {step + 1}: validation loss {validation_loss(ema.module, val, alpha_bar, config.batch):.4f}"
+            )
             tensors = {"unet": unet.state_dict(), "ema": ema.module.state_dict(), "optimiser": optimiser.state_dict()}
             checkpoint.save(path, {**tensors, "step": step + 1, "seconds": time.monotonic() - began})
 
@@ -149,7 +155,9 @@ def train(config: UNetTraining) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    config = from_command_line(UNetTraining, "Train the denoising U-Net.", "example:\n  " + (__doc__ or "").splitlines()[-1], argv)
+    config = from_command_line(
+        UNetTraining, "Train the denoising U-Net.", "example:\n  " + (__doc__ or "").splitlines()[-1], argv
+    )
     try:
         train(config)
     except ValueError as error:

@@ -116,7 +116,7 @@ def train(config: VAETraining) -> None:
         l1, perceptual, kl = loss_terms(vae, lpips, x, config.bf16)
         loss = l1 + config.lpips * perceptual + config.kl * kl
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
         ema.update(vae, step)
@@ -144,7 +144,9 @@ def train(config: VAETraining) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    config = from_command_line(VAETraining, "Train the small autoencoder.", "example:\n  " + (__doc__ or "").splitlines()[-1], argv)
+    config = from_command_line(
+        VAETraining, "Train the small autoencoder.", "example:\n  " + (__doc__ or "").splitlines()[-1], argv
+    )
     try:
         train(config)
     except ValueError as error:

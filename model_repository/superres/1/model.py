@@ -71,7 +71,7 @@ class TritonPythonModel:
         self.plan = Path(args["model_repository"]).parent / "unet_trt" / "1" / "model.plan"
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Upscale the images of all requests, together where shape and options agree; an error answers its requests only."""
+        """Upscale all images, together where shape and options agree; an error answers its own requests only."""
         errors: dict[int, Exception] = {}
         groups: dict[Any, list[Job]] = defaultdict(list)
         for index, request in enumerate(requests):
@@ -110,14 +110,16 @@ class TritonPythonModel:
             jobs.append(Job(index, row, image, seed or 0, Options.of(PRESET, *chosen)))
         if any(job.options.denoiser == "trt" for job in jobs) and not self.plan.is_file():
             raise BadRequest(
-                "'denoiser' is 'trt', but the TensorRT plan is not built: build it on this server's GPU with "
-                f"trtexec --onnx=unet_onnx/1/model.onnx --saveEngine={'/'.join(self.plan.parts[-3:])} (README, TensorRT)"
+                "'denoiser' is 'trt', but the TensorRT plan is not built: build it on the server's GPU with "
+                f"trtexec --onnx=unet_onnx/1/model.onnx --saveEngine={self.plan.relative_to(self.plan.parents[2])} (README, TensorRT)"
             )
         return jobs
 
     @staticmethod
     def _respond(error: Exception | None, images: dict[int, Array]) -> Any:
         if error is None:
-            return pb_utils.InferenceResponse([pb_utils.Tensor("upscaled", np.stack([images[row] for row in sorted(images)]))])
+            return pb_utils.InferenceResponse(
+                [pb_utils.Tensor("upscaled", np.stack([images[row] for row in sorted(images)]))]
+            )
         code = pb_utils.TritonError.INVALID_ARG if isinstance(error, BadRequest) else pb_utils.TritonError.INTERNAL
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))

@@ -61,9 +61,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(f"model file '{path}' is missing")
         self.batched = config["max_batch_size"] > 0
         self.inputs = [i["name"] for i in config["input"]]
-        self.outputs = {
-            o["name"]: pb_utils.triton_string_to_numpy(o["data_type"]) for o in config["output"]
-        }
+        self.outputs = {o["name"]: pb_utils.triton_string_to_numpy(o["data_type"]) for o in config["output"]}
         try:
             self.session = ort.InferenceSession(
                 str(path),
@@ -96,10 +94,7 @@ class TritonPythonModel:
         return responses
 
     def _run(self, feeds: list[dict[str, Any]]) -> list[Any]:
-        if len(feeds) == 1:
-            joined = feeds[0]
-        else:
-            joined = {name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]}
+        joined = feeds[0] if len(feeds) == 1 else {name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]}
         try:
             results = self.session.run(list(self.outputs), joined)
         except Exception as error:  # onnxruntime's exceptions have no common base

@@ -1,0 +1,1 @@
+"""Measurements of speed; figures in docs/results.md come from here."""

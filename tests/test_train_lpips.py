@@ -1,0 +1,50 @@
+"""LPIPS: a distance, with weights that cannot run code."""
+
+from __future__ import annotations
+
+import pickle
+from io import BytesIO
+
+import pytest
+import torch
+
+from train.lpips import LPIPS, ArrayUnpickler
+
+
+@pytest.fixture(scope="module", params=["alex", "vgg"])
+def lpips(request: pytest.FixtureRequest) -> LPIPS:
+    return LPIPS(request.param)
+
+
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_is_a_distance(lpips: LPIPS) -> None:
+    x = images()
+    y = torch.nn.functional.avg_pool2d(x, 5, 1, 2)
+    assert lpips(x, x).abs().max() == 0
+    assert lpips(x, y).shape == (2,)
+    assert (lpips(x, y) > 0.1).all()
+    torch.testing.assert_close(lpips(x, y), lpips(y, x))
+
+
+def test_more_blur_is_further_away(lpips: LPIPS) -> None:
+    x = images()
+    blurred = [torch.nn.functional.avg_pool2d(x, k, 1, k // 2, count_include_pad=False) for k in (3, 9)]
+    assert (lpips(x, blurred[0]) < lpips(x, blurred[1])).all()
+
+
+def test_has_gradients_but_no_parameters(lpips: LPIPS) -> None:
+    x = images().requires_grad_()
+    lpips(x, torch.zeros_like(x)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+    assert list(lpips.parameters()) == []
+
+
+def test_the_weights_reader_refuses_code() -> None:
+    with pytest.raises(pickle.UnpicklingError, match=r"has no place in a file of arrays"):
+        ArrayUnpickler(BytesIO(pickle.dumps(print))).load()
+    plain = pickle.dumps({"a": [1.5]})
+    assert ArrayUnpickler(BytesIO(plain)).load() == {"a": [1.5]}

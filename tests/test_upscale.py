@@ -1,0 +1,236 @@
+"""The command, on real files and the real server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+from pydicom.data import get_testdata_file
+
+from client.demo import free_ports
+from client.upscale import main
+from pipeline.files import read_image
+from pipeline.serve import ROOT
+from tests.conftest import RunningServer, StartServer
+
+FAST = ["--steps", "2"]
+
+
+@pytest.fixture
+def at(server: RunningServer) -> list[str]:
+    return ["--url", server.url("grpc"), *FAST]
+
+
+def picture(path: Path, height: int = 16, width: int = 20, dtype: type = np.uint8) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(path.name)).integers(0, np.iinfo(dtype).max, (height, width))
+    cv2.imwrite(str(path), pixels.astype(dtype))
+    return path
+
+
+def error_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was said on stderr, without the progress bar."""
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    return [
+        line
+        for line in lines
+        if line.strip() and "image/s]" not in line and "?image" not in line and "s/image]" not in line
+    ]
+
+
+def test_as_a_script_on_one_image(server: RunningServer, tmp_path: Path) -> None:
+    image = picture(tmp_path / "scan.png")
+    command = [sys.executable, "client/upscale.py", str(image), "--url", server.url("grpc"), *FAST]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"{tmp_path / 'scan_x4.png'}: 80×64" in result.stdout
+    with PILImage.open(tmp_path / "scan_x4.png") as upscaled:
+        assert upscaled.size == (80, 64)
+        assert "not for diagnosis" in upscaled.text["Description"]
+        assert upscaled.text["Parameters"] == "seed=0 steps=2 sampler=ddpm denoiser=auto"
+
+
+def test_help_has_examples() -> None:
+    command = [sys.executable, "client/upscale.py", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "examples:\n  python client/upscale.py scan.png" in result.stdout
+    assert "not for diagnosis" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype", "bits"), [(".png", np.uint8, 8), (".tif", np.uint16, 16), (".jpg", np.uint8, 8)]
+)
+def test_writes_the_depth_it_read(at: list[str], tmp_path: Path, suffix: str, dtype: type, bits: int) -> None:
+    image = picture(tmp_path / f"a{suffix}", dtype=dtype)
+    assert main([str(image), "-o", str(tmp_path / "out.png"), *at]) == 0
+    source = read_image(tmp_path / "out.png")
+    assert (source.bits, source.image.shape) == (bits, (64, 80))
+
+
+def test_dicom(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    radiograph = get_testdata_file("RG1_UNCR.dcm")
+    assert radiograph is not None
+    out = tmp_path / "out.png"
+    assert main([radiograph, "-o", str(out), *at]) == 1
+    assert "1955×1841 pixels, allowed are 2 to 512 a side (--downscale N makes it smaller)" in capsys.readouterr().err
+    assert main([radiograph, "-o", str(out), "--downscale", "16", *at]) == 0
+    source = read_image(out)
+    assert (source.bits, source.image.shape) == (16, (488, 460))
+    assert "MONOCHROME1" in capsys.readouterr().out
+
+
+def test_colour_is_said(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.random.default_rng(0).integers(0, 255, (16, 16, 3)).astype(np.uint8))
+    assert main([str(tmp_path / "a.png"), *at]) == 0
+    assert "(colour turned to gray)" in capsys.readouterr().out
+
+
+def test_protocols_and_seed(server: RunningServer, tmp_path: Path) -> None:
+    image = picture(tmp_path / "a.png")
+    for name, protocol, seed in (("g", "grpc", "1"), ("h", "http", "1"), ("s", "grpc", "2")):
+        arguments = ["--url", server.url(protocol), "--protocol", protocol, "--seed", seed, *FAST]
+        assert main([str(image), "-o", str(tmp_path / f"{name}.png"), *arguments]) == 0
+    g, h, s = (read_image(tmp_path / f"{n}.png").image for n in "ghs")
+    np.testing.assert_array_equal(g, h)
+    assert not np.array_equal(g, s)
+
+
+def test_compare_and_downscale(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = picture(tmp_path / "full.png", 67, 81)
+    assert main([str(image), "--downscale", "4", "--compare", str(image), *at]) == 0
+    assert read_image(tmp_path / "full_x4.png").image.shape == (64, 80)
+    with PILImage.open(tmp_path / "full_x4_compare.png") as row:
+        assert row.width > 4 * 80
+    assert "downscaled ×4 to 20×16" in capsys.readouterr().out
+
+
+def test_compare_with_another_size(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, other = picture(tmp_path / "a.png"), picture(tmp_path / "hr.png", 60, 60)
+    assert main([str(image), "--compare", str(other), *at]) == 1
+    assert "is 60×60, needed is 80×64 to compare" in capsys.readouterr().err
+    assert not (tmp_path / "a_x4.png").exists()
+
+
+def test_folder_with_good_and_bad_files(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "scans"
+    for i in range(3):
+        picture(folder / f"good{i}.png")
+    (folder / "text.png").write_text("not an image")
+    (folder / "empty.dcm").write_bytes(b"")
+    (folder / "truncated.png").write_bytes(picture(folder / "large.png", 64, 64).read_bytes()[:700])
+    picture(folder / "pixel.png", 1, 1)
+    (folder / "notes.txt").write_text("ignored")
+    assert main([str(folder), *at]) == 1
+    assert sorted(p.name for p in (tmp_path / "scans_x4").iterdir()) == [
+        *(f"good{i}_x4.png" for i in range(3)),
+        "large_x4.png",
+    ]
+    captured = capsys.readouterr()
+    for name in ("text.png", "empty.dcm", "truncated.png", "pixel.png"):
+        assert len([line for line in captured.err.replace("\r", "\n").splitlines() if name in line]) == 1, name
+    assert "4 of 8 images upscaled in" in captured.out
+    assert "4 failed" in captured.out
+
+
+def test_existing_outputs_are_kept_without_force(
+    at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, out = picture(tmp_path / "a.png"), tmp_path / "a_x4.png"
+    out.write_bytes(b"precious")
+    assert main([str(image), *at]) == 1
+    assert out.read_bytes() == b"precious"
+    assert error_lines(capsys) == [f"error: '{image}': '{out}' exists already: give --force to overwrite it"]
+    assert main([str(image), "--force", *at]) == 0
+    assert read_image(out).image.shape == (64, 80)
+
+
+def test_two_inputs_with_one_output(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "in" / "a.png")
+    picture(tmp_path / "in" / "a.tif")
+    assert main([str(tmp_path / "in"), *at]) == 1
+    assert "a.tif': its output" in capsys.readouterr().err
+    assert len(list((tmp_path / "in_x4").iterdir())) == 1
+
+
+def test_missing_file(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none.png"), *at]) == 1
+    assert error_lines(capsys) == [f"error: '{tmp_path / 'none.png'}' does not exist"]
+
+
+def test_empty_folder(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), *at]) == 1
+    (line,) = error_lines(capsys)
+    assert line.startswith(f"error: '{tmp_path}' holds no images")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "'steps' is 0, allowed are 1 to 300"),
+        (["--steps", "301"], "'steps' is 301, allowed are 1 to 300"),
+        (["--steps", "-1"], "'steps' is -1, allowed are 1 to 300"),
+        (["--seed", "-1"], "'seed' is -1"),
+        (["--sampler", "euler"], "--sampler: invalid choice: 'euler'"),
+        (["--denoiser", "tpu"], "--denoiser: invalid choice: 'tpu'"),
+        (["--downscale", "1"], "--downscale: 1, allowed are 2 and more"),
+        (["--no-such-option"], "--no-such-option"),
+        (["--compare", "hr.png", "another.png"], "--compare: goes with one image"),
+    ],
+)
+def test_options_not_allowed(
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([str(picture(tmp_path / "a.png")), *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_tensorrt_is_not_built(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(picture(tmp_path / "a.png")), "--denoiser", "trt", *at]) == 1
+    (line,) = error_lines(capsys)
+    assert "the TensorRT plan is not built: build it" in line
+
+
+def test_server_not_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (port,) = free_ports(1)
+    assert main([str(picture(tmp_path / "a.png")), "--url", f"localhost:{port}", "--wait", "0.5"]) == 1
+    (line,) = error_lines(capsys)
+    assert line.startswith(f"error: no server ready at localhost:{port} (grpc) within 0.5 s")
+
+
+def test_server_dying_in_the_middle_of_a_folder(
+    start_server: StartServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = start_server(ROOT / "model_repository")
+    names = [picture(tmp_path / "in" / f"{i:02}.png", 64, 64).name for i in range(12)]
+    threading.Timer(2, server.kill).start()
+    assert main([str(tmp_path / "in"), "--url", server.url("grpc"), "--wait", "1"]) == 1
+    captured = capsys.readouterr()
+    failed = [n for n in names if any(n in line for line in captured.err.replace("\r", "\n").splitlines())]
+    written = [p.name for p in (tmp_path / "in_x4").iterdir()] if (tmp_path / "in_x4").exists() else []
+    assert len(failed) + len(written) == 12, "every file is written whole or named"
+    assert "Traceback" not in captured.err
+
+
+def test_output_that_cannot_be_written(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main([str(picture(tmp_path / "a.png")), "-o", str(tmp_path / "file" / "out.png"), *at]) == 1
+    (line,) = error_lines(capsys)
+    assert "cannot be written" in line
+
+
+def test_runs_without_torch(server: RunningServer, tmp_path: Path) -> None:
+    image = picture(tmp_path / "a.png")
+    code = (
+        "import sys; sys.modules['torch'] = None; from client.upscale import main; "
+        f"sys.exit(main([{str(image)!r}, '--url', {server.url('grpc')!r}, '--steps', '2']))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
