@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import ModuleType, TracebackType
 from typing import Any, Literal
 
@@ -69,6 +69,7 @@ class Upscaled:
     seed: int
     steps: int
     sampler: str
+    start: str
     denoiser: str
     seconds: float
     """from sending the request to holding the answer"""
@@ -197,6 +198,7 @@ class Client:
         seed: int = 0,
         steps: int | None = None,
         sampler: str | None = None,
+        start: str | None = None,
         denoiser: str | None = None,
     ) -> Upscaled:
         """Upscale one image ×4.
@@ -210,6 +212,7 @@ class Client:
             seed: of the noise, 0 … 2^63-1.
             steps: denoising steps, 1 … T; all T unless given.
             sampler: "ddpm" or "ddim".
+            start: "lr", the noised LR latent, or "noise", as the paper has it.
             denoiser: "auto", "onnx" or "trt".
 
         Raises:
@@ -220,12 +223,12 @@ class Client:
         if not np.issubdtype(image.dtype, np.floating):
             raise BadRequest(f"'image' is {image.dtype}, needed is floating point from 0 to 1")
         try:
-            chosen = request.Options.of(PAPER, steps, sampler, denoiser)
+            chosen = request.Options.of(PAPER, steps, sampler, start, denoiser)
             request.check_seed(seed)
             request.check_image(image)
         except request.BadRequest as error:
             raise BadRequest(str(error)) from error
-        options = {"seed": seed, "steps": chosen.steps, "sampler": chosen.sampler, "denoiser": chosen.denoiser}
+        options = {"seed": seed, **asdict(chosen)}
         inputs = self._inputs(image, options)
         began = time.monotonic()
         try:

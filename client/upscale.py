@@ -24,7 +24,7 @@ from pipeline import request
 from pipeline.files import FileError, Source, list_images, read_image, write_png
 from pipeline.images import downscale
 from pipeline.pictures import CAUTION, comparison
-from pipeline.spec import DENOISERS, MAX_SEED, MAX_SIDE, PAPER, SAMPLERS, SCALE
+from pipeline.spec import DENOISERS, MAX_SEED, MAX_SIDE, PAPER, SAMPLERS, SCALE, STARTS
 
 IN_FLIGHT = 8
 """Requests of a folder that are under way at once, for the server to batch."""
@@ -63,6 +63,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--sampler", choices=SAMPLERS, default=diffusion.sampler, help="default: %(default)s")
     add(
+        "--start",
+        choices=STARTS,
+        default=diffusion.start,
+        help="denoise from the noised LR latent or, as the paper does, from pure noise (default: %(default)s)",
+    )
+    add(
         "--denoiser", choices=DENOISERS, default="auto", help="the U-Net's runtime on the server (default: %(default)s)"
     )
     add("--compare", type=Path, metavar="HR", help="also write OUTPUT_compare.png: LR, bicubic, upscaled, this image")
@@ -74,7 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.downscale is not None and args.downscale < 2:
         parser.error(f"argument --downscale: {args.downscale}, allowed are 2 and more")
     try:
-        request.Options.of(PAPER, args.steps, args.sampler, args.denoiser)
+        request.Options.of(PAPER, args.steps, args.sampler, args.start, args.denoiser)
         request.check_seed(args.seed)
     except request.BadRequest as error:
         parser.error(str(error))
@@ -124,7 +130,8 @@ def provenance(result: Upscaled) -> dict[str, str]:
     return {
         "Software": "cxr-superres",
         "Description": f"Super-resolved x{SCALE} by latent diffusion: {CAUTION}.",
-        "Parameters": f"seed={result.seed} steps={result.steps} sampler={result.sampler} denoiser={result.denoiser}",
+        "Parameters": f"seed={result.seed} steps={result.steps} sampler={result.sampler} start={result.start} "
+        f"denoiser={result.denoiser}",
     }
 
 
@@ -142,7 +149,12 @@ def upscale_file(client: Client, path: Path, target: Path, args: argparse.Namesp
         hr = hr[:height, :width]
     try:
         result = client.upscale(
-            source.image, seed=args.seed, steps=args.steps, sampler=args.sampler, denoiser=args.denoiser
+            source.image,
+            seed=args.seed,
+            steps=args.steps,
+            sampler=args.sampler,
+            start=args.start,
+            denoiser=args.denoiser,
         )
     except BadRequest as error:
         hint = " (--downscale N makes it smaller)" if max(source.image.shape) > MAX_SIDE else ""

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.images import Image
 from pipeline.sampler import ETA, image_noise, sample
 from pipeline.schedule import make_schedule
-from pipeline.spec import Preset, SamplerName
+from pipeline.spec import Preset, SamplerName, Start
 from pipeline.superres import network_input, network_output
 from pipeline.unet import UNet
 from pipeline.vae import Decoder, Encoder, load_vae
@@ -37,6 +37,7 @@ class Eager:
         *,
         steps: int | None = None,
         sampler: SamplerName | None = None,
+        start: Start | None = None,
     ) -> list[Image]:
         """As ``pipeline.superres.upscale``; the same seeds give the same noise."""
         diffusion = self.preset.diffusion
@@ -54,7 +55,7 @@ class Eager:
             lambda: torch.from_numpy(draw()).to(self.device),
             steps=diffusion.steps if steps is None else steps,
             eta=ETA[sampler or diffusion.sampler],
-            start=diffusion.start,
+            start=start or diffusion.start,
         )
         return network_output(self.decoder(z_0).cpu().numpy(), images)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.spec import DENOISERS, MAX_SEED, MAX_SIDE, MIN_SIDE, SAMPLERS, Preset
+from pipeline.spec import DENOISERS, MAX_SEED, MAX_SIDE, MIN_SIDE, SAMPLERS, STARTS, Preset
 
 
 class BadRequest(ValueError):
@@ -21,11 +21,17 @@ class Options:
 
     steps: int
     sampler: Any
+    start: Any
     denoiser: str
 
     @classmethod
     def of(
-        cls, preset: Preset, steps: int | None = None, sampler: str | None = None, denoiser: str | None = None
+        cls,
+        preset: Preset,
+        steps: int | None = None,
+        sampler: str | None = None,
+        start: str | None = None,
+        denoiser: str | None = None,
     ) -> Options:
         """The options with the preset's defaults for what is None.
 
@@ -36,10 +42,12 @@ class Options:
         options = cls(
             steps=diffusion.steps if steps is None else steps,
             sampler=diffusion.sampler if sampler is None else sampler,
+            start=diffusion.start if start is None else start,
             denoiser="auto" if denoiser is None else denoiser,
         )
         _check_number("steps", options.steps, 1, diffusion.T)
         _check_choice("sampler", options.sampler, SAMPLERS)
+        _check_choice("start", options.start, STARTS)
         _check_choice("denoiser", options.denoiser, DENOISERS)
         return options
 

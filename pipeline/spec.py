@@ -7,7 +7,7 @@ names and limits from it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Dtype = Literal["FP32", "INT32", "INT64", "STRING"]
@@ -15,6 +15,7 @@ SamplerName = Literal["ddpm", "ddim"]
 Start = Literal["noise", "lr"]
 
 SAMPLERS: tuple[SamplerName, ...] = ("ddpm", "ddim")
+STARTS: tuple[Start, ...] = ("noise", "lr")
 DENOISERS: tuple[str, ...] = ("auto", "onnx", "trt")
 
 SCALE = 4
@@ -45,7 +46,7 @@ class Model:
     """A directory of the model repository."""
 
     name: str
-    backend: Literal["onnxruntime", "python"]
+    backend: Literal["onnxruntime", "tensorrt", "python"]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     warmup: tuple[tuple[int, ...], ...] = ()
@@ -113,14 +114,19 @@ class UNetSpec:
 
 @dataclass(frozen=True)
 class DiffusionSpec:
-    """The paper's schedule and inference: β linear over T steps, from pure noise, t = T-1 … 0."""
+    """The paper's schedule and inference: β linear over T steps, t = T-1 … 0.
+
+    The paper starts from pure noise. With this schedule √ᾱ_T ≈ 0.22, so the network never saw pure noise in training,
+    and the result is darker than the scan. Starting from the LR latent noised to T-1 mends that (docs/results.md), so
+    it is the default, and "noise" is one option away.
+    """
 
     T: int = 300
     beta_start: float = 1e-4
     beta_end: float = 0.02
     sampler: SamplerName = "ddpm"
     steps: int = 300
-    start: Start = "noise"
+    start: Start = "lr"
 
 
 @dataclass(frozen=True)
@@ -200,6 +206,11 @@ def network_models(preset: Preset) -> tuple[Model, Model, Model]:
     )
 
 
+def unet_trt_model(preset: Preset) -> Model:
+    """The denoiser as a TensorRT plan, which belongs to the GPU it was built on and is therefore not in git."""
+    return replace(network_models(preset)[0], name="unet_trt", backend="tensorrt")
+
+
 def superres_model(preset: Preset) -> Model:
     """The model that clients call: image and options in, upscaled image out."""
     return Model(
@@ -210,6 +221,7 @@ def superres_model(preset: Preset) -> Model:
             Tensor("seed", "INT64", (1,), optional=True, range=(0, MAX_SEED)),
             Tensor("steps", "INT32", (1,), optional=True, range=(1, preset.diffusion.T)),
             Tensor("sampler", "STRING", (1,), optional=True),
+            Tensor("start", "STRING", (1,), optional=True),
             Tensor("denoiser", "STRING", (1,), optional=True),
         ),
         outputs=(Tensor("upscaled", "FP32", (-1, -1), range=(0.0, 1.0)),),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.images import Image, from_network, pad_to_multiple, to_network, upsample
 from pipeline.sampler import ETA, image_noise, sample
 from pipeline.schedule import make_schedule
-from pipeline.spec import SCALE, Preset, SamplerName
+from pipeline.spec import SCALE, Preset, SamplerName, Start
 
 Array = NDArray[np.float32]
 
@@ -51,6 +51,7 @@ def upscale(
     *,
     steps: int | None = None,
     sampler: SamplerName | None = None,
+    start: Start | None = None,
 ) -> list[Image]:
     """Upscale images of one shape together.
 
@@ -58,9 +59,10 @@ def upscale(
         images: float32 [H, W] in [0, 1], all of one shape.
         seeds: one an image.
         networks: encoder, denoiser, decoder.
-        preset: schedule, start and default sampler.
-        steps: denoising steps, 1 … T; the preset's unless given.
-        sampler: the preset's unless given.
+        preset: the schedule, and what is not given below.
+        steps: denoising steps, 1 … T.
+        sampler: "ddpm" or "ddim".
+        start: "lr", the noised LR latent, or "noise".
 
     Returns:
         float32 [4H, 4W] in [0, 1], one an image.
@@ -85,6 +87,6 @@ def upscale(
         image_noise(seeds, z_lr.shape[1:]),
         steps=diffusion.steps if steps is None else steps,
         eta=ETA[sampler or diffusion.sampler],
-        start=diffusion.start,
+        start=start or diffusion.start,
     )
     return network_output(networks.decode(z_0), images)

@@ -28,7 +28,8 @@ def test_upscales_and_says_how(server: RunningServer, protocol: Protocol) -> Non
         again = client.upscale(IMAGE, seed=4, steps=3, sampler="ddim", denoiser="onnx")
     assert result.image.shape == (64, 80)
     assert result.image.dtype == np.float32
-    assert (result.seed, result.steps, result.sampler, result.denoiser) == (4, 3, "ddim", "auto")
+    assert (result.seed, result.steps, result.sampler, result.start) == (4, 3, "ddim", "lr")
+    assert result.denoiser == "auto"
     assert 0 < result.seconds < 60
     np.testing.assert_array_equal(result.image, again.image)
 

@@ -12,7 +12,7 @@ from pipeline.spec import MAX_SEED, PAPER
 
 
 def test_defaults_are_the_presets() -> None:
-    assert Options.of(PAPER) == Options(steps=300, sampler="ddpm", denoiser="auto")
+    assert Options.of(PAPER) == Options(steps=300, sampler="ddpm", start="lr", denoiser="auto")
 
 
 def test_equal_options_group_together() -> None:
@@ -26,6 +26,7 @@ def test_equal_options_group_together() -> None:
         ({"steps": -1}, "'steps' is -1, allowed are 1 to 300"),
         ({"steps": 301}, "'steps' is 301, allowed are 1 to 300"),
         ({"sampler": "euler"}, "'sampler' is 'euler', allowed are ddpm, ddim"),
+        ({"start": "middle"}, "'start' is 'middle', allowed are noise, lr"),
         ({"denoiser": "tpu"}, "'denoiser' is 'tpu', allowed are auto, onnx, trt"),
     ],
 )

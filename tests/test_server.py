@@ -33,7 +33,7 @@ def tensor(name: str, array: NDArray[Any]) -> triton.InferInput:
 
 def request(client: triton.InferenceServerClient, image: NDArray[Any], **options: Any) -> Array:
     """Send ``image`` [B, H, W] as it is, with options [B] of the dtypes that the model names."""
-    dtypes = {"seed": np.int64, "steps": np.int32, "sampler": np.object_, "denoiser": np.object_}
+    dtypes = {"seed": np.int64, "steps": np.int32, "sampler": np.object_, "start": np.object_, "denoiser": np.object_}
     inputs = [tensor("image", image)]
     for name, values in options.items():
         inputs.append(tensor(name, np.array(values, dtypes[name]).reshape(-1, 1)))
@@ -65,7 +65,7 @@ def test_any_size_gives_what_the_same_files_give_in_one_process(
 
 def test_defaults_are_the_presets(client: triton.InferenceServerClient) -> None:
     images = random_images(16, 16)
-    explicit = request(client, images, seed=[0], steps=[300], sampler=["ddpm"], denoiser=["auto"])
+    explicit = request(client, images, seed=[0], steps=[300], sampler=["ddpm"], start=["lr"], denoiser=["auto"])
     np.testing.assert_array_equal(request(client, images), explicit)
 
 
@@ -77,6 +77,7 @@ def test_same_input_gives_the_same_bytes_and_options_matter(client: triton.Infer
         request(client, images, seed=[2], steps=[8], sampler=["ddpm"]),
         request(client, images, seed=[1], steps=[9], sampler=["ddpm"]),
         request(client, images, seed=[1], steps=[8], sampler=["ddim"]),
+        request(client, images, seed=[1], steps=[8], sampler=["ddpm"], start=["noise"]),
     ):
         assert not np.array_equal(other, base)
 
@@ -129,6 +130,7 @@ BAD = [
     (lambda a: a, {"seed": [-1]}, "'seed' is -1, allowed are 0 to"),
     (lambda a: a, {"sampler": ["euler"]}, "'sampler' is 'euler', allowed are ddpm, ddim"),
     (lambda a: a, {"sampler": [b"\xff\xfe"]}, "'sampler' is '.*', allowed are ddpm, ddim"),
+    (lambda a: a, {"start": ["middle"]}, "'start' is 'middle', allowed are noise, lr"),
     (lambda a: a, {"denoiser": ["tpu"]}, "'denoiser' is 'tpu', allowed are auto, onnx, trt"),
     (lambda a: a, {"denoiser": ["trt"]}, "the TensorRT plan is not built: build it .*trtexec --onnx="),
     (lambda a: a, {"seed": [1, 2]}, "batch-size|unexpected shape|batch size"),

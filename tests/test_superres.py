@@ -73,6 +73,7 @@ def test_seed_and_options_change_the_result(fake_networks: Networks, rng: np.ran
         return upscale([image], [seed], fake_networks, PAPER, **options)[0]  # type: ignore[arg-type]
 
     base = run(0, steps=10, sampler="ddpm")
+    assert not np.array_equal(run(0, steps=10, sampler="ddpm", start="noise"), base)
     np.testing.assert_array_equal(run(0, steps=10, sampler="ddpm"), base)
     for other in (run(1, steps=10, sampler="ddpm"), run(0, steps=11, sampler="ddpm"), run(0, steps=10, sampler="ddim")):
         assert not np.array_equal(other, base)
@@ -81,5 +82,5 @@ def test_seed_and_options_change_the_result(fake_networks: Networks, rng: np.ran
 def test_the_default_is_the_presets(fake_networks: Networks, rng: np.random.Generator) -> None:
     image = rng.random((16, 16), dtype=np.float32)
     (default,) = upscale([image], [0], fake_networks, PAPER)
-    (explicit,) = upscale([image], [0], fake_networks, PAPER, steps=300, sampler="ddpm")
+    (explicit,) = upscale([image], [0], fake_networks, PAPER, steps=300, sampler="ddpm", start="lr")
     np.testing.assert_array_equal(default, explicit)

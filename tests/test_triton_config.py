@@ -24,6 +24,12 @@ def test_says_what_the_specification_says(model: Model) -> None:
     assert bool(config.model_warmup) == bool(model.warmup)
 
 
+def test_the_plans_configuration_is_written_on_demand(tmp_path: Path) -> None:
+    assert main(["--model-repository", str(tmp_path), "--trt"]) == 0
+    config = text_format.Parse((tmp_path / "unet_trt" / "config.pbtxt").read_text(), pb.ModelConfig())
+    assert (config.name, config.backend, config.default_model_filename) == ("unet_trt", "tensorrt", "model.plan")
+
+
 def test_the_repositorys_files_are_up_to_date() -> None:
     assert main(["--check", "--model-repository", str(Path(__file__).parents[1] / "model_repository")]) == 0
 

@@ -53,7 +53,7 @@ def test_as_a_script_on_one_image(server: RunningServer, tmp_path: Path) -> None
     with PILImage.open(tmp_path / "scan_x4.png") as upscaled:
         assert upscaled.size == (80, 64)
         assert "not for diagnosis" in upscaled.text["Description"]
-        assert upscaled.text["Parameters"] == "seed=0 steps=2 sampler=ddpm denoiser=auto"
+        assert upscaled.text["Parameters"] == "seed=0 steps=2 sampler=ddpm start=lr denoiser=auto"
 
 
 def test_help_has_examples() -> None:
@@ -177,6 +177,7 @@ def test_empty_folder(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--steps", "-1"], "'steps' is -1, allowed are 1 to 300"),
         (["--seed", "-1"], "'seed' is -1"),
         (["--sampler", "euler"], "--sampler: invalid choice: 'euler'"),
+        (["--start", "middle"], "--start: invalid choice: 'middle'"),
         (["--denoiser", "tpu"], "--denoiser: invalid choice: 'tpu'"),
         (["--downscale", "1"], "--downscale: 1, allowed are 2 and more"),
         (["--no-such-option"], "--no-such-option"),

@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +79,7 @@ class Run:
     start: Start
 
     def __str__(self) -> str:
-        return f"{self.sampler.upper()}, {self.steps} steps, start {self.start}"
+        return f"{self.sampler.upper()}, {self.steps} steps, from {'pure noise' if self.start == 'noise' else 'the LR latent'}"
 
 
 def parse_run(text: str) -> Run:
@@ -102,8 +102,9 @@ def methods_of(pipeline: eager.Eager, repository: Path, runs: list[Run]) -> dict
         return reconstruct(pipeline, hr)
 
     def system(run: Run) -> Method:
-        preset = replace(PAPER, diffusion=replace(PAPER.diffusion, start=run.start))
-        return lambda lr, _hr, seeds: upscale(lr, seeds, networks, preset, steps=run.steps, sampler=run.sampler)
+        return lambda lr, _hr, seeds: upscale(
+            lr, seeds, networks, PAPER, steps=run.steps, sampler=run.sampler, start=run.start
+        )
 
     return {
         "bicubic": bicubic,
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         nargs="+",
         default=[Run(d.sampler, d.steps, d.start)],
         metavar="SAMPLER:STEPS:START",
-        help="such as ddim:50:lr (default: the preset's, DDPM with all steps from pure noise)",
+        help="such as ddim:50:lr (default: the preset's)",
     )
     parser.add_argument("--weights", type=Path, default=Path("weights") / PAPER.name, help="default: %(default)s")
     parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")

@@ -19,6 +19,7 @@ from pipeline.spec import MAX_SIDE, PAPER
 from pipeline.superres import Array, Networks, upscale
 
 PRESET = PAPER
+OPTIONS = ("seed", "steps", "sampler", "start", "denoiser")
 MAX_BATCH_PIXELS = MAX_SIDE**2
 """LR pixels that go through the networks together: one image of the largest size, or many small ones."""
 
@@ -92,6 +93,7 @@ class TritonPythonModel:
                         PRESET,
                         steps=options.steps,
                         sampler=options.sampler,
+                        start=options.start,
                     )
                 except Exception as error:  # whatever fails is these requests' answer, and the server lives on
                     errors.update({job.request: error for job in chunk})
@@ -103,7 +105,7 @@ class TritonPythonModel:
     def _decode(self, index: int, request: Any) -> list[Job]:
         images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
         check_image(images)
-        seeds, *options = (values(request, n, len(images)) for n in ("seed", "steps", "sampler", "denoiser"))
+        seeds, *options = (values(request, n, len(images)) for n in OPTIONS)
         jobs = []
         for row, (image, seed, *chosen) in enumerate(zip(images, seeds, *options, strict=True)):
             check_seed(seed or 0)
@@ -111,7 +113,7 @@ class TritonPythonModel:
         if any(job.options.denoiser == "trt" for job in jobs) and not self.plan.is_file():
             raise BadRequest(
                 "'denoiser' is 'trt', but the TensorRT plan is not built: build it on the server's GPU with "
-                f"trtexec --onnx=unet_onnx/1/model.onnx --saveEngine={self.plan.relative_to(self.plan.parents[2])} (README, TensorRT)"
+                "trtexec --onnx=unet_onnx/1/model.onnx --saveEngine=unet_trt/1/model.plan (README, TensorRT)"
             )
         return jobs
 
