@@ -79,7 +79,8 @@ class Run:
     start: Start
 
     def __str__(self) -> str:
-        return f"{self.sampler.upper()}, {self.steps} steps, from {'pure noise' if self.start == 'noise' else 'the LR latent'}"
+        start = "pure noise" if self.start == "noise" else "the LR latent"
+        return f"{self.sampler.upper()}, {self.steps} steps, from {start}"
 
 
 def parse_run(text: str) -> Run:
