@@ -52,7 +52,8 @@ def find_server() -> Server:
     """
     on_path = shutil.which("tritonserver")
     if on_path or INSTALLED.is_file():
-        return Server(Path(on_path or INSTALLED), environment={"PYTHONPATH": _python_path([ROOT])})
+        python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return Server(Path(on_path or INSTALLED), environment={"PYTHONPATH": python_path})
     wheel = importlib.util.find_spec("pytriton")
     if wheel is None or wheel.origin is None:
         raise ServeError(
@@ -77,15 +78,14 @@ def embedded_server(package: Path) -> Server:
         raise ServeError(
             f"the server's Python backend has no stub for Python {PYTHON_VERSION}, only for {', '.join(have)}"
         )
-    site_packages = package.parent
     backends = prepare_backends(triton, stub)
     return Server(
         triton / "bin" / "tritonserver",
         flags=(f"--backend-directory={backends}", f"--cache-directory={triton / 'caches'}"),
         environment={
-            "LD_LIBRARY_PATH": os.pathsep.join([str(site_packages / "nvidia_pytriton.libs"), *libpython_directory()]),
-            "PYTHONHOME": f"{sys.base_prefix}:{sys.base_exec_prefix}",
-            "PYTHONPATH": _python_path([ROOT, site_packages]),
+            "LD_LIBRARY_PATH": os.pathsep.join([str(package.parent / "nvidia_pytriton.libs"), *libpython_directory()]),
+            # the stub ignores PYTHONPATH and PYTHONHOME; it takes the packages of the `python3` that it finds in PATH
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         },
     )
 
@@ -140,11 +140,6 @@ def prepare_backends(triton: Path, stub: Path) -> Path:
     except OSError as error:
         raise ServeError(f"cannot write the backend directory '{directory}' (set XDG_CACHE_HOME): {error}") from error
     return directory
-
-
-def _python_path(first: Sequence[Path]) -> str:
-    inherited = os.environ.get("PYTHONPATH")
-    return os.pathsep.join([*map(str, first), *([inherited] if inherited else [])])
 
 
 def check_repository(repository: Path) -> None:

@@ -81,6 +81,7 @@ def test_backend_directory_is_made_once_and_kept_up_to_date(
     server = serve.embedded_server(package)
     (backends,) = (tmp_path / "cache" / "cxr-superres").iterdir()
     assert f"--backend-directory={backends}" in server.flags
+    assert Path(server.environment["PATH"].split(":")[0]).samefile(Path(sys.executable).parent)
     assert sorted(str(p.relative_to(backends)) for p in backends.rglob("*") if p.is_file()) == [
         "onnxruntime/model.py",
         "python/libtriton_python.so",
