@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import ModuleType, TracebackType
 from typing import Any, Literal
 
@@ -150,6 +151,13 @@ class Client:
         ) as error:  # RuntimeError: geventhttpclient cannot resolve the host
             raise _ConnectionLost(str(error)) from error
 
+    def _is_ready(self, limit: float) -> bool:
+        """Ask whether the model is ready; an answer that takes longer than ``limit`` seconds counts as none."""
+        options = {} if self.protocol == "grpc" else {"connection_timeout": limit, "network_timeout": limit}
+        with self._library.InferenceServerClient(self.url, **options) as connection:
+            timeout = {"client_timeout": limit} if self.protocol == "grpc" else {}
+            return bool(connection.is_model_ready(MODEL.name, **timeout))
+
     def wait_until_ready(self) -> None:
         """Return when the server can upscale.
 
@@ -157,16 +165,14 @@ class Client:
             ServerUnavailable: it could not within ``wait`` seconds.
         """
         deadline = time.monotonic() + self.wait
-        reason = "nothing answers"
         while True:
+            limit = max(0.2, deadline - time.monotonic())
             try:
-                if self._ask(lambda: self._connection().is_model_ready(MODEL.name)):
+                if self._ask(partial(self._is_ready, limit)):
                     return
                 reason = f"its model '{MODEL.name}' is not ready"
-            except _ConnectionLost:
+            except (_ConnectionLost, UpscaleError):
                 reason = "nothing answers"
-            except UpscaleError as error:
-                reason = str(error)
             if time.monotonic() >= deadline:
                 raise ServerUnavailable(
                     f"no server ready at {self.url} ({self.protocol}) within {self.wait:g} s: {reason}; "
@@ -237,8 +243,10 @@ class Client:
             try:
                 self.wait_until_ready()
                 upscaled = self._infer(inputs)
-            except (_ConnectionLost, ServerUnavailable) as error:
+            except ServerUnavailable as error:
                 raise ServerLost(
-                    f"server {self.url} went away during a request, and again or for good after that"
+                    f"server {self.url} went away during a request and was not back within {self.wait:g} s"
                 ) from error
+            except _ConnectionLost as error:
+                raise ServerLost(f"server {self.url} went away twice during a request: {error}") from error
         return Upscaled(upscaled, **options, seconds=time.monotonic() - began)

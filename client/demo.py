@@ -69,15 +69,16 @@ def running_server(log: Path) -> Iterator[str]:
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server and every process it started."""
+    """End the server and every process it started, at once where another interruption comes meanwhile."""
     server.terminate()
     try:
         server.wait(40)
     except subprocess.TimeoutExpired:
-        server.kill()
+        pass  # killed below
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGKILL)
 
 
 def last_lines(path: Path, count: int = 5) -> str:

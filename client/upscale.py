@@ -19,9 +19,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+# run as a script, `client` is client/client.py beside this file; in the package, the package: the names are the same
 from client import BadRequest, Client, ServerLost, ServerUnavailable, Upscaled, UpscaleError
 from pipeline import request
-from pipeline.files import FileError, Source, list_images, read_image, write_png
+from pipeline.files import SUFFIXES, FileError, Source, list_images, read_image, write_png
 from pipeline.images import downscale
 from pipeline.pictures import CAUTION, comparison
 from pipeline.spec import DENOISERS, MAX_SEED, MAX_SIDE, PAPER, SAMPLERS, SCALE, STARTS
@@ -53,7 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "-o",
         "--out",
         type=Path,
-        help=f"output file of one image, else folder (default: IMAGE{SUFFIX}.png beside it, DIR{SUFFIX}/)",
+        help=f"output NAME.png of one image, else folder (default: IMAGE{SUFFIX}.png beside it, DIR{SUFFIX}/)",
     )
     add("--url", metavar="HOST:PORT", help="server (default: localhost:8001, with --protocol http localhost:8000)")
     add("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
@@ -84,6 +85,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         request.check_seed(args.seed)
     except request.BadRequest as error:
         parser.error(str(error))
+    if args.out and args.out.suffix.lower() in set(SUFFIXES) - {".png"}:
+        parser.error(f"argument -o: '{args.out}', outputs are PNG files or a folder")
     if args.compare and (len(args.inputs) > 1 or args.inputs[0].is_dir()):
         parser.error("argument --compare: goes with one image")
     return args
@@ -92,7 +95,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def plan(inputs: Iterable[Path], out: Path | None) -> tuple[dict[Path, Path], list[str]]:
     """Which file goes where: ({input: output}, what is wrong with the rest)."""
     inputs = list(inputs)
-    one_file = len(inputs) == 1 and not inputs[0].is_dir() and out is not None and not out.is_dir()
+    is_file = out is not None and out.suffix.lower() == ".png" and len(inputs) == 1 and not inputs[0].is_dir()
     jobs: dict[Path, Path] = {}
     problems = []
     for given in inputs:
@@ -102,14 +105,16 @@ def plan(inputs: Iterable[Path], out: Path | None) -> tuple[dict[Path, Path], li
             problems.append(str(error))
             continue
         for path in paths:
-            if one_file and out is not None:
+            if path in jobs:
+                continue
+            if is_file and out is not None:
                 target = out
             else:
                 folder = out or (given.with_name(given.resolve().name + SUFFIX) if given.is_dir() else path.parent)
                 target = folder / f"{path.stem}{SUFFIX}.png"
             if target in jobs.values():
                 problems.append(f"'{path}': its output '{target}' is also another input's; give it a folder of its own")
-            elif path not in jobs:
+            else:
                 jobs[path] = target
     return jobs, problems
 
@@ -137,8 +142,10 @@ def provenance(result: Upscaled) -> dict[str, str]:
 
 def upscale_file(client: Client, path: Path, target: Path, args: argparse.Namespace) -> tuple[Source, Upscaled]:
     """Read, upscale, write; the comparison too where it is asked for."""
-    if target.exists() and not args.force:
-        raise FileError(f"'{target}' exists already: give --force to overwrite it")
+    picture = target.with_name(f"{target.stem}_compare.png")
+    for path_out in [target, *([picture] if args.compare else [])]:
+        if path_out.exists() and not args.force:
+            raise FileError(f"'{path_out}' exists already: give --force to overwrite it")
     source = read(path, args.downscale)
     hr = None
     if args.compare:
@@ -161,8 +168,7 @@ def upscale_file(client: Client, path: Path, target: Path, args: argparse.Namesp
         raise BadRequest(f"'{path}': {error}{hint}") from error
     write_png(target, result.image, source.bits, provenance(result))
     if hr is not None:
-        picture = comparison(source.image, result.image, hr)
-        write_png(target.with_name(f"{target.stem}_compare.png"), picture, text=provenance(result))
+        write_png(picture, comparison(source.image, result.image, hr), text=provenance(result))
     return source, result
 
 
@@ -174,7 +180,11 @@ def upscale_all(jobs: dict[Path, Path], client: Client, args: argparse.Namespace
     def work(path: Path, target: Path) -> tuple[Source, Upscaled]:
         if server_gone.is_set():
             raise ServerLost("not sent: the server is gone")
-        return upscale_file(client, path, target, args)
+        try:
+            return upscale_file(client, path, target, args)
+        except ServerLost:
+            server_gone.set()
+            raise
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         running = {pool.submit(work, path, target): path for path, target in jobs.items()}
@@ -184,8 +194,6 @@ def upscale_all(jobs: dict[Path, Path], client: Client, args: argparse.Namespace
                 try:
                     source, result = future.result()
                 except (FileError, UpscaleError) as error:
-                    if isinstance(error, ServerLost):
-                        server_gone.set()
                     problems.append(str(error) if str(path) in str(error) else f"'{path}': {error}")
                     report(problems[-1], bar)
                 else:

@@ -14,13 +14,15 @@ import pydicom
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import PngImagePlugin
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION
+from pydicom.multival import MultiValue
+from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 
 from pipeline.images import Image, to_integers
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 PNG_OR_JPEG = (b"\x89PNG", b"\xff\xd8\xff")
+TIFF = (b"II*\0", b"MM\0*")
 
 cv2.setLogLevel(0)  # a file it cannot decode is reported by us, in one line
 
@@ -42,8 +44,11 @@ class Source:
 
 def is_dicom(path: Path) -> bool:
     """Whether the file carries DICOM's magic bytes."""
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -82,7 +87,10 @@ def _decode(path: Path, data: bytes) -> Source:
                 image.load()
         except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
             raise FileError(f"'{path}' is damaged: {error}") from error
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    except cv2.error:
+        pixels = None
     if pixels is None:
         raise FileError(f"'{path}' is not a readable PNG, JPEG, TIFF or DICOM image")
     if pixels.dtype not in (np.uint8, np.uint16):
@@ -93,7 +101,19 @@ def _decode(path: Path, data: bytes) -> Source:
         if not (pixels == pixels[:, :, :1]).all():
             notes = ("colour turned to gray",)
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+    elif bits == 16 and data.startswith(TIFF) and _white_is_zero(path):
+        notes = ("inverted: the TIFF stores white as 0",)
+        pixels = 65535 - pixels
     return Source((pixels / np.float32(2**bits - 1)).astype(np.float32), bits, notes)
+
+
+def _white_is_zero(path: Path) -> bool:
+    """Whether a gray TIFF says so; OpenCV heeds it in 8 bits, not in 16."""
+    try:
+        with PILImage.open(path) as image:
+            return dict(getattr(image, "tag_v2", {})).get(PHOTOMETRIC_INTERPRETATION) == 0
+    except OSError:
+        return False
 
 
 def _read_dicom(path: Path) -> Source:
@@ -104,34 +124,36 @@ def _read_dicom(path: Path) -> Source:
             raise FileError(f"'{path}' is {kind or 'DICOM without pixels'}, supported are MONOCHROME1 and MONOCHROME2")
         if int(dataset.get("NumberOfFrames") or 1) > 1:
             raise FileError(f"'{path}' has {dataset.NumberOfFrames} frames, supported is one")
-        values = apply_modality_lut(dataset.pixel_array, dataset).astype(np.float64)
-        windowed = apply_voi_lut(values, dataset).astype(np.float64)
-        low, high = _window(windowed, dataset)
+        gray, low, high = _windowed(dataset)
     except FileError:
         raise
-    except (
-        InvalidDicomError,
-        AttributeError,
-        KeyError,
-        NotImplementedError,
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:
+    except Exception as error:  # a damaged file can make a parser fail in any way
         reason = " ".join(str(error).split())
         raise FileError(f"'{path}' is not a readable DICOM image: {reason}") from error
-    image = np.clip((windowed - low) / (high - low), 0.0, 1.0).astype(np.float32)
+    image = np.clip((gray - low) / (high - low), 0.0, 1.0).astype(np.float32)
     notes = ("inverted: MONOCHROME1 stores white as 0",) if kind == "MONOCHROME1" else ()
     return Source(1 - image if kind == "MONOCHROME1" else image, 8 if dataset.BitsStored <= 8 else 16, notes)
 
 
-def _window(windowed: NDArray[np.float64], dataset: pydicom.Dataset) -> tuple[float, float]:
-    """What black and white are after windowing: the window's ends, or the darkest and brightest pixel without one."""
-    if "WindowCenter" in dataset or "VOILUTSequence" in dataset:
-        low, high = apply_voi_lut(np.array([-1e9, 1e9]), dataset).astype(np.float64)
+def _windowed(dataset: pydicom.Dataset) -> tuple[NDArray[np.float64], float, float]:
+    """The pixels after rescale and window (or VOI LUT), and what black and white are in them.
+
+    Without a window, these are the darkest and the brightest pixel.
+    """
+    values = np.asarray(apply_modality_lut(dataset.pixel_array, dataset))
+    center, width = dataset.get("WindowCenter"), dataset.get("WindowWidth")
+    if dataset.get("VOILUTSequence"):
+        gray = apply_voi(np.rint(values).astype(np.int64), dataset)
+        ends = 0, 2 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
+    elif center not in (None, "") and width not in (None, ""):
+        first = [float(v[0] if isinstance(v, MultiValue) else v) for v in (center, width)]
+        gray = apply_windowing(values, dataset)
+        ends = apply_windowing(first[0] + 10.0 * np.array([-first[1], first[1]]), dataset)
     else:
-        low, high = windowed.min(), windowed.max()
-    return float(low), float(high if high > low else low + 1)
+        gray = values
+        ends = values.min(), values.max()
+    low, high = (float(end) for end in ends)
+    return gray.astype(np.float64), low, max(high, low + 1e-9)
 
 
 def write_png(path: Path, image: Image | PILImage.Image, bits: int = 8, text: dict[str, Any] | None = None) -> None:

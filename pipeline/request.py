@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.spec import DENOISERS, MAX_SEED, MAX_SIDE, MIN_SIDE, SAMPLERS, STARTS, Preset
+from pipeline.spec import DENOISERS, MAX_SEED, MAX_SIDE, MIN_SIDE, SAMPLERS, STARTS, Preset, SamplerName, Start
 
 
 class BadRequest(ValueError):
@@ -20,8 +20,8 @@ class Options:
     """How an image is upscaled; images with equal options and shape can run together."""
 
     steps: int
-    sampler: Any
-    start: Any
+    sampler: SamplerName
+    start: Start
     denoiser: str
 
     @classmethod
@@ -41,8 +41,8 @@ class Options:
         diffusion = preset.diffusion
         options = cls(
             steps=diffusion.steps if steps is None else steps,
-            sampler=diffusion.sampler if sampler is None else sampler,
-            start=diffusion.start if start is None else start,
+            sampler=diffusion.sampler if sampler is None else cast(SamplerName, sampler),
+            start=diffusion.start if start is None else cast(Start, start),
             denoiser="auto" if denoiser is None else denoiser,
         )
         _check_number("steps", options.steps, 1, diffusion.T)
@@ -69,7 +69,7 @@ def check_image(image: NDArray[Any]) -> None:
 
 
 def _check_number(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
+    if not isinstance(value, (int, np.integer)) or not low <= value <= high:
         raise BadRequest(f"'{name}' is {value}, allowed are {low} to {high}")
 
 

@@ -26,6 +26,8 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from pipeline.triton_config import MODEL_FILE
+
 ROOT = Path(__file__).resolve().parents[1]
 INSTALLED = Path("/opt/tritonserver/bin/tritonserver")
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -79,11 +81,17 @@ def embedded_server(package: Path) -> Server:
             f"the server's Python backend has no stub for Python {PYTHON_VERSION}, only for {', '.join(have)}"
         )
     backends = prepare_backends(triton, stub)
+    inherited = os.environ.get("LD_LIBRARY_PATH")
+    libraries = [
+        str(package.parent / "nvidia_pytriton.libs"),
+        *libpython_directory(),
+        *([inherited] if inherited else []),
+    ]
     return Server(
         triton / "bin" / "tritonserver",
         flags=(f"--backend-directory={backends}", f"--cache-directory={triton / 'caches'}"),
         environment={
-            "LD_LIBRARY_PATH": os.pathsep.join([str(package.parent / "nvidia_pytriton.libs"), *libpython_directory()]),
+            "LD_LIBRARY_PATH": os.pathsep.join(libraries),
             # the stub ignores PYTHONPATH and PYTHONHOME; it takes the packages of the `python3` that it finds in PATH
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         },
@@ -151,6 +159,11 @@ def check_repository(repository: Path) -> None:
     if not repository.is_dir():
         raise ServeError(f"model repository '{repository}' is not a directory")
     configs = sorted(repository.glob("*/config.pbtxt"))
+    for model in sorted(repository.glob("[!.]*/")):
+        if model.is_dir() and not (model / "config.pbtxt").exists() and not any(model.glob("[0-9]*/*")):
+            raise ServeError(
+                f"'{model}' is unfinished: it holds no config.pbtxt and no model file; remove or complete it"
+            )
     if not configs:
         raise ServeError(f"'{repository}' is no model repository: it holds no MODEL/config.pbtxt")
     for path in configs:
@@ -159,7 +172,9 @@ def check_repository(repository: Path) -> None:
         except text_format.ParseError as error:
             raise ServeError(f"'{path}': {error}") from error
         versions = [d for d in path.parent.iterdir() if d.is_dir() and d.name.isdecimal()]
-        name = config.default_model_filename or "model.onnx"
+        name = config.default_model_filename or MODEL_FILE.get(config.backend)
+        if name is None:
+            continue
         for version in versions or [path.parent / "1"]:
             if not (version / name).is_file():
                 raise ServeError(f"'{version / name}' is missing: restore it with git, or write it with `make export`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +92,17 @@ def test_no_server(protocol: Protocol) -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_server_that_accepts_and_never_answers(protocol: Protocol) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        began = time.monotonic()
+        with pytest.raises(ServerUnavailable, match="nothing answers"):
+            Client(f"127.0.0.1:{silent.getsockname()[1]}", protocol=protocol, wait=0.5)
+        assert time.monotonic() - began < 10
+
+
 @pytest.mark.parametrize("url", ["no-such-host.invalid:8001", "nonsense"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_wrong_address(url: str, protocol: Protocol) -> None:
@@ -109,7 +121,7 @@ def test_the_other_protocols_port(server: RunningServer) -> None:
 def test_an_answer_that_takes_too_long_is_not_asked_for_again(server: RunningServer, protocol: Protocol) -> None:
     with Client(server.url(protocol), protocol=protocol, timeout=0.3) as client:
         with pytest.raises(ServerError, match="no answer from .* within 0.3 s"):
-            client.upscale(np.zeros((64, 64)))
+            client.upscale(np.zeros((96, 96)))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -118,7 +130,7 @@ def test_server_that_dies_during_a_request(start_server: StartServer, protocol: 
     with Client(server.url(protocol), protocol=protocol, wait=1) as client:
         threading.Timer(0.5, server.kill).start()
         with pytest.raises(ServerLost, match="went away during a request"):
-            client.upscale(np.zeros((96, 96)))
+            client.upscale(np.zeros((256, 256)))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import export
+from pipeline import eager, export
 from pipeline.spec import PAPER, Model, UNetSpec, network_models
 from pipeline.unet import UNet
+from tests.test_vae import tiny_vae
 
 ROOT = Path(__file__).parents[1]
 UNET, ENCODER, DECODER = network_models(PAPER)
@@ -101,11 +102,29 @@ class Halved(nn.Module):
 
 
 def test_whole_image_parity_notices_a_wrong_network() -> None:
-    from pipeline import eager
-
     pipeline = eager.load(ROOT / "weights" / "paper", PAPER)
     wrong = replace(pipeline, unet=Halved(pipeline.unet))  # type: ignore[arg-type]
     assert export.whole_image_parity(wrong, ROOT / "model_repository") < 40
+
+
+@pytest.mark.parametrize("model", [UNET, ENCODER, DECODER], ids=lambda m: m.name)
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_the_shipped_graphs_equal_pytorch(model: Model, batch: int) -> None:
+    pipeline = eager.load(ROOT / "weights" / "paper", PAPER)
+    network = {"unet_onnx": pipeline.unet, "vae_encoder": pipeline.encoder, "vae_decoder": pipeline.decoder}[model.name]
+    path = ROOT / "model_repository" / model.name / "1" / "model.onnx"
+    assert export.relative_error(network, model, path, batch) < export.MAX_RELATIVE_ERROR
+
+
+def test_exports_a_pretrained_autoencoder_with_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    repository = tmp_path / "repository"
+    weights = str(ROOT / "weights" / "paper")
+    arguments = ["--weights", weights, "--vae", str(tmp_path / "vae"), "--model-repository", str(repository)]
+    assert export.main(arguments) == 0, capsys.readouterr().err
+    for model in (UNET, ENCODER, DECODER):
+        export.check_graph(repository / model.name / "1" / "model.onnx", model)
+    assert sorted(p.name for p in repository.iterdir()) == ["unet_onnx", "vae_decoder", "vae_encoder"]
 
 
 def test_missing_weights_are_one_line(

@@ -98,6 +98,30 @@ def test_dicom_window_and_rescale(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_image(path).image, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("tags", [{"WindowCenter": None}, {"WindowCenter": "2000"}, {"WindowWidth": "10"}])
+def test_dicom_with_half_a_window_has_none(tmp_path: Path, tags: dict[str, object]) -> None:
+    pixels = gradient(np.uint16) // 32
+    image = read_image(write_dicom(tmp_path / "a.dcm", pixels, **tags)).image
+    np.testing.assert_allclose(image, (pixels - pixels.min()) / np.ptp(pixels), atol=1e-6)
+
+
+def test_dicom_sigmoid_window(tmp_path: Path) -> None:
+    pixels = gradient(np.uint16) // 16
+    tags = {"WindowCenter": "2000", "WindowWidth": "800", "VOILUTFunction": "SIGMOID"}
+    expected = 1 / (1 + np.exp(-4 * (pixels - 2000.0) / 800))
+    np.testing.assert_allclose(read_image(write_dicom(tmp_path / "a.dcm", pixels, **tags)).image, expected, atol=1e-3)
+
+
+def test_dicom_voi_lut(tmp_path: Path) -> None:
+    pixels = gradient(np.uint16) // 16
+    table = Dataset()
+    table.LUTDescriptor = [4096, 0, 16]
+    lut = (np.arange(4096.0) ** 2 / 4095**2 * 65535).astype(np.uint16)
+    table.LUTData = lut.tolist()
+    path = write_dicom(tmp_path / "a.dcm", pixels, VOILUTSequence=[table])
+    np.testing.assert_allclose(read_image(path).image, lut[pixels] / 65535, atol=1e-5)
+
+
 def test_dicom_without_a_window_uses_its_whole_range(tmp_path: Path) -> None:
     pixels = gradient(np.uint16) // 32 + 7
     image = read_image(write_dicom(tmp_path / "a.dcm", pixels)).image
@@ -142,6 +166,22 @@ def test_compressed_dicom_without_a_decoder_names_it(tmp_path: Path) -> None:
     dataset.save_as(path)
     with pytest.raises(FileError, match="not a readable DICOM image"):
         read_image(path)
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [(np.uint8, "L"), (np.uint16, "I;16")])
+def test_tiff_that_stores_white_as_zero(tmp_path: Path, dtype: type, mode: str) -> None:
+    pixels = gradient(dtype)
+    picture = PILImage.fromarray(pixels)
+    assert picture.mode == mode
+    picture.save(tmp_path / "a.tif", tiffinfo={262: 0})
+    np.testing.assert_allclose(read_image(tmp_path / "a.tif").image, 1 - pixels / np.iinfo(dtype).max, atol=1e-6)
+
+
+@pytest.mark.parametrize("data", [b"v/1\x01" + b"\0" * 60, b"P5\n999999 999999\n255\n", b"BM" + b"\x7f" * 60])
+def test_headers_that_promise_too_much(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(FileError, match="is not a readable PNG, JPEG, TIFF or DICOM"):
+        read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])

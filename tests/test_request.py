@@ -25,6 +25,7 @@ def test_equal_options_group_together() -> None:
         ({"steps": 0}, "'steps' is 0, allowed are 1 to 300"),
         ({"steps": -1}, "'steps' is -1, allowed are 1 to 300"),
         ({"steps": 301}, "'steps' is 301, allowed are 1 to 300"),
+        ({"steps": 2.5}, "'steps' is 2.5, allowed are 1 to 300"),
         ({"sampler": "euler"}, "'sampler' is 'euler', allowed are ddpm, ddim"),
         ({"start": "middle"}, "'start' is 'middle', allowed are noise, lr"),
         ({"denoiser": "tpu"}, "'denoiser' is 'tpu', allowed are auto, onnx, trt"),

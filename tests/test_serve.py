@@ -142,6 +142,20 @@ def test_missing_model_file(tmp_path: Path, missing: str) -> None:
     assert_one_line(run("--model-repository", tmp_path / "models"), missing, "is missing", "make export")
 
 
+def test_a_model_directory_that_is_not_finished(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY, tmp_path / "models")
+    (tmp_path / "models" / "unet_trt" / "1").mkdir(parents=True)
+    assert_one_line(run("--model-repository", tmp_path / "models"), "unet_trt", "is unfinished")
+
+
+def test_model_files_have_their_backends_names(tmp_path: Path) -> None:
+    for backend, name in (("python", "model.py"), ("tensorrt", "model.plan"), ("other", "anything")):
+        (tmp_path / backend / "1").mkdir(parents=True)
+        (tmp_path / backend / "config.pbtxt").write_text(f'backend: "{backend}"')
+        (tmp_path / backend / "1" / name).write_text("")
+    serve.check_repository(tmp_path)
+
+
 def test_damaged_config(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.pbtxt").write_text("max_batch_size: many")

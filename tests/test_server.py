@@ -99,6 +99,20 @@ def test_concurrent_requests_are_each_answered_with_their_own_image(client: trit
         np.testing.assert_allclose(result, request(client, images, seed=[seed], steps=[6]), atol=1e-4)
 
 
+def test_separate_requests_run_together(client: triton.InferenceServerClient) -> None:
+    def counts() -> tuple[int, int]:
+        (stats,) = client.get_inference_statistics("superres").model_stats
+        return stats.inference_count, stats.execution_count
+
+    inferences, executions = counts()
+    images = random_images(64, 64)
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(lambda seed: request(client, images, seed=[seed], steps=[60]), range(10)))
+    after = counts()
+    assert after[0] - inferences == 10
+    assert after[1] - executions < 10
+
+
 def test_requests_are_batched_in_the_unet(client: triton.InferenceServerClient) -> None:
     def counts() -> tuple[int, int]:
         (stats,) = client.get_inference_statistics("unet_onnx").model_stats

@@ -75,8 +75,8 @@ def test_an_interrupted_training_continues_to_the_same_weights(
     broken = replace(straight, run=tmp_path / "broken")
     save, saved = checkpoint.save, []
 
-    def save_then_die(path: Path, state: dict[str, object]) -> None:
-        save(path, state)
+    def save_then_die(path: Path, key: str, state: dict[str, object]) -> None:
+        save(path, key, state)
         saved.append(path)
         if path.name == "checkpoint.pt" and len(saved) < 4:
             raise Killed

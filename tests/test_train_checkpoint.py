@@ -13,9 +13,9 @@ from train import checkpoint
 
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "new" / "checkpoint.pt"
-    assert checkpoint.load(path) is None
-    checkpoint.save(path, {"step": 3, "w": torch.arange(4)})
-    state = checkpoint.load(path)
+    assert checkpoint.load(path, "key") is None
+    checkpoint.save(path, "key", {"step": 3, "w": torch.arange(4)})
+    state = checkpoint.load(path, "key")
     assert state is not None
     assert state["step"] == 3
     assert torch.equal(state["w"], torch.arange(4))
@@ -23,15 +23,30 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_a_failed_save_keeps_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path, {"step": 1})
+    checkpoint.save(path, "key", {"step": 1})
 
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(path, {"step": 2})
-    assert checkpoint.load(path) == {"step": 1}
+        checkpoint.save(path, "key", {"step": 2})
+    assert checkpoint.load(path, "key") == {"step": 1, "key": "key"}
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "c.pt", "seed=1", {})
+    with pytest.raises(ValueError, match=r"is of another run \(seed=1, not seed=2\): remove it or give another --run"):
+        checkpoint.load(tmp_path / "c.pt", "seed=2")
+
+
+def test_digest_tells_weights_apart() -> None:
+    module = nn.Linear(2, 2)
+    before = checkpoint.state_digest(module)
+    assert checkpoint.state_digest(module) == before
+    with torch.no_grad():
+        module.bias[0] += 1
+    assert checkpoint.state_digest(module) != before
 
 
 def test_ema_follows_the_weights_slowly() -> None:

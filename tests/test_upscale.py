@@ -110,6 +110,26 @@ def test_compare_and_downscale(at: list[str], tmp_path: Path, capsys: pytest.Cap
     assert "downscaled ×4 to 20×16" in capsys.readouterr().out
 
 
+def test_an_existing_comparison_is_kept_too(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, kept = picture(tmp_path / "full.png", 64, 64), tmp_path / "full_x4_compare.png"
+    kept.write_bytes(b"precious")
+    assert main([str(image), "--downscale", "4", "--compare", str(image), *at]) == 1
+    assert kept.read_bytes() == b"precious"
+    assert "full_x4_compare.png' exists already" in capsys.readouterr().err
+    assert not (tmp_path / "full_x4.png").exists()
+
+
+def test_an_output_without_suffix_is_a_folder(at: list[str], tmp_path: Path) -> None:
+    assert main([str(picture(tmp_path / "a.png")), "-o", str(tmp_path / "results"), *at]) == 0
+    assert read_image(tmp_path / "results" / "a_x4.png").image.shape == (64, 80)
+
+
+def test_an_input_named_twice_is_done_once(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = str(picture(tmp_path / "in" / "a.png"))
+    assert main([str(tmp_path / "in"), image, image, *at]) == 0
+    assert capsys.readouterr().out.count("→") == 1
+
+
 def test_compare_with_another_size(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image, other = picture(tmp_path / "a.png"), picture(tmp_path / "hr.png", 60, 60)
     assert main([str(image), "--compare", str(other), *at]) == 1
@@ -180,6 +200,7 @@ def test_empty_folder(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--start", "middle"], "--start: invalid choice: 'middle'"),
         (["--denoiser", "tpu"], "--denoiser: invalid choice: 'tpu'"),
         (["--downscale", "1"], "--downscale: 1, allowed are 2 and more"),
+        (["-o", "out.jpg"], "-o: 'out.jpg', outputs are PNG files or a folder"),
         (["--no-such-option"], "--no-such-option"),
         (["--compare", "hr.png", "another.png"], "--compare: goes with one image"),
     ],
@@ -211,7 +232,7 @@ def test_server_dying_in_the_middle_of_a_folder(
     start_server: StartServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = start_server(ROOT / "model_repository")
-    names = [picture(tmp_path / "in" / f"{i:02}.png", 64, 64).name for i in range(12)]
+    names = [picture(tmp_path / "in" / f"{i:02}.png", 128, 128).name for i in range(12)]
     threading.Timer(2, server.kill).start()
     assert main([str(tmp_path / "in"), "--url", server.url("grpc"), "--wait", "1"]) == 1
     captured = capsys.readouterr()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import MISSING, Field, asdict, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,3 +32,13 @@ def from_command_line(config: type[C], description: str, epilog: str, argv: list
     for f in fields(config):  # type: ignore[arg-type]
         _add(parser, f)
     return config(**vars(parser.parse_args(argv)))
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """The fields that decide the result of a run: all but the folders."""
+    return {name: value for name, value in asdict(config).items() if not isinstance(value, Path)}
+
+
+def settings_key(config: Any) -> str:
+    """``settings`` in one line."""
+    return " ".join(f"{name}={value}" for name, value in settings(config).items())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipeline.unet import UNet
 from pipeline.vae import Encoder, load_vae
 from pipeline.weights import save_unet
 from train import checkpoint
-from train.config import from_command_line, option
+from train.config import from_command_line, option, settings, settings_key
 from train.data import augment, list_images, network_pair, read_gray, split_by_patient
 from train.schedule import learning_rate
 
@@ -43,7 +43,7 @@ class UNetTraining:
         3, "how often each training image is encoded: once as it is, then flipped and cropped at random"
     )
     ema: float = option(0.999, "decay of the averaged weights, which are what is saved")
-    seed: int = option(0, "seeds the split, the initial weights, the augmentation and the noise")
+    seed: int = option(0, "seeds the initial weights, the augmentation and the noise")
     bf16: bool = option(True, "mixed precision")
 
 
@@ -64,16 +64,21 @@ def encode_images(encoder: Encoder, paths: list[Path], sharp: Path, passes: int,
     return torch.stack(latents)
 
 
-def cached_latents(config: UNetTraining, encoder: Encoder) -> dict[str, Tensor]:
-    """The latents of the training and validation images, computed once for a run folder."""
+def cached_latents(config: UNetTraining, encoder: Encoder, digest: str) -> dict[str, Tensor]:
+    """The latents of the training and validation images, computed once for a run folder.
+
+    Raises:
+        ValueError: the folder holds those of another autoencoder, or of other settings.
+    """
     path = config.run / "latents.pt"
-    if (cache := checkpoint.load(path)) is None:
-        split = split_by_patient(list_images(config.data / "hr256"), PAPER.data, config.seed)
+    key = f"passes={config.passes} seed={config.seed} vae={digest}"
+    if (cache := checkpoint.load(path, key)) is None:
+        split = split_by_patient(list_images(config.data / "hr256"), PAPER.data)
         cache = {
             side: encode_images(encoder, split[side], config.data / "src512", passes, config.seed)
             for side, passes in (("train", config.passes), ("val", 1))
         }
-        checkpoint.save(path, cache)
+        checkpoint.save(path, key, cache)
     return cache
 
 
@@ -99,7 +104,9 @@ def validation_loss(unet: UNet, pairs: Tensor, alpha_bar: Tensor, batch: int) ->
 
 def train(config: UNetTraining) -> None:
     """Run the training to its end and save the averaged weights."""
-    latents = cached_latents(config, Encoder(load_vae(config.weights / "vae", PAPER.vae)))
+    vae = load_vae(config.weights / "vae", PAPER.vae)
+    digest = checkpoint.state_digest(vae)
+    latents = cached_latents(config, Encoder(vae), digest)
     pairs, val = latents["train"], latents["val"]
     torch.manual_seed(config.seed)
     unet = UNet(PAPER.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -109,7 +116,8 @@ def train(config: UNetTraining) -> None:
     tqdm.write(f"train: {len(pairs)} pairs of latents; validation: {len(val)}; parameters: {PAPER.unet.parameters:,}")
 
     path, start, seconds = config.run / "checkpoint.pt", 0, 0.0
-    if (state := checkpoint.load(path)) is not None:
+    key = f"{settings_key(config)} vae={digest}"
+    if (state := checkpoint.load(path, key)) is not None:
         unet.load_state_dict(state["unet"])
         ema.module.load_state_dict(state["ema"])
         optimiser.load_state_dict(state["optimiser"])
@@ -139,14 +147,14 @@ def train(config: UNetTraining) -> None:
                 f"step {step + 1}: validation loss {validation_loss(ema.module, val, alpha_bar, config.batch):.4f}"
             )
             tensors = {"unet": unet.state_dict(), "ema": ema.module.state_dict(), "optimiser": optimiser.state_dict()}
-            checkpoint.save(path, {**tensors, "step": step + 1, "seconds": time.monotonic() - began})
+            checkpoint.save(path, key, {**tensors, "step": step + 1, "seconds": time.monotonic() - began})
 
     metadata: dict[str, Any] = {
         "preset": PAPER.name,
         "data": f"NIH ChestX-ray14, {len(pairs)} latent pairs of the training patients, {config.passes} passes",
         "parameters": PAPER.unet.parameters,
         "validation_loss": validation_loss(ema.module, val, alpha_bar, config.batch),
-        "config": {k: v for k, v in asdict(config).items() if not isinstance(v, Path)},
+        "config": settings(config),
         "seconds": round(time.monotonic() - began),
         "date": datetime.date.today().isoformat(),
     }

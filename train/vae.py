@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipeline.spec import PAPER
 from pipeline.vae import make_vae, set_latent_scale
 from pipeline.weights import save_vae
 from train import checkpoint
-from train.config import from_command_line, option
+from train.config import from_command_line, option, settings, settings_key
 from train.data import augment, list_images, read_gray, split_by_patient
 from train.lpips import LPIPS
 from train.schedule import learning_rate
@@ -41,7 +41,7 @@ class VAETraining:
     lpips: float = option(0.3, "weight of LPIPS beside L1")
     kl: float = option(1e-4, "weight of the KL divergence, mean over latent elements")
     ema: float = option(0.995, "decay of the averaged weights, which are what is saved")
-    seed: int = option(0, "seeds the split, the initial weights, the crops and the latent noise")
+    seed: int = option(0, "seeds the initial weights, the crops and the latent noise")
     bf16: bool = option(True, "mixed precision")
 
 
@@ -87,7 +87,7 @@ def latent_statistics(vae: AutoencoderKL, images: list[NDArray[np.uint8]]) -> tu
 def train(config: VAETraining) -> None:
     """Run the training to its end and save the averaged weights."""
     torch.manual_seed(config.seed)
-    split = split_by_patient(list_images(config.data / "hr256"), PAPER.data, config.seed)
+    split = split_by_patient(list_images(config.data / "hr256"), PAPER.data)
     whole = [read_gray(p) for p in split["train"]]
     names = {p.name for p in split["train"]}
     sharp = [read_gray(p) for p in sorted((config.data / "src512").glob("*.png")) if p.name in names]
@@ -99,7 +99,8 @@ def train(config: VAETraining) -> None:
     tqdm.write(f"train: {len(whole)} images, {len(sharp)} of them also at 512²; parameters: {parameters:,}")
 
     path, start, seconds = config.run / "checkpoint.pt", 0, 0.0
-    if (state := checkpoint.load(path)) is not None:
+    key = settings_key(config)
+    if (state := checkpoint.load(path, key)) is not None:
         vae.load_state_dict(state["vae"])
         ema.module.load_state_dict(state["ema"])
         optimiser.load_state_dict(state["optimiser"])
@@ -124,7 +125,7 @@ def train(config: VAETraining) -> None:
             bar.set_postfix(l1=f"{l1.item():.4f}", lpips=f"{perceptual.item():.4f}", kl=f"{kl.item():.2f}")
         if (step + 1) % 50 == 0 or step + 1 == config.steps:
             tensors = {"vae": vae.state_dict(), "ema": ema.module.state_dict(), "optimiser": optimiser.state_dict()}
-            checkpoint.save(path, {**tensors, "step": step + 1, "seconds": time.monotonic() - began})
+            checkpoint.save(path, key, {**tensors, "step": step + 1, "seconds": time.monotonic() - began})
 
     mean, std = latent_statistics(ema.module, whole[:200])
     set_latent_scale(ema.module, mean, std)
@@ -135,7 +136,7 @@ def train(config: VAETraining) -> None:
         "latent_mean": mean,
         "latent_std": std,
         "parameters": parameters,
-        "config": {k: v for k, v in asdict(config).items() if not isinstance(v, Path)},
+        "config": settings(config),
         "seconds": round(time.monotonic() - began),
         "date": datetime.date.today().isoformat(),
     }

@@ -79,7 +79,7 @@ class TritonPythonModel:
             try:
                 for job in self._decode(index, request):
                     groups[job.image.shape, job.options].append(job)
-            except BadRequest as error:
+            except Exception as error:  # whatever is wrong with a request is its own answer, not the batch's
                 errors[index] = error
         results: dict[int, dict[int, Array]] = defaultdict(dict)
         for (shape, options), jobs in groups.items():
@@ -112,8 +112,8 @@ class TritonPythonModel:
             jobs.append(Job(index, row, image, seed or 0, Options.of(PRESET, *chosen)))
         if any(job.options.denoiser == "trt" for job in jobs) and not self.plan.is_file():
             raise BadRequest(
-                "'denoiser' is 'trt', but the TensorRT plan is not built: build it on the server's GPU with "
-                "trtexec --onnx=unet_onnx/1/model.onnx --saveEngine=unet_trt/1/model.plan (README, TensorRT)"
+                "'denoiser' is 'trt', but the TensorRT plan is not built: build it on the server's GPU with trtexec "
+                "--onnx=unet_onnx/1/model.onnx --saveEngine=unet_trt/1/model.plan and the shapes that README names"
             )
         return jobs
 

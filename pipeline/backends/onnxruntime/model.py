@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
+
+Feed = dict[str, Any]
+"""Input name ⇒ array."""
 
 
 def session_options(parameters: dict[str, Any]) -> ort.SessionOptions:
@@ -50,6 +54,11 @@ def as_onnx(tensor: Any) -> Any:
     return np.array([value.decode() for value in array.flat], dtype=np.object_).reshape(array.shape)
 
 
+def failure(error: Exception) -> Any:
+    """The answer to a request that failed."""
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"onnxruntime: {error}"))
+
+
 class TritonPythonModel:
     """One instance of one ONNX model."""
 
@@ -82,29 +91,34 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run all requests whose inputs agree in everything but the batch axis in one call."""
-        feeds = [{n: as_onnx(pb_utils.get_input_tensor_by_name(r, n)) for n in self.inputs} for r in requests]
-        groups: dict[Any, list[int]] = defaultdict(list)
-        for index, feed in enumerate(feeds):
-            shapes = tuple((name, a.shape[1:]) for name, a in feed.items())
-            groups[shapes if self.batched else index].append(index)
         responses: list[Any] = [None] * len(requests)
+        groups: dict[Any, list[tuple[int, Feed]]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            try:
+                feed = {n: as_onnx(pb_utils.get_input_tensor_by_name(request, n)) for n in self.inputs}
+            except Exception as error:  # an input that cannot be read is its request's own answer
+                responses[index] = failure(error)
+                continue
+            shapes = tuple((name, array.shape[1:]) for name, array in feed.items())
+            groups[shapes if self.batched else index].append((index, feed))
         for members in groups.values():
-            for index, response in zip(members, self._run([feeds[i] for i in members]), strict=True):
-                responses[index] = response
+            indices, feeds = zip(*members, strict=True)
+            try:
+                answers = self._run(feeds)
+            except Exception as error:  # onnxruntime's exceptions have no common base
+                answers = [failure(error) for _ in feeds]
+            for index, answer in zip(indices, answers, strict=True):
+                responses[index] = answer
         return responses
 
-    def _run(self, feeds: list[dict[str, Any]]) -> list[Any]:
-        joined = feeds[0] if len(feeds) == 1 else {name: np.concatenate([f[name] for f in feeds]) for name in feeds[0]}
-        try:
-            results = self.session.run(list(self.outputs), joined)
-        except Exception as error:  # onnxruntime's exceptions have no common base
-            failure = pb_utils.TritonError(f"onnxruntime: {error}")
-            return [pb_utils.InferenceResponse(error=failure) for _ in feeds]
+    def _run(self, feeds: Sequence[Feed]) -> list[Any]:
+        """Join the feeds along the batch axis, run, and split the results again."""
         if len(feeds) == 1:
-            parts = [[r] for r in results]
+            parts = [[result] for result in self.session.run(list(self.outputs), feeds[0])]
         else:
-            ends = np.cumsum([len(next(iter(f.values()))) for f in feeds])[:-1]
-            parts = [np.split(r, ends) for r in results]
+            joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+            ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])[:-1]
+            parts = [np.split(result, ends) for result in self.session.run(list(self.outputs), joined)]
         return [
             pb_utils.InferenceResponse(
                 [
