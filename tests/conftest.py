@@ -123,7 +123,8 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
 def wait_ready(server: RunningServer, model: str) -> None:
     """Raises ServerUnavailable unless ``model`` gets ready within a second."""
     if model == "superres":
-        Client(server.url("grpc"), wait=1).close()
+        for protocol in ("grpc", "http"):
+            Client(server.url(protocol), protocol=protocol, wait=1).close()
         return
     import tritonclient.grpc
 

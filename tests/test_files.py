@@ -11,6 +11,7 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 from PIL import Image as PILImage
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEGLSLossless
@@ -115,9 +116,9 @@ def test_dicom_sigmoid_window(tmp_path: Path) -> None:
 def test_dicom_voi_lut(tmp_path: Path) -> None:
     pixels = gradient(np.uint16) // 16
     table = Dataset()
-    table.LUTDescriptor = [4096, 0, 16]
+    table.add_new("LUTDescriptor", "US", [4096, 0, 16])
     lut = (np.arange(4096.0) ** 2 / 4095**2 * 65535).astype(np.uint16)
-    table.LUTData = lut.tolist()
+    table.add_new("LUTData", "OW", lut.tobytes())
     path = write_dicom(tmp_path / "a.dcm", pixels, VOILUTSequence=[table])
     np.testing.assert_allclose(read_image(path).image, lut[pixels] / 65535, atol=1e-5)
 
@@ -168,13 +169,12 @@ def test_compressed_dicom_without_a_decoder_names_it(tmp_path: Path) -> None:
         read_image(path)
 
 
-@pytest.mark.parametrize(("dtype", "mode"), [(np.uint8, "L"), (np.uint16, "I;16")])
-def test_tiff_that_stores_white_as_zero(tmp_path: Path, dtype: type, mode: str) -> None:
-    pixels = gradient(dtype)
-    picture = PILImage.fromarray(pixels)
-    assert picture.mode == mode
-    picture.save(tmp_path / "a.tif", tiffinfo={262: 0})
-    np.testing.assert_allclose(read_image(tmp_path / "a.tif").image, 1 - pixels / np.iinfo(dtype).max, atol=1e-6)
+def test_16_bit_tiff_that_stores_white_as_zero(tmp_path: Path) -> None:
+    pixels = gradient(np.uint16)
+    PILImage.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={PHOTOMETRIC_INTERPRETATION: 0})
+    source = read_image(tmp_path / "a.tif")
+    np.testing.assert_allclose(source.image, 1 - pixels / 65535, atol=1e-6)
+    assert source.notes == ("inverted: the TIFF stores white as 0",)
 
 
 @pytest.mark.parametrize("data", [b"v/1\x01" + b"\0" * 60, b"P5\n999999 999999\n255\n", b"BM" + b"\x7f" * 60])

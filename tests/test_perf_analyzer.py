@@ -33,7 +33,7 @@ def test_measures_a_model(server: RunningServer, model: str, inputs: list[str]) 
         server.url("grpc"),
         *inputs,
     ]
-    options = ["--measurement-mode", "count_windows", "--measurement-request-count", "5", "-r", "1", "-s", "99"]
+    options = ["--measurement-mode", "count_windows", "--measurement-request-count", "5", "-r", "5", "-s", "999"]
     result = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
     assert "infer/sec" in result.stdout, result.stdout + result.stderr
 

@@ -96,7 +96,7 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[0] == pytest.approx(1 / 50)
     assert max(rates) == pytest.approx(1, abs=1e-3)
     assert rates[-1] == pytest.approx(0, abs=1e-6)
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[50:]))
 
 
 @pytest.mark.parametrize("main", [vae.main, unet.main])
