@@ -33,6 +33,8 @@ def session_options(parameters: dict[str, Any]) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = number("intra_op_thread_count")
     options.inter_op_num_threads = number("inter_op_thread_count")
+    # threads that spin between calls take the cores from Triton and from the caller, which prepares the next call
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if number("execution_mode") == 1:
         options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
     return options
