@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from dataclasses import MISSING, Field, asdict, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,14 +26,31 @@ def _add(parser: argparse.ArgumentParser, f: Field[Any]) -> None:
         parser.add_argument(flag, type=kind, default=f.default, help=f.metadata["help"] + " (default: %(default)s)")
 
 
-def from_command_line(config: type[C], description: str, epilog: str, argv: list[str] | None = None) -> C:
-    """Parse ``argv`` into an instance of the dataclass ``config``."""
+def from_command_line(config: type[C], doc: str, argv: list[str] | None = None) -> C:
+    """Parse ``argv`` into an instance of the dataclass ``config``; ``doc`` is a summary, and then examples."""
+    summary, _, examples = doc.partition("\n")
     parser = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=summary,
+        epilog="examples:\n  " + "\n  ".join(examples.split("\n")).strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for f in fields(config):  # type: ignore[arg-type]
         _add(parser, f)
     return config(**vars(parser.parse_args(argv)))
+
+
+def run_command(config: type[C], run: Callable[[C], None], doc: str, argv: list[str] | None) -> int:
+    """A command: parse, run, and say in one line what was wrong; returns the exit status."""
+    parsed = from_command_line(config, doc, argv)
+    try:
+        run(parsed)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
 
 
 def settings(config: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Measure bicubic, the autoencoder alone and the whole system on held-out patients: PSNR, SSIM, LPIPS.
 
-python -m train.evaluate --data ../shared/data/nih/hr256 --limit 64
-python -m train.evaluate --data ../shared/data/iu/hr256 --split all --limit 64
+python -m train.evaluate --data data/nih/hr256 --limit 64
+python -m train.evaluate --data data/iu/hr256 --split all --limit 64
 """
 
 from __future__ import annotations

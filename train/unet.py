@@ -1,6 +1,6 @@
 """Train the denoising U-Net on cached latents: ε-prediction, mean squared error (Ho et al. 2020, eq. 14).
 
-python -m train.unet --data ../shared/data/nih --weights weights/paper
+python -m train.unet --data data/nih --weights weights/paper
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.unet import UNet
 from pipeline.vae import Encoder, load_vae
 from pipeline.weights import save_unet
 from train import checkpoint
-from train.config import from_command_line, option, settings, settings_key
+from train.config import option, run_command, settings, settings_key
 from train.data import augment, list_images, network_pair, read_gray, split_by_patient
 from train.schedule import learning_rate
 
@@ -163,15 +163,7 @@ def train(config: UNetTraining) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    config = from_command_line(
-        UNetTraining, "Train the denoising U-Net.", "example:\n  " + (__doc__ or "").splitlines()[-1], argv
-    )
-    try:
-        train(config)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(UNetTraining, train, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

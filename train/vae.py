@@ -1,6 +1,6 @@
 """Train the small autoencoder: L1 + LPIPS + KL on random crops.
 
-python -m train.vae --data ../shared/data/nih --out weights/paper
+python -m train.vae --data data/nih --out weights/paper
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.spec import PAPER
 from pipeline.vae import make_vae, set_latent_scale
 from pipeline.weights import save_vae
 from train import checkpoint
-from train.config import from_command_line, option, settings, settings_key
+from train.config import option, run_command, settings, settings_key
 from train.data import augment, list_images, read_gray, split_by_patient
 from train.lpips import LPIPS
 from train.schedule import learning_rate
@@ -145,15 +145,7 @@ def train(config: VAETraining) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    config = from_command_line(
-        VAETraining, "Train the small autoencoder.", "example:\n  " + (__doc__ or "").splitlines()[-1], argv
-    )
-    try:
-        train(config)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(VAETraining, train, __doc__ or "", argv)
 
 
 if __name__ == "__main__":
