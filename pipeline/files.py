@@ -24,7 +24,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 PNG_OR_JPEG = (b"\x89PNG", b"\xff\xd8\xff")
 TIFF = (b"II*\0", b"MM\0*")
 
-cv2.setLogLevel(0)  # a file it cannot decode is reported by us, in one line
+# a file that OpenCV cannot decode is reported by us, in one line; the function has moved in OpenCV's newer releases
+(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
 
 
 class FileError(Exception):
