@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ PNG_OR_JPEG = (b"\x89PNG", b"\xff\xd8\xff")
 TIFF = (b"II*\0", b"MM\0*")
 
 # a file that OpenCV cannot decode is reported by us, in one line; the function has moved in OpenCV's newer releases
-(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
+attrgetter("setLogLevel" if hasattr(cv2, "setLogLevel") else "utils.logging.setLogLevel")(cv2)(0)
 
 
 class FileError(Exception):
