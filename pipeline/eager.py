@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline.images import Image
-from pipeline.sampler import ETA, image_noise, sample
-from pipeline.schedule import make_schedule
+from pipeline.sampler import image_noise
 from pipeline.spec import Preset, SamplerName, Start
-from pipeline.superres import network_input, network_output
+from pipeline.superres import network_input, network_output, sample_with_defaults
 from pipeline.unet import UNet
 from pipeline.vae import Decoder, Encoder, load_vae
 from pipeline.weights import load_unet
@@ -40,7 +39,6 @@ class Eager:
         start: Start | None = None,
     ) -> list[Image]:
         """As ``pipeline.superres.upscale``; the same seeds give the same noise."""
-        diffusion = self.preset.diffusion
         z_lr = self.encoder(torch.from_numpy(network_input(images, self.preset)).to(self.device))
         draw = image_noise(seeds, tuple(z_lr.shape[1:]))
 
@@ -48,15 +46,10 @@ class Eager:
             eps: Tensor = self.unet(torch.cat([z_t, z_lr], dim=1), z_t.new_full((len(z_t), 1), t))
             return eps
 
-        z_0 = sample(
-            denoise,
-            z_lr,
-            make_schedule(diffusion),
-            lambda: torch.from_numpy(draw()).to(self.device),
-            steps=diffusion.steps if steps is None else steps,
-            eta=ETA[sampler or diffusion.sampler],
-            start=start or diffusion.start,
-        )
+        def noise() -> Tensor:
+            return torch.from_numpy(draw()).to(self.device)
+
+        z_0 = sample_with_defaults(denoise, z_lr, noise, self.preset.diffusion, steps, sampler, start)
         return network_output(self.decoder(z_0).cpu().numpy(), images)
 
 

@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 from pipeline.superres import Networks
 
 
-def open_session(path: Path, threads: int = 0) -> ort.InferenceSession:
-    """A CPU session on one ONNX file; ``threads`` 0 takes every core."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+def open_session(path: Path) -> ort.InferenceSession:
+    """A CPU session on one ONNX file, with onnxruntime's own choice of threads."""
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
 def run(session: ort.InferenceSession, **inputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -24,11 +22,10 @@ def run(session: ort.InferenceSession, **inputs: NDArray[np.float32]) -> NDArray
     return output
 
 
-def onnx_networks(repository: Path, threads: int = 0) -> Networks:
+def onnx_networks(repository: Path) -> Networks:
     """Encoder, denoiser and decoder of ``repository``."""
     encoder, unet, decoder = (
-        open_session(repository / name / "1" / "model.onnx", threads)
-        for name in ("vae_encoder", "unet_onnx", "vae_decoder")
+        open_session(repository / name / "1" / "model.onnx") for name in ("vae_encoder", "unet_onnx", "vae_decoder")
     )
     return Networks(
         encode=lambda image: run(encoder, image=image),

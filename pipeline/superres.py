@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from pipeline.images import Image, from_network, pad_to_multiple, to_network, upsample
 from pipeline.sampler import ETA, image_noise, sample
 from pipeline.schedule import make_schedule
-from pipeline.spec import SCALE, Preset, SamplerName, Start
+from pipeline.spec import SCALE, DiffusionSpec, Preset, SamplerName, Start
 
 Array = NDArray[np.float32]
+Z = TypeVar("Z", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,27 @@ def network_output(decoded: Array, images: Sequence[Image]) -> list[Image]:
     """The decoder's output ⇒ upscaled images in [0, 1], without the padding of ``network_input``."""
     height, width = (side * SCALE for side in images[0].shape)
     return [from_network(image[:, :height, :width]) for image in decoded]
+
+
+def sample_with_defaults(
+    denoise: Callable[[Z, Z, int], Z],
+    z_lr: Z,
+    noise: Callable[[], Z],
+    diffusion: DiffusionSpec,
+    steps: int | None,
+    sampler: SamplerName | None,
+    start: Start | None,
+) -> Z:
+    """``pipeline.sampler.sample`` with the preset's choice for what is None, on arrays and tensors alike."""
+    return sample(
+        denoise,
+        z_lr,
+        make_schedule(diffusion),
+        noise,
+        steps=diffusion.steps if steps is None else steps,
+        eta=ETA[sampler or diffusion.sampler],
+        start=start or diffusion.start,
+    )
 
 
 def upscale(
@@ -70,7 +93,6 @@ def upscale(
     Raises:
         ValueError: ``steps`` is out of range.
     """
-    diffusion = preset.diffusion
     z_lr = networks.encode(network_input(images, preset))
     x = np.concatenate([z_lr, z_lr], axis=1)
     t = np.empty((len(images), 1), np.float32)
@@ -80,13 +102,6 @@ def upscale(
         t[:] = time
         return networks.denoise(x, t)
 
-    z_0 = sample(
-        denoise,
-        z_lr,
-        make_schedule(diffusion),
-        image_noise(seeds, z_lr.shape[1:]),
-        steps=diffusion.steps if steps is None else steps,
-        eta=ETA[sampler or diffusion.sampler],
-        start=start or diffusion.start,
-    )
+    draw = image_noise(seeds, z_lr.shape[1:])
+    z_0 = sample_with_defaults(denoise, z_lr, draw, preset.diffusion, steps, sampler, start)
     return network_output(networks.decode(z_0), images)
