@@ -70,12 +70,17 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class AugmentationSpec:
-    """The paper's augmentation, LR and HR in step: ``share`` of the samples, then each with its probability."""
+    """The paper's augmentation, LR and HR in step: ``share`` of the samples, each operation with its probability.
+
+    Every augmented sample is turned by one of ``rotations``. The paper does not say how small a random resized crop
+    may be: the crop's side is uniform in ``smallest_crop`` … 1 times the image's.
+    """
 
     share: float = 0.70
     horizontal_flip: float = 0.50
     rotations: tuple[int, ...] = (90, 180, 270)
     random_resized_crop: float = 0.80
+    smallest_crop: float = 0.80
     cutout: float = 0.30
     cutout_side: float = 0.20
 
@@ -170,6 +175,8 @@ PAPER = Preset(
         Reported("iu", "TensorRT", lpips=0.1290, psnr=27.01, ssim=0.8280, seconds=1.70),
     ),
 )
+
+PRESETS = {preset.name: preset for preset in (PAPER,)}
 
 
 def network_models(preset: Preset) -> tuple[Model, Model, Model]:

@@ -1,44 +1,78 @@
-"""The training loops on tiny data: they learn, resume where they stopped, and write what export reads."""
+"""The trainings on tiny data: they learn, resume where they were killed, share a batch, and write what export reads."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from client.demo import free_ports
+from pipeline.images import downscale
+from pipeline.serve import ROOT
 from pipeline.spec import PAPER
 from pipeline.vae import load_vae
 from pipeline.weights import load_unet
-from train import checkpoint, unet, vae
+from train import loop, unet, vae
+from train.losses import AdversaryLoss, Discriminator
 from train.schedule import learning_rate
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty smooth images of ten patients."""
+    """Twenty smooth pairs of ten patients."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    (folder / "hr256").mkdir()
-    for patient in range(10):
-        for follow_up in range(2):
-            small = rng.integers(0, 256, (8, 8), dtype=np.uint8)
-            image = cv2.resize(small, (256, 256), interpolation=cv2.INTER_CUBIC)
-            cv2.imwrite(str(folder / "hr256" / f"{patient:08}_{follow_up:03}.png"), image)
+    for name in ("HR_256", "LR_64"):
+        (folder / name).mkdir()
+    for patient, follow_up in itertools.product(range(10), range(2)):
+        hr = cv2.resize(rng.integers(0, 256, (8, 8), dtype=np.uint8), (256, 256), interpolation=cv2.INTER_CUBIC)
+        name = f"{patient:08}_{follow_up:03}.png"
+        cv2.imwrite(str(folder / "HR_256" / name), hr)
+        cv2.imwrite(str(folder / "LR_64" / name), downscale(hr))
     return folder
+
+
+def vae_config(data: Path, folder: Path, **changes: Any) -> vae.VAETraining:
+    config = vae.VAETraining(
+        data=data, out=folder, run=folder / "vae", steps=2, batch=1, crop=64, precision="fp32", device="cpu"
+    )
+    return replace(config, **changes)
 
 
 @pytest.fixture(scope="module")
 def weights(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
-    config = vae.VAETraining(data=data, out=folder, run=folder / "run", steps=2, batch=1, bf16=False)
-    vae.train(config)
+    vae.train_vae(vae_config(data, folder))
     return folder
+
+
+def unet_config(data: Path, weights: Path, out: Path, **changes: Any) -> unet.UNetTraining:
+    config = unet.UNetTraining(
+        data=data, weights=weights, out=out, run=out / "run", steps=6, validate_every=2, batch=4, passes=1, ema=0.5,
+        precision="fp32", device="cpu",
+    )  # fmt: skip
+    return replace(config, **changes)
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_unet(folder, PAPER).state_dict()
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_vae_training_writes_a_loadable_autoencoder_with_its_scale(weights: Path) -> None:
@@ -49,50 +83,159 @@ def test_vae_training_writes_a_loadable_autoencoder_with_its_scale(weights: Path
     assert metadata["config"]["steps"] == 2
 
 
-def unet_config(data: Path, weights: Path, tmp_path: Path, steps: int) -> unet.UNetTraining:
-    return unet.UNetTraining(
-        data=data, weights=weights, run=tmp_path / "run", steps=steps, batch=4, passes=1, bf16=False, ema=0.5
+def test_a_pretrained_autoencoder_is_taken_as_it_is(data: Path, weights: Path, tmp_path: Path) -> None:
+    vae.train_vae(vae_config(data, tmp_path, vae=str(weights / "vae"), steps=0))
+    ours, given = (load_vae(folder / "vae", PAPER.vae).state_dict() for folder in (tmp_path, weights))
+    assert_equal(ours, given)
+
+
+def test_an_adversary_learns_along_and_is_resumed(data: Path, tmp_path: Path) -> None:
+    config = vae_config(data, tmp_path, adversarial=0.1)
+    vae.train_vae(config)
+    state = torch.load(config.run / "checkpoint.pt", weights_only=True)
+    untouched = AdversaryLoss(Discriminator(3)).state_dict()
+    assert state["adversary"].keys() == untouched.keys()
+    assert state["optimisers"]["adversary"]["state"][0]["step"] == 2
+    vae.train_vae(replace(config, resume=True))
+
+
+def test_unet_training_learns_and_writes_weights_logs_and_pictures(data: Path, weights: Path, tmp_path: Path) -> None:
+    unet.train_unet(unet_config(data, weights, tmp_path, steps=40, validate_every=20))
+    state_of(tmp_path)
+    metadata = json.loads((tmp_path / "unet.json").read_text())
+    assert metadata["validation_loss"] < 0.8, "a network that predicts nothing has 1"
+    assert (tmp_path / "vae" / "config.json").exists(), "the two networks belong together"
+    assert [path.name for path in sorted((tmp_path / "run" / "samples").iterdir())] == ["000020.png", "000040.png"]
+    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("loss", ["eps-lpips", "eps-image"])
+def test_other_losses_train(data: Path, weights: Path, tmp_path: Path, loss: str) -> None:
+    unet.train_unet(unet_config(data, weights, tmp_path, steps=2, loss=loss))
+    assert json.loads((tmp_path / "unet.json").read_text())["config"]["loss"] == loss
+
+
+def test_the_best_validated_weights_are_saved(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.5, 0.2, 0.9])
+    monkeypatch.setattr(unet, "validation_loss", lambda *_: next(values))
+    unet.train_unet(unet_config(data, weights, tmp_path, steps=6))
+    assert json.loads((tmp_path / "unet.json").read_text())["best_step"] == 4
+
+
+def command(config: unet.UNetTraining, *extra: str) -> list[str]:
+    return [
+        "-m", "train.unet", f"--data={config.data}", f"--weights={config.weights}", f"--out={config.out}",
+        f"--run={config.run}", f"--steps={config.steps}", f"--validate-every={config.validate_every}",
+        f"--batch={config.batch}", "--passes=1", f"--ema={config.ema}", "--precision=fp32", "--device=cpu", *extra,
+    ]  # fmt: skip
+
+
+def test_a_killed_training_continues_to_the_same_bits(data: Path, weights: Path, tmp_path: Path) -> None:
+    straight = unet_config(data, weights, tmp_path / "straight", steps=8)
+    unet.train_unet(straight)
+    killed = replace(straight, out=tmp_path / "killed", run=tmp_path / "killed" / "run")
+    process = subprocess.Popen(
+        [sys.executable, *command(killed)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (killed.run / "checkpoint.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with pytest.raises(ValueError, match=r"holds a run: continue it by --resume, or give another --run"):
+        unet.train_unet(killed)
+    unet.train_unet(replace(killed, resume=True))
+    assert_equal(state_of(straight.out), state_of(killed.out))
+
+
+def test_two_processes_train_as_one(data: Path, weights: Path, tmp_path: Path) -> None:
+    alone = unet_config(data, weights, tmp_path / "alone", steps=3)
+    unet.train_unet(alone)
+    shared = replace(alone, out=tmp_path / "shared", run=tmp_path / "shared" / "run")
+    # what `accelerate launch` and `torchrun` tell each process
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command(shared)],
+            cwd=ROOT,
+            env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    output = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)[-3000:]
+    assert "on 2 x cpu" in output[0]
+    one, two = state_of(alone.out), state_of(shared.out)
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-3)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(data: Path, weights: Path, tmp_path: Path) -> None:
+    whole = unet_config(data, weights, tmp_path / "whole", steps=2)
+    parts = unet_config(data, weights, tmp_path / "parts", steps=2, accumulate=4)
+    for config in (whole, parts):
+        unet.train_unet(config)
+    one, other = state_of(whole.out), state_of(parts.out)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-3)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
+    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOG_STEPS", 1)
+    rates = learning_rate
+
+    def explode(step: int, *args: Any) -> float:
+        return float("nan") if step == 3 else rates(step, *args)
+
+    monkeypatch.setattr(loop, "learning_rate", explode)
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 5; the last checkpoint, '.*', is kept"):
+        unet.train_unet(unet_config(data, weights, tmp_path, validate_every=3))
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 6, "accumulate": 4}, r"--batch 6 cannot be divided among 1 process\(es\) times --accumulate 4"),
+        ({"device": "cuda"}, r"--device cuda: PyTorch finds no GPU here"),
+        ({"precision": "fp16"}, r"--precision fp16 needs a GPU; on the CPU allowed are bf16 and fp32"),
+        ({"split": "70/30"}, r"the split '70/30' is not three percentages such as 70/20/10"),
+        ({"split": "98/1/1"}, r"10 patients are too few to give val a share of 0\.01"),
+        ({"steps": 0}, r"--steps and --validate-every must be at least 1"),
+    ],
+)
+def test_impossible_settings(data: Path, weights: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the messages are those of a machine with no GPU")
+    with pytest.raises(ValueError, match=message):
+        unet.train_unet(unet_config(data, weights, tmp_path, **changes))
+
+
+def test_a_full_gpu_is_one_line_of_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(unet, "train_unet", full)
+    assert unet.main(["--data", str(tmp_path), "--batch", "512"]) == 1
+    assert capsys.readouterr().err == (
+        "error: the GPU's memory is full: lower --batch (now 512), or raise --accumulate (now 1), "
+        "which computes the same batch in more parts\n"
     )
 
 
-def test_unet_training_learns_and_writes_weights(data: Path, weights: Path, tmp_path: Path) -> None:
-    unet.train(unet_config(data, weights, tmp_path, 40))
-    load_unet(weights, PAPER)
-    metadata = json.loads((weights / "unet.json").read_text())
-    assert metadata["validation_loss"] < 0.8, "a network that predicts nothing has 1"
-
-
-def test_an_interrupted_training_continues_to_the_same_weights(
-    data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    straight = unet_config(data, weights, tmp_path, 6)
-    unet.train(straight)
-    expected = load_unet(weights, PAPER).state_dict()
-
-    class Killed(BaseException):
-        pass
-
-    broken = replace(straight, run=tmp_path / "broken")
-    save, saved = checkpoint.save, []
-
-    def save_then_die(path: Path, key: str, state: dict[str, object]) -> None:
-        save(path, key, state)
-        saved.append(path)
-        if path.name == "checkpoint.pt" and len(saved) < 4:
-            raise Killed
-
-    monkeypatch.setattr(checkpoint, "save", save_then_die)
-    monkeypatch.setattr(unet, "CHECKPOINT_STEPS", 3)
-    with pytest.raises(Killed):
-        unet.train(broken)
-    monkeypatch.setattr(checkpoint, "save", save)
-    unet.train(broken)
-    for name, value in load_unet(weights, PAPER).state_dict().items():
-        assert torch.equal(value, expected[name]), name
-
-
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    rates = [learning_rate(step, 1000, 1.0) for step in range(1001)]
+    rates = [learning_rate(step, 1000, 1.0, 50) for step in range(1001)]
     assert rates[0] == pytest.approx(1 / 50)
     assert max(rates) == pytest.approx(1, abs=1e-3)
     assert rates[-1] == pytest.approx(0, abs=1e-6)
@@ -101,8 +244,9 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 @pytest.mark.parametrize("main", [vae.main, unet.main])
 def test_missing_data_is_one_line(
-    main: object, tmp_path: Path, capsys: pytest.CaptureFixture[str], weights: Path
+    main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    where = ["--weights", str(weights)] if main is unet.main else []
-    assert main(["--data", str(tmp_path), "--run", str(tmp_path / "r"), *where]) == 1  # type: ignore[operator]
-    assert capsys.readouterr().err == f"error: no PNG files in '{tmp_path / 'hr256'}'\n"
+    assert main(["--data", str(tmp_path), "--run", str(tmp_path / "r"), "--device=cpu", "--precision=fp32"]) == 1
+    assert capsys.readouterr().err == (
+        f"error: '{tmp_path}' has no HR_256/ and LR_64/: make them with  python -m train.pairs IMAGES {tmp_path}\n"
+    )

@@ -10,12 +10,14 @@ from torch import nn
 
 from train import checkpoint
 
+KEY = {"seed": 0}
+
 
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "new" / "checkpoint.pt"
-    assert checkpoint.load(path, "key") is None
-    checkpoint.save(path, "key", {"step": 3, "w": torch.arange(4)})
-    state = checkpoint.load(path, "key")
+    assert checkpoint.load(path, KEY) is None
+    checkpoint.save(path, KEY, {"step": 3, "w": torch.arange(4)})
+    state = checkpoint.load(path, KEY)
     assert state is not None
     assert state["step"] == 3
     assert torch.equal(state["w"], torch.arange(4))
@@ -23,21 +25,30 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_a_failed_save_keeps_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoint.pt"
-    checkpoint.save(path, "key", {"step": 1})
+    checkpoint.save(path, KEY, {"step": 1})
 
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(path, "key", {"step": 2})
-    assert checkpoint.load(path, "key") == {"step": 1, "key": "key"}
+    with pytest.raises(
+        OSError, match=r"cannot write '.*checkpoint\.pt': .*No space left on device; the one before is kept"
+    ):
+        checkpoint.save(path, KEY, {"step": 2})
+    assert list(tmp_path.iterdir()) == [path]
+    assert checkpoint.load(path, KEY) == {"step": 1, "key": KEY}
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "c.pt", "seed=1", {})
-    with pytest.raises(ValueError, match=r"is of another run \(seed=1, not seed=2\): remove it or give another --run"):
-        checkpoint.load(tmp_path / "c.pt", "seed=2")
+    checkpoint.save(tmp_path / "c.pt", {"seed": 1, "batch": 4}, {})
+    with pytest.raises(ValueError, match=r"is of another run \(seed 1, not 2\): give another --run, or remove it"):
+        checkpoint.load(tmp_path / "c.pt", {"seed": 2, "batch": 4})
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "c.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"'.*c\.pt' is no checkpoint: remove it or give another --run"):
+        checkpoint.load(tmp_path / "c.pt", KEY)
 
 
 def test_digest_tells_weights_apart() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,6 +14,9 @@ from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
 
+Key = dict[str, Any]
+"""What a run's result depends on: a checkpoint of another key is of another run."""
+
 
 def state_digest(module: nn.Module) -> str:
     """A short hash of a module's weights."""
@@ -20,6 +24,11 @@ def state_digest(module: nn.Module) -> str:
     for value in module.state_dict().values():
         digest.update(value.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def names_digest(paths: Iterable[Path]) -> str:
+    """A short hash of file names."""
+    return hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()[:12]
 
 
 class EMA(Generic[M]):
@@ -35,26 +44,41 @@ class EMA(Generic[M]):
         torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
 
 
-def save(path: Path, key: str, state: dict[str, Any]) -> None:
-    """Write ``state`` under ``key`` so that ``path`` is always either the old or the new checkpoint, whole."""
+def save(path: Path, key: Key, state: dict[str, Any]) -> None:
+    """Write ``state`` under ``key`` so that ``path`` is always either the old or the new checkpoint, whole.
+
+    Raises:
+        OSError: it cannot be written; an older one is untouched.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        torch.save({**state, "key": key}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            torch.save({**state, "key": key}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        partial.unlink(missing_ok=True)
+        kept = "; the one before is kept" if path.exists() else ""
+        raise OSError(f"cannot write '{path}': {str(error).splitlines()[0]}{kept}") from error
 
 
-def load(path: Path, key: str) -> dict[str, Any] | None:
+def load(path: Path, key: Key) -> dict[str, Any] | None:
     """The checkpoint at ``path``, or None where there is none.
 
     Raises:
-        ValueError: it was saved under another key, by a run with other settings or inputs.
+        ValueError: it is unreadable, or of a run with other settings or inputs.
     """
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if state["key"] != key:
-        raise ValueError(f"'{path}' is of another run ({state['key']}, not {key}): remove it or give another --run")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        saved: Key = state["key"]
+    except Exception as error:  # torch raises whatever its zip and pickle readers do
+        raise ValueError(f"'{path}' is no checkpoint: remove it or give another --run") from error
+    if saved != key:
+        differing = [name for name in {**saved, **key} if saved.get(name) != key.get(name)]
+        differences = ", ".join(f"{name} {saved.get(name)}, not {key.get(name)}" for name in differing)
+        raise ValueError(f"'{path}' is of another run ({differences}): give another --run, or remove it")
     return state

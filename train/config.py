@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from dataclasses import MISSING, Field, asdict, field, fields
+from collections.abc import Callable, Iterable
+from dataclasses import Field, asdict, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 C = TypeVar("C")
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with a help text."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, choices: Iterable[str] | None = None, decides: bool = True) -> Any:
+    """A dataclass field with a help text.
+
+    ``decides`` is False for what does not change a run's result: such a field is no part of ``settings``. Folders are
+    none either.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "decides": decides})
 
 
 def _add(parser: argparse.ArgumentParser, f: Field[Any]) -> None:
     flag = "--" + f.name.replace("_", "-")
+    help = f.metadata["help"]
     if isinstance(f.default, bool):
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=f.default, help=f.metadata["help"])
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=f.default, help=help)
     else:
-        kind = type(f.default) if f.default is not MISSING else Path
-        parser.add_argument(flag, type=kind, default=f.default, help=f.metadata["help"] + " (default: %(default)s)")
+        kind = Path if f.default is None else type(f.default)
+        default = "" if f.default in (None, "") else " (default: %(default)s)"
+        choices = f.metadata["choices"] and tuple(f.metadata["choices"])
+        parser.add_argument(flag, type=kind, default=f.default, help=help + default, choices=choices)
 
 
 def from_command_line(config: type[C], doc: str, argv: list[str] | None = None) -> C:
@@ -44,20 +53,25 @@ def run_command(config: type[C], run: Callable[[C], None], doc: str, argv: list[
     parsed = from_command_line(config, doc, argv)
     try:
         run(parsed)
-    except (ValueError, OSError) as error:
+    except torch.OutOfMemoryError:
+        print(
+            f"error: the GPU's memory is full: lower --batch (now {getattr(parsed, 'batch', '?')}), or raise "
+            f"--accumulate (now {getattr(parsed, 'accumulate', '?')}), which computes the same batch in more parts",
+            file=sys.stderr,
+        )
+        return 1
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command with --resume continues from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """The fields that decide the result of a run: all but the folders."""
-    return {name: value for name, value in asdict(config).items() if not isinstance(value, Path)}
-
-
-def settings_key(config: Any) -> str:
-    """``settings`` in one line."""
-    return " ".join(f"{name}={value}" for name, value in settings(config).items())
+    """The fields that decide the result of a run."""
+    decisive = {f.name for f in fields(config) if f.metadata["decides"]}
+    return {
+        name: value for name, value in asdict(config).items() if name in decisive and not isinstance(value, Path | None)
+    }

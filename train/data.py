@@ -1,34 +1,91 @@
-"""The data: files, patient-wise split, images in memory."""
+"""The data: pairs on disk, whose patient each is, the patient-wise split, and the data set of tensors."""
 
 from __future__ import annotations
 
+import csv
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from pipeline.images import downscale, to_network, upsample
-from pipeline.spec import DataSpec
+from pipeline.images import to_network
+from pipeline.spec import SCALE, AugmentationSpec, DataSpec
+from train.augment import apply, draw
+from train.pairs import HR, LR
 
 SPLITS = ("train", "val", "test")
+PATIENT_IN_NAME = re.compile(r"(\d{8})_\d{3}\.|(?:CXR)?(\d+)_IM-")
+"""NIH ChestX-ray14's PATIENT_FOLLOWUP and Open-i's CXRPATIENT_IM-… (its CXR is often left away)."""
+
+Index = dict[str, str]
+"""Patient ids by file name."""
 
 
-def patient_of(path: Path) -> str:
-    """Patient id of an NIH file name, ``PATIENT_FOLLOWUP.png``."""
-    return path.stem.split("_")[0]
+def read_index(path: Path | None) -> Index:
+    """The columns ``file`` and ``patient`` of a CSV file; none for None.
+
+    Raises:
+        ValueError: the file lacks those columns.
+        OSError: it cannot be read.
+    """
+    if path is None:
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if missing := {"file", "patient"} - set(rows.fieldnames or ()):
+            raise ValueError(
+                f"'{path}' lacks the column {' and '.join(sorted(missing))}: it must have file and patient"
+            )
+        return {Path(row["file"]).name: row["patient"] for row in rows}
 
 
-def split_by_patient(paths: list[Path], data: DataSpec, seed: int = 0) -> dict[str, list[Path]]:
+def patient_of(path: Path, index: Index) -> str:
+    """The patient's id: from the index, or else from an NIH or Open-i file name.
+
+    Raises:
+        ValueError: neither tells.
+    """
+    if path.name in index:
+        return index[path.name]
+    if match := PATIENT_IN_NAME.match(path.name):
+        return match[1] or match[2]
+    raise ValueError(
+        f"the name '{path.name}' holds no patient id (NIH: 00000061_012.png, Open-i: CXR1000_IM-0003-1001.png): "
+        "give --index, a CSV file with the columns file and patient"
+    )
+
+
+def split_by_patient(
+    paths: Sequence[Path], shares: tuple[float, float, float], index: Index | None = None, seed: int = 0
+) -> dict[str, list[Path]]:
     """Divide files into train, val and test so that no patient is on two sides.
 
-    The patients' order depends on the seed and the patient ids alone.
+    Args:
+        paths: image files.
+        shares: of the patients, on each side; they sum to 1.
+        index: patient ids that the file names do not tell.
+        seed: with the patients' ids it decides their order, and nothing else does.
+
+    Raises:
+        ValueError: shares that are no shares, a side that gets no patient, a file whose patient is unknown.
     """
-    patients = sorted({patient_of(path) for path in paths})
+    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"the split {shares} must be three shares of the patients that sum to 1")
+    patient = {path: patient_of(path, index or {}) for path in paths}
+    patients = sorted(set(patient.values()))
     np.random.default_rng(seed).shuffle(patients)
-    ends = np.rint(np.cumsum(data.split) * len(patients)).astype(int)
-    sides = dict(zip(SPLITS, np.split(np.array(patients), ends[:-1]), strict=True))
-    return {side: sorted(p for p in paths if patient_of(p) in set(members)) for side, members in sides.items()}
+    ends = np.rint(np.cumsum(shares) * len(patients)).astype(int)
+    sides = dict(zip(SPLITS, map(set, np.split(np.array(patients), ends[:-1])), strict=True))
+    for side, share in zip(SPLITS, shares, strict=True):
+        if share and not sides[side]:
+            raise ValueError(f"{len(patients)} patients are too few to give {side} a share of {share:g}")
+    return {side: sorted(path for path in paths if patient[path] in members) for side, members in sides.items()}
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -43,31 +100,77 @@ def list_images(folder: Path) -> list[Path]:
     return paths
 
 
-def read_gray(path: Path) -> NDArray[np.uint8]:
-    """uint8 [H, W].
+def list_pairs(root: Path) -> list[Path]:
+    """The HR files of a folder that ``train.pairs`` wrote, sorted; each has its LR file.
 
     Raises:
-        ValueError: the file is not a readable image.
+        ValueError: it is no such folder, or an LR file is missing.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if not (root / HR).is_dir() or not (root / LR).is_dir():
+        raise ValueError(f"'{root}' has no {HR}/ and {LR}/: make them with  python -m train.pairs IMAGES {root}")
+    paths = list_images(root / HR)
+    low = {path.name for path in (root / LR).glob("*.png")}
+    if missing := [path.name for path in paths if path.name not in low]:
+        raise ValueError(f"{len(missing)} files of '{root / HR}' are not in {LR}/, the first is {missing[0]}")
+    return paths
+
+
+def read_gray(path: Path, size: int) -> NDArray[np.uint8]:
+    """uint8 [size, size].
+
+    Raises:
+        ValueError: the file is not a readable 8-bit gray image of that size.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise ValueError(f"'{path}' is not a readable image")
-    return image.astype(np.uint8)
+    if image.shape != (size, size) or image.dtype != np.uint8:
+        channels = 1 if image.ndim == 2 else image.shape[2]
+        raise ValueError(
+            f"'{path}' is {image.shape[1]}x{image.shape[0]}, {image.dtype}, {channels} channel(s), "
+            f"needed is {size}x{size}, uint8, 1: python -m train.pairs makes such files"
+        )
+    return image
 
 
-def augment(
-    image: NDArray[np.uint8], size: int, scale: tuple[float, float], rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """A random square crop, ``scale`` times the image's side, resized to ``size``² and flipped half of the time."""
-    side = round(image.shape[0] * rng.uniform(*scale))
-    top, left = rng.integers(0, np.array(image.shape) - side + 1)
-    crop = image[top : top + side, left : left + side]
-    if side != size:
-        crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
-    return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
+class PairDataset(Dataset[tuple[Tensor, Tensor]]):
+    """(LR [3, 64, 64], HR [3, 256, 256]), float32 in [-1, 1].
+
+    Item i is a function of the seed and i alone: image i mod N, augmented anew in every pass i div N.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        data: DataSpec,
+        augmentation: AugmentationSpec | None = None,
+        passes: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.paths, self.data, self.augmentation, self.passes, self.seed = paths, data, augmentation, passes, seed
+
+    def __len__(self) -> int:
+        return len(self.paths) * self.passes
+
+    def images(self, i: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """(LR, HR) of item i as 8-bit gray images.
+
+        Raises:
+            ValueError: a file is unreadable or not of the preset's format.
+        """
+        path = self.paths[i % len(self.paths)]
+        hr = read_gray(path, self.data.hr_size)
+        lr = read_gray(path.parent.parent / LR / path.name, self.data.lr_size)
+        if self.augmentation is None:
+            return lr, hr
+        chosen = draw(self.augmentation, self.data.lr_size, np.random.default_rng([self.seed, i]))
+        return apply(chosen, lr, 1), apply(chosen, hr, SCALE)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        lr, hr = (as_network(image, self.data.channels) for image in self.images(i))
+        return lr, hr
 
 
-def network_pair(hr: NDArray[np.uint8], channels: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """An 8-bit HR image ⇒ (HR, bicubically upsampled LR) as the encoder takes them, [C, H, W] in [-1, 1]."""
-    lr = downscale(hr).astype(np.float32) / 255
-    return to_network(hr.astype(np.float32) / 255, channels), to_network(upsample(lr), channels)
+def as_network(image: NDArray[np.uint8], channels: int) -> Tensor:
+    """uint8 [H, W] ⇒ float32 [channels, H, W] in [-1, 1]."""
+    return torch.from_numpy(to_network(image.astype(np.float32) / 255, channels))

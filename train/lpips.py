@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+LPIPSNet = Literal["alex", "vgg"]
+
 ARRAY_TYPES = {
     ("numpy.core.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],
     ("numpy", "ndarray"): np.ndarray,
@@ -57,7 +59,7 @@ class LPIPS(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, net: Literal["alex", "vgg"] = "alex") -> None:
+    def __init__(self, net: LPIPSNet = "alex") -> None:
         super().__init__()
         self.net = net
         weights = read_weights({"alex": "alexnet", "vgg": "vgg16"}[net])
@@ -96,7 +98,9 @@ class LPIPS(nn.Module):
         return [m / (m.square().sum(1, keepdim=True).add(1e-20).sqrt() + 1e-10) for m in maps]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        distance = torch.zeros(len(x), device=x.device)
-        for i, (a, b) in enumerate(zip(self.features(x), self.features(y), strict=True)):
-            distance = distance + F.conv2d((a - b).square(), self.get_buffer(f"linear{i}")).mean(dim=(1, 2, 3))
-        return distance
+        # the difference of two nearly equal features has no digits left in half precision
+        with torch.autocast(x.device.type, enabled=False):
+            distance = torch.zeros(len(x), device=x.device)
+            for i, (a, b) in enumerate(zip(self.features(x.float()), self.features(y.float()), strict=True)):
+                distance = distance + F.conv2d((a - b).square(), self.get_buffer(f"linear{i}")).mean(dim=(1, 2, 3))
+            return distance

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 50) -> float:
+def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     """Linear warm-up, then a cosine to 0 at ``steps``."""
     if step < warmup:
         return peak * (step + 1) / warmup

@@ -1,169 +1,166 @@
-"""Train the denoising U-Net on cached latents: ε-prediction, mean squared error (Ho et al. 2020, eq. 14).
+"""Train the denoising U-Net on cached latents, by predicting ε.
 
 python -m train.unet --data data/nih --weights weights/paper
+python -m train.unet --data data/nih --resume
+python -m train.unet --data data/nih --loss eps-lpips --run runs/eps-lpips --out weights/eps-lpips
+accelerate launch --num_processes 4 -m train.unet --data data/nih --batch 256
 """
 
 from __future__ import annotations
 
 import datetime
+import shutil
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image as Picture
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
+from pipeline.eager import Eager
+from pipeline.pictures import comparison
 from pipeline.schedule import make_schedule
-from pipeline.spec import PAPER
+from pipeline.spec import Preset
 from pipeline.unet import UNet
-from pipeline.vae import Encoder, load_vae
-from pipeline.weights import save_unet
+from pipeline.vae import Decoder, Encoder, load_vae
+from pipeline.weights import load_unet, save_unet
 from train import checkpoint
-from train.config import option, run_command, settings, settings_key
-from train.data import augment, list_images, network_pair, read_gray, split_by_patient
-from train.schedule import learning_rate
+from train.config import option, run_command, settings
+from train.data import PairDataset, as_network
+from train.latents import cached_latents
+from train.loop import Task, Training, describe_split, make_accelerator, preset_of, split_files, train
+from train.losses import DiffusionLoss, EpsLoss
+from train.lpips import LPIPS
 
-CHECKPOINT_STEPS = 500
+CROP = 16
+"""Side, in latent pixels, of what "eps-image" decodes: whole images would cost four times as much."""
+
+SAMPLE_STEPS = 20
 
 
 @dataclass(frozen=True)
-class UNetTraining:
-    data: Path = option(Path("data/nih"), "folder with hr256/ and, for sharper crops, src512/")
-    weights: Path = option(Path("weights/paper"), "folder with the autoencoder, vae/; the U-Net goes there too")
-    run: Path = option(Path("runs/unet"), "where latents and checkpoint lie; an unfinished run there is continued")
-    steps: int = option(5000, "optimiser steps")
-    batch: int = option(64, "latents a step")
-    rate: float = option(1e-3, "peak learning rate of AdamW; 50 steps of warm-up, then cosine to 0")
-    passes: int = option(
-        3, "how often each training image is encoded: once as it is, then flipped and cropped at random"
-    )
-    ema: float = option(0.999, "decay of the averaged weights, which are what is saved")
-    seed: int = option(0, "seeds the initial weights, the augmentation and the noise")
-    bf16: bool = option(True, "mixed precision")
+class UNetTraining(Training):
+    run: Path = option(Path("runs/unet"), "folder of the latents, checkpoint, logs and pictures")
+    weights: Path = option(Path("weights/paper"), "folder with the autoencoder, vae/")
+    unet: Path | None = option(None, "weights folder with a U-Net to start from, such as a finished --out")
+    loss: EpsLoss = option("eps-mse", "eps-lpips is the paper's wording", choices=("eps-mse", "eps-lpips", "eps-image"))
+    image_weight: float = option(0.05, "eps-image: weight of L1 + LPIPS of the decoded image beside the error of ε")
+    image_share: int = option(8, "eps-image: one of so many samples is decoded")
+    steps: int = option(6000, "optimiser steps")
+    batch: int = option(64, "samples a step, over all processes")
+    rate: float = option(1e-3, "peak learning rate of AdamW; cosine to 0")
+    augment: bool = option(True, "encode images augmented as in the paper; if not, as they are")
+    passes: int = option(4, "how often each training image is augmented and encoded")
 
 
-@torch.inference_mode()
-def encode_images(encoder: Encoder, paths: list[Path], sharp: Path, passes: int, seed: int) -> Tensor:
-    """(HR latent, LR latent) of every image and pass, float32 [N·passes, 2, 4, 32, 32]."""
-    size, latents = PAPER.data.hr_size, []
-    for number in range(passes):
-        rng = np.random.default_rng([seed, number])
-        for path in tqdm(paths, desc=f"latents, pass {number + 1} of {passes}", mininterval=5, leave=False):
-            source = sharp / path.name
-            if number == 0:
-                hr = read_gray(path)
-            else:
-                image = read_gray(source if source.exists() else path)
-                hr = augment(image, size, (0.8, 1.0), rng)
-            latents.append(encoder(torch.from_numpy(np.stack(network_pair(hr, PAPER.data.channels)))))
-    return torch.stack(latents)
+def draw_samples(
+    config: UNetTraining, preset: Preset, latents: Tensor, images: PairDataset, step: int, share: slice
+) -> tuple[object, ...]:
+    """The arguments of ``DiffusionLoss`` for a step's samples that are in ``share``."""
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    chosen = torch.randint(len(latents), (config.batch,), generator=generator)[share]
+    t = torch.randint(preset.diffusion.T, (config.batch,), generator=generator)[share]
+    noise = torch.randn((config.batch, *latents.shape[2:]), generator=generator)[share]
+    pairs = latents[chosen].float()
+    if config.loss != "eps-image":
+        return pairs, t, noise
+    where = torch.randint(latents.shape[-1] - CROP + 1, (config.batch, 2), generator=generator)[share]
+    where = where[: max(1, len(chosen) // config.image_share)]
+    f, crops = preset.vae.factor, []
+    for i, (top, left) in zip(chosen[: len(where)].tolist(), where.tolist(), strict=True):
+        hr = images.images(i)[1][f * top : f * (top + CROP), f * left : f * (left + CROP)]
+        crops.append(as_network(np.ascontiguousarray(hr), preset.data.channels))
+    return pairs, t, noise, (torch.stack(crops), where)
 
 
-def cached_latents(config: UNetTraining, encoder: Encoder, digest: str) -> dict[str, Tensor]:
-    """The latents of the training and validation images, computed once for a run folder.
+@torch.no_grad()
+def validation_loss(unet: UNet, latents: Tensor, alpha_bar: Tensor, batch: int) -> float:
+    """Mean squared error of ε on all pairs with fixed noise and timesteps, whatever the training minimises."""
+    generator = torch.Generator().manual_seed(0)
+    loss, device, total = DiffusionLoss(unet, alpha_bar), next(unet.parameters()).device, 0.0
+    loss = loss.to(device)
+    for pairs in torch.split(latents.float(), batch):
+        t = torch.randint(len(alpha_bar), (len(pairs),), generator=generator)
+        noise = torch.randn(pairs[:, 0].shape, generator=generator)
+        total += float(loss(pairs.to(device), t.to(device), noise.to(device))["loss"]) * len(pairs)
+    return total / len(latents)
+
+
+def train_unet(config: UNetTraining) -> None:
+    """Train, and save the averaged weights that validated best.
 
     Raises:
-        ValueError: the folder holds those of another autoencoder, or of other settings.
+        ValueError, OSError, FloatingPointError: see ``train.loop.train``.
     """
-    path = config.run / "latents.pt"
-    key = f"passes={config.passes} seed={config.seed} vae={digest}"
-    if (cache := checkpoint.load(path, key)) is None:
-        split = split_by_patient(list_images(config.data / "hr256"), PAPER.data)
-        cache = {
-            side: encode_images(encoder, split[side], config.data / "src512", passes, config.seed)
-            for side, passes in (("train", config.passes), ("val", 1))
-        }
-        checkpoint.save(path, key, cache)
-    return cache
-
-
-def eps_loss(unet: UNet, pairs: Tensor, t: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """‖ε - ε_θ(√ᾱ_t·z_0 + √(1-ᾱ_t)·ε, z_lr, t)‖², mean over elements; ``pairs`` is [B, 2, 4, h, w]: z_0 and z_lr."""
-    z_0, z_lr = pairs[:, 0], pairs[:, 1]
-    a = alpha_bar[t][:, None, None, None]
-    z_t = a.sqrt() * z_0 + (1 - a).sqrt() * noise
-    return F.mse_loss(unet(torch.cat([z_t, z_lr], dim=1), t).float(), noise)
-
-
-@torch.inference_mode()
-def validation_loss(unet: UNet, pairs: Tensor, alpha_bar: Tensor, batch: int) -> float:
-    """The loss on all pairs with fixed noise and timesteps."""
-    generator = torch.Generator().manual_seed(0)
-    total = 0.0
-    for part in torch.split(pairs, batch):
-        t = torch.randint(len(alpha_bar), (len(part),), generator=generator)
-        noise = torch.randn(part[:, 0].shape, generator=generator)
-        total += eps_loss(unet, part, t, noise, alpha_bar).item() * len(part)
-    return total / len(pairs)
-
-
-def train(config: UNetTraining) -> None:
-    """Run the training to its end and save the averaged weights."""
-    vae = load_vae(config.weights / "vae", PAPER.vae)
-    digest = checkpoint.state_digest(vae)
-    latents = cached_latents(config, Encoder(vae), digest)
-    pairs, val = latents["train"], latents["val"]
+    if config.passes < 1 or config.image_share < 1:
+        raise ValueError("--passes and --image-share must be at least 1")
+    preset = preset_of(config)
+    accelerator = make_accelerator(config)
+    files = split_files(config)
+    vae = load_vae(config.weights / "vae", preset.vae).requires_grad_(False)
+    augmentation = preset.augmentation if config.augment else None
+    pairs = PairDataset(files["train"], preset.data, augmentation, config.passes if config.augment else 1, config.seed)
+    validation = PairDataset(files["val"], preset.data)
+    inputs = {"vae": checkpoint.state_digest(vae), "files": checkpoint.names_digest(files["train"])}
+    with accelerator.main_process_first():
+        latents = cached_latents(
+            config.run / "latents.pt",
+            {"passes": pairs.passes, "augment": config.augment, "seed": config.seed, "split": config.split, **inputs},
+            Encoder(vae),
+            {"train": pairs, "val": validation},
+            accelerator.device,
+        )
     torch.manual_seed(config.seed)
-    unet = UNet(PAPER.unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ema = checkpoint.EMA(unet, config.ema)
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=config.rate, weight_decay=1e-4)
-    alpha_bar = torch.from_numpy(make_schedule(PAPER.diffusion).alpha_bar).float()
-    tqdm.write(f"train: {len(pairs)} pairs of latents; validation: {len(val)}; parameters: {PAPER.unet.parameters:,}")
+    unet = load_unet(config.unet, preset).train() if config.unet else UNet(preset.unet)
+    if config.unet:
+        inputs["unet"] = checkpoint.state_digest(unet)
+    alpha_bar = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar).float()
+    lpips = None if config.loss == "eps-mse" else LPIPS("alex")
+    decoder = Decoder(vae) if config.loss == "eps-image" else None
+    lr, hr = validation.images(0)
 
-    path, start, seconds = config.run / "checkpoint.pt", 0, 0.0
-    key = f"{settings_key(config)} vae={digest}"
-    if (state := checkpoint.load(path, key)) is not None:
-        unet.load_state_dict(state["unet"])
-        ema.module.load_state_dict(state["ema"])
-        optimiser.load_state_dict(state["optimiser"])
-        start, seconds = state["step"], state["seconds"]
-        tqdm.write(f"continuing '{path}' at step {start}")
+    def picture(network: UNet) -> Picture:
+        device = next(network.parameters()).device
+        system = Eager(Encoder(vae), network, Decoder(vae.to(device)), preset, device)
+        low, high = ((image / 255).astype(np.float32) for image in (lr, hr))
+        return comparison(low, system.upscale([low], [0], steps=SAMPLE_STEPS, sampler="ddim")[0], high)
 
-    began = time.monotonic() - seconds
-    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="unet", mininterval=5)
-    for step in bar:
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        chosen = pairs[torch.randint(len(pairs), (config.batch,), generator=generator)]
-        t = torch.randint(PAPER.diffusion.T, (config.batch,), generator=generator)
-        noise = torch.randn(chosen[:, 0].shape, generator=generator)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, config.steps, config.rate)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-            loss = eps_loss(unet, chosen, t, noise, alpha_bar)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimiser.step()
-        ema.update(unet, step)
-        if step % 50 == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}")
-        if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == config.steps:
-            tqdm.write(
-                f"step {step + 1}: validation loss {validation_loss(ema.module, val, alpha_bar, config.batch):.4f}"
-            )
-            tensors = {"unet": unet.state_dict(), "ema": ema.module.state_dict(), "optimiser": optimiser.state_dict()}
-            checkpoint.save(path, key, {**tensors, "step": step + 1, "seconds": time.monotonic() - began})
-
-    metadata: dict[str, Any] = {
-        "preset": PAPER.name,
-        "data": f"NIH ChestX-ray14, {len(pairs)} latent pairs of the training patients, {config.passes} passes",
-        "parameters": PAPER.unet.parameters,
-        "validation_loss": validation_loss(ema.module, val, alpha_bar, config.batch),
+    task = Task(
+        name="unet",
+        loss=DiffusionLoss(unet, alpha_bar, config.loss, lpips, decoder, config.image_weight),
+        network="unet",
+        batch=lambda step, share: draw_samples(config, preset, latents["train"], pairs, step, share),
+        validate=lambda network: validation_loss(network, latents["val"], alpha_bar, config.batch),
+        picture=picture,
+        inputs=inputs,
+        plan=f"{describe_split(config, files)}\n{len(latents['train'])} pairs of latents for training",
+    )
+    result = train(task, config, accelerator)
+    if not accelerator.is_main_process:
+        return
+    metadata = {
+        "preset": preset.name,
+        "data": describe_split(config, files),
+        "latents": len(latents["train"]),
+        "vae": inputs["vae"],
+        "parameters": preset.unet.parameters,
+        "validation_loss": result.validation,
+        "best_step": result.step,
         "config": settings(config),
-        "seconds": round(time.monotonic() - began),
+        "seconds": round(result.seconds),
         "date": datetime.date.today().isoformat(),
     }
-    save_unet(ema.module, config.weights, metadata)
-    tqdm.write(f"wrote '{config.weights}/unet.safetensors'")
+    save_unet(result.network, config.out, metadata)
+    if config.out.resolve() != config.weights.resolve():
+        shutil.copytree(config.weights / "vae", config.out / "vae", dirs_exist_ok=True)
+    tqdm.write(f"wrote '{config.out}/unet.safetensors'")
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_command(UNetTraining, train, __doc__ or "", argv)
+    return run_command(UNetTraining, train_unet, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

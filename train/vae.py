@@ -1,151 +1,172 @@
-"""Train the small autoencoder: L1 + LPIPS + KL on random crops.
+"""Train the autoencoder, or take a pretrained one: L1 + LPIPS + KL on random crops, optionally adversarial.
 
 python -m train.vae --data data/nih --out weights/paper
+python -m train.vae --data data/nih --resume
+python -m train.vae --data data/nih --adversarial 0.05 --run runs/vae-gan
+python -m train.vae --data data/nih --vae stabilityai/sd-vae-ft-mse --steps 0
+accelerate launch --num_processes 4 -m train.vae --data data/nih --batch 64
 """
 
 from __future__ import annotations
 
 import datetime
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from numpy.typing import NDArray
+from PIL.Image import Image as Picture
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.images import to_network
-from pipeline.spec import PAPER
-from pipeline.vae import make_vae, set_latent_scale
+from pipeline.images import Image, from_network
+from pipeline.pictures import labelled_row
+from pipeline.vae import load_vae, make_vae, set_latent_scale
 from pipeline.weights import save_vae
 from train import checkpoint
-from train.config import option, run_command, settings, settings_key
-from train.data import augment, list_images, read_gray, split_by_patient
+from train.augment import random_crop
+from train.config import option, run_command, settings
+from train.data import PairDataset, as_network, read_gray
+from train.loop import Task, Training, describe_split, make_accelerator, preset_of, split_files, train
+from train.losses import AdversaryLoss, AutoencoderLoss, Discriminator
 from train.lpips import LPIPS
-from train.schedule import learning_rate
+
+WHOLE_STEPS = 16
+VALIDATION_IMAGES = 32
+SCALE_IMAGES = 200
 
 
 @dataclass(frozen=True)
-class VAETraining:
-    data: Path = option(Path("data/nih"), "folder with hr256/ and, for sharper crops, src512/")
-    out: Path = option(Path("weights/paper"), "where the weights go")
-    run: Path = option(Path("runs/vae"), "where the checkpoint lies; an unfinished run there is continued")
-    steps: int = option(1050, "optimiser steps")
-    batch: int = option(16, "128² crops a step; every fourth step takes a quarter as many whole 256² images")
-    rate: float = option(8e-4, "peak learning rate of AdamW; 50 steps of warm-up, then cosine to 0")
-    lpips: float = option(0.3, "weight of LPIPS beside L1")
+class VAETraining(Training):
+    run: Path = option(Path("runs/vae"), "folder of the checkpoint, logs and pictures")
+    vae: str = option("", "start from this autoencoder: a save_pretrained folder or a hub name")
+    steps: int = option(9000, "optimiser steps; 0 takes the autoencoder of --vae as it is")
+    batch: int = option(4, "samples a step, over all processes")
+    crop: int = option(128, "side of the crops that the network sees but for every 16th step, which takes whole images")
+    rate: float = option(4e-4, "peak learning rate of AdamW; cosine to 0")
+    warmup: int = option(200, "steps in which the rate rises linearly")
+    lpips: float = option(0.3, "weight of LPIPS (AlexNet) beside L1")
     kl: float = option(1e-4, "weight of the KL divergence, mean over latent elements")
-    ema: float = option(0.995, "decay of the averaged weights, which are what is saved")
-    seed: int = option(0, "seeds the initial weights, the crops and the latent noise")
-    bf16: bool = option(True, "mixed precision")
+    adversarial: float = option(0.0, "weight of a patch discriminator's opinion; 0: none")
 
 
-def draw_batch(
-    step: int, config: VAETraining, whole: list[NDArray[np.uint8]], sharp: list[NDArray[np.uint8]]
-) -> NDArray[np.float32]:
-    """The batch of one step, a function of the seed and the step alone: [B, 3, S, S] in [-1, 1]."""
-    rng = np.random.default_rng([config.seed, step])
-    size, count = (256, max(1, config.batch // 4)) if step % 4 == 3 else (128, config.batch)
-    crops = []
-    for _ in range(count):
-        if sharp and rng.random() < 0.4:
-            image = sharp[rng.integers(len(sharp))]
-            scale = (size / image.shape[0], min(1.0, 2 * size / image.shape[0]))
-        else:
-            image = whole[rng.integers(len(whole))]
-            scale = (size / image.shape[0], size / image.shape[0])
-        crops.append(to_network(augment(image, size, scale, rng).astype(np.float32) / 255, PAPER.vae.channels))
-    return np.stack(crops)
+def draw_crops(paths: list[Path], config: VAETraining, step: int, share: slice) -> tuple[Tensor, Tensor]:
+    """(images [b, 3, S, S] in [-1, 1], latent noise [b, 4, S/8, S/8]) of a step's samples that are in ``share``.
+
+    S is ``config.crop``, but every 16th step the whole image's side: the networks normalise over all they see.
+    """
+    preset = preset_of(config)
+    size = preset.data.hr_size if step % WHOLE_STEPS == WHOLE_STEPS - 1 else config.crop
+    images = []
+    for sample in range(config.batch)[share]:
+        rng = np.random.default_rng([config.seed, step, sample])
+        image = read_gray(paths[rng.integers(len(paths))], preset.data.hr_size)
+        images.append(as_network(random_crop(image, size, rng), preset.data.channels))
+    z = size // preset.vae.factor
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    noise = torch.randn((config.batch, preset.vae.latent_channels, z, z), generator=generator)[share]
+    return torch.stack(images), noise
 
 
-def loss_terms(vae: AutoencoderKL, lpips: LPIPS, x: Tensor, bf16: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(L1, LPIPS, KL) of the reconstruction of x through a sampled latent."""
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-        posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.sample()).sample
-    mean, logvar = posterior.mean.float(), posterior.logvar.float()
-    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return (y.float() - x).abs().mean(), lpips(y.float(), x).mean(), kl
+def device_of(module: torch.nn.Module) -> torch.device:
+    return next(module.parameters()).device
 
 
 @torch.no_grad()
-def latent_statistics(vae: AutoencoderKL, images: list[NDArray[np.uint8]]) -> tuple[float, float]:
+def reconstruct(vae: AutoencoderKL, x: Tensor) -> Tensor:
+    """The decoded mean of the posterior, on the CPU."""
+    y: Tensor = vae.decode(vae.encode(x.to(device_of(vae))).latent_dist.mean).sample
+    return y.clamp(-1, 1).cpu()
+
+
+def validation_loss(vae: AutoencoderKL, images: PairDataset, lpips: LPIPS, weight: float) -> float:
+    """Mean of L1 + weight·LPIPS of the reconstructions of whole images."""
+    total = 0.0
+    for i in range(len(images)):
+        x = images[i][1][None]
+        y = reconstruct(vae, x)
+        distance = lpips(y.to(device_of(vae)), x.to(device_of(vae)))
+        total += float((y - x).abs().mean()) + weight * float(distance)
+    return total / len(images)
+
+
+def reconstructions(vae: AutoencoderKL, images: PairDataset) -> Picture:
+    """Two images, each beside its reconstruction."""
+    panels: list[tuple[str, str, Image]] = []
+    for i in range(min(2, len(images))):
+        x = images[i][1][None]
+        panels += [
+            ("HR", "", from_network(x[0].numpy())),
+            ("decoded", "", from_network(reconstruct(vae, x)[0].numpy())),
+        ]
+    return labelled_row(panels)
+
+
+@torch.no_grad()
+def latent_statistics(vae: AutoencoderKL, images: PairDataset) -> tuple[float, float]:
     """Mean and standard deviation of the raw latents of training images."""
-    latents = []
-    for image in images:
-        x = torch.from_numpy(to_network(image.astype(np.float32) / 255, PAPER.vae.channels))[None]
-        latents.append(vae.encode(x).latent_dist.mean)
+    latents = [vae.encode(images[i][1][None].to(device_of(vae))).latent_dist.mean.cpu() for i in range(len(images))]
     z = torch.cat(latents)
     return float(z.mean()), float(z.std())
 
 
-def train(config: VAETraining) -> None:
-    """Run the training to its end and save the averaged weights."""
+def train_vae(config: VAETraining) -> None:
+    """Train, and save the averaged weights that validated best; with 0 steps save ``config.vae`` itself.
+
+    Raises:
+        ValueError, OSError, FloatingPointError: see ``train.loop.train``.
+    """
+    preset = preset_of(config)
+    crops = (config.crop, preset.vae.factor, preset.data.hr_size)
+    if crops[0] % crops[1] or not 0 < crops[0] <= crops[2]:
+        raise ValueError(f"--crop {crops[0]}: it must be a multiple of {crops[1]} and at most {crops[2]}")
+    if config.steps == 0 and not config.vae:
+        raise ValueError("--steps 0 trains nothing: it needs a pretrained --vae")
+    accelerator = make_accelerator(config)
     torch.manual_seed(config.seed)
-    split = split_by_patient(list_images(config.data / "hr256"), PAPER.data)
-    whole = [read_gray(p) for p in split["train"]]
-    names = {p.name for p in split["train"]}
-    sharp = [read_gray(p) for p in sorted((config.data / "src512").glob("*.png")) if p.name in names]
-    vae = make_vae(PAPER.vae)
+    files = split_files(config)
+    vae = load_vae(config.vae, preset.vae).train() if config.vae else make_vae(preset.vae)
     lpips = LPIPS("alex")
-    ema = checkpoint.EMA(vae, config.ema)
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    parameters = sum(p.numel() for p in vae.parameters())
-    tqdm.write(f"train: {len(whole)} images, {len(sharp)} of them also at 512²; parameters: {parameters:,}")
-
-    path, start, seconds = config.run / "checkpoint.pt", 0, 0.0
-    key = settings_key(config)
-    if (state := checkpoint.load(path, key)) is not None:
-        vae.load_state_dict(state["vae"])
-        ema.module.load_state_dict(state["ema"])
-        optimiser.load_state_dict(state["optimiser"])
-        start, seconds = state["step"], state["seconds"]
-        tqdm.write(f"continuing '{path}' at step {start}")
-
-    began = time.monotonic() - seconds
-    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="vae", mininterval=5)
-    for step in bar:
-        torch.manual_seed(config.seed + step)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, config.steps, config.rate)
-        x = torch.from_numpy(draw_batch(step, config, whole, sharp))
-        l1, perceptual, kl = loss_terms(vae, lpips, x, config.bf16)
-        loss = l1 + config.lpips * perceptual + config.kl * kl
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        ema.update(vae, step)
-        if step % 10 == 0:
-            bar.set_postfix(l1=f"{l1.item():.4f}", lpips=f"{perceptual.item():.4f}", kl=f"{kl.item():.2f}")
-        if (step + 1) % 50 == 0 or step + 1 == config.steps:
-            tensors = {"vae": vae.state_dict(), "ema": ema.module.state_dict(), "optimiser": optimiser.state_dict()}
-            checkpoint.save(path, key, {**tensors, "step": step + 1, "seconds": time.monotonic() - began})
-
-    mean, std = latent_statistics(ema.module, whole[:200])
-    set_latent_scale(ema.module, mean, std)
-    metadata: dict[str, Any] = {
-        "preset": PAPER.name,
-        "data": f"NIH ChestX-ray14, {len(whole)} training images, {len(sharp)} of them also at 512²",
-        "split": {side: len(paths) for side, paths in split.items()},
+    every = max(1, len(files["val"]) // VALIDATION_IMAGES)
+    validation = PairDataset(files["val"][::every][:VALIDATION_IMAGES], preset.data)
+    task = Task(
+        name="vae",
+        loss=AutoencoderLoss(vae, lpips, config.lpips, config.kl, config.adversarial),
+        network="vae",
+        batch=lambda step, share: draw_crops(files["train"], config, step, share),
+        validate=lambda network: validation_loss(network, validation, lpips, config.lpips),
+        picture=lambda network: reconstructions(network, validation),
+        inputs={"files": checkpoint.names_digest(files["train"])},
+        plan=describe_split(config, files),
+        adversary=AdversaryLoss(Discriminator(preset.data.channels)) if config.adversarial else None,
+    )
+    metadata: dict[str, object] = {}
+    if config.steps:
+        result = train(task, config, accelerator)
+        vae = result.network
+        metadata = {"validation_loss": result.validation, "best_step": result.step, "seconds": round(result.seconds)}
+    if not accelerator.is_main_process:
+        return
+    mean, std = latent_statistics(vae, PairDataset(files["train"][:SCALE_IMAGES], preset.data))
+    set_latent_scale(vae, mean, std)
+    metadata = {
+        "preset": preset.name,
+        "data": describe_split(config, files),
         "latent_mean": mean,
         "latent_std": std,
-        "parameters": parameters,
+        "parameters": sum(p.numel() for p in vae.parameters()),
         "config": settings(config),
-        "seconds": round(time.monotonic() - began),
+        **metadata,
         "date": datetime.date.today().isoformat(),
     }
-    save_vae(ema.module, config.out, metadata)
+    save_vae(vae, config.out, metadata)
     tqdm.write(f"wrote '{config.out}/vae'; latent mean {mean:.4f}, standard deviation {std:.4f}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_command(VAETraining, train, __doc__ or "", argv)
+    return run_command(VAETraining, train_vae, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

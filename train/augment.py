@@ -1,0 +1,64 @@
+"""The paper's augmentation: geometry and cutout, the same for LR and HR, no change of intensities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.images import resize_cubic
+from pipeline.spec import AugmentationSpec
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to one sample. Squares are (top, left, side) in LR pixels, so that they lie on both grids."""
+
+    flip: bool = False
+    quarter_turns: int = 0
+    crop: tuple[int, int, int] | None = None
+    cutout: tuple[int, int, int] | None = None
+
+
+def _square(size: int, side: int, rng: np.random.Generator) -> tuple[int, int, int]:
+    top, left = (int(i) for i in rng.integers(0, size - side + 1, 2))
+    return top, left, side
+
+
+def draw(spec: AugmentationSpec, lr_size: int, rng: np.random.Generator) -> Augmentation:
+    """A random augmentation of an ``lr_size``² image: nothing at all for 1 - ``spec.share`` of the samples."""
+    if rng.random() >= spec.share:
+        return Augmentation()
+    flip = bool(rng.random() < spec.horizontal_flip)
+    turns = int(rng.choice(spec.rotations)) // 90
+    crop = cutout = None
+    if rng.random() < spec.random_resized_crop:
+        crop = _square(lr_size, round(lr_size * rng.uniform(spec.smallest_crop, 1.0)), rng)
+    if rng.random() < spec.cutout:
+        cutout = _square(lr_size, round(lr_size * spec.cutout_side), rng)
+    return Augmentation(flip, turns, crop, cutout)
+
+
+def apply(augmentation: Augmentation, image: NDArray[Any], factor: int) -> NDArray[Any]:
+    """``image`` augmented: [S, S], where S is ``factor`` times the LR side (1 for LR itself, 4 for HR)."""
+    size = len(image)
+    if augmentation.flip:
+        image = image[:, ::-1]
+    image = np.rot90(image, augmentation.quarter_turns)
+    if augmentation.crop:
+        top, left, side = (factor * n for n in augmentation.crop)
+        image = resize_cubic(np.ascontiguousarray(image[top : top + side, left : left + side]), size, size)
+    image = image.copy()
+    if augmentation.cutout:
+        top, left, side = (factor * n for n in augmentation.cutout)
+        image[top : top + side, left : left + side] = 0
+    return image
+
+
+def random_crop(image: NDArray[Any], size: int, rng: np.random.Generator) -> NDArray[Any]:
+    """A ``size``² crop, flipped left to right half of the time: what the autoencoder is trained on."""
+    top, left = rng.integers(0, np.array(image.shape) - size + 1)
+    crop = image[top : top + size, left : left + size]
+    return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)

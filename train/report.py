@@ -1,0 +1,75 @@
+"""Measurements ⇒ tables and a per-image CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.spec import Reported
+
+METRICS = {"lpips_alex": "LPIPS ↓", "lpips_vgg": "LPIPS (VGG) ↓", "psnr": "PSNR (dB) ↑", "ssim": "SSIM ↑"}
+DIGITS = {"lpips_alex": 4, "lpips_vgg": 4, "psnr": 2, "ssim": 4}
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method on N images."""
+
+    values: Mapping[str, NDArray[np.float64]]
+    """[N] by metric"""
+    seconds: float | None = None
+    """Of one image alone, median."""
+
+
+def interval(values: NDArray[np.float64], groups: Sequence[str]) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean, [N] values, resampling groups: one patient's images are not independent."""
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    counts = np.bincount(group)
+    sums = np.bincount(group, weights=values)
+    drawn = np.random.default_rng(0).integers(len(counts), size=(RESAMPLES, len(counts)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def table(results: Mapping[str, Measured], groups: Sequence[str], reported: Sequence[Reported] = ()) -> str:
+    """A Markdown table in the form of the paper's Tables 1 and 2: mean and 95 % interval; the paper's rows below."""
+    metrics = [name for name in METRICS if name in next(iter(results.values())).values]
+    heads = ["method", *(METRICS[name] for name in metrics), "LPIPS / bicubic", "s / image"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    base = results["bicubic"].values["lpips_alex"].mean()
+    for method, measured in results.items():
+        cells = [method]
+        for name in metrics:
+            low, high = interval(measured.values[name], groups)
+            d = DIGITS[name]
+            cells.append(f"{measured.values[name].mean():.{d}f} [{low:.{d}f}, {high:.{d}f}]")
+        cells.append(f"{measured.values['lpips_alex'].mean() / base:.3f}")
+        cells.append("" if measured.seconds is None else f"{measured.seconds:.2g}")
+        lines.append("| " + " | ".join(cells) + " |")
+    bicubic = next((row.lpips for row in reported if row.method == "bicubic"), None)
+    for row in reported:
+        figures = {"lpips_alex": f"{row.lpips:.4f}", "psnr": f"{row.psnr:.2f}", "ssim": f"{row.ssim:.4f}"}
+        ratio = f"{row.lpips / bicubic:.3f}" if bicubic else ""
+        seconds = "" if row.seconds is None else f"{row.seconds:.2f}"
+        cells = [f"*paper: {row.method}*", *(figures.get(name, "") for name in metrics), ratio, seconds]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_csv(path: Path, results: Mapping[str, Measured], files: Sequence[str], groups: Sequence[str]) -> None:
+    """One line an image and method."""
+    metrics = list(next(iter(results.values())).values)
+    with open(path, "w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["file", "patient", "method", *metrics])
+        for method, measured in results.items():
+            for i, (file, patient) in enumerate(zip(files, groups, strict=True)):
+                writer.writerow([file, patient, method, *(f"{measured.values[name][i]:.6g}" for name in metrics)])
