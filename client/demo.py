@@ -17,7 +17,7 @@ from pydicom.data import get_testdata_file
 
 from client import Client, ServerUnavailable, UpscaleError
 from pipeline.files import FileError, read_image, write_png
-from pipeline.images import crop_square, downscale, resize_cubic, to_integers, upsample
+from pipeline.images import crop_square, downscale, from_integers, resize_cubic, to_integers, upsample
 from pipeline.serve import ROOT
 from pipeline.spec import PAPER
 
@@ -96,8 +96,8 @@ def make_inputs(out: Path) -> None:
     hr = resize_cubic(original, data.hr_size, data.hr_size)
     lr = downscale(hr)
     for name, image in (("hr", hr), ("lr", lr)):
-        write_png(out / f"{name}.png", (image / 255).astype("float32"))
-    write_png(out / "bicubic.png", upsample((lr / 255).astype("float32")))
+        write_png(out / f"{name}.png", from_integers(image))
+    write_png(out / "bicubic.png", upsample(from_integers(lr)))
 
 
 @contextlib.contextmanager

@@ -60,6 +60,11 @@ def to_integers(image: Image, bits: int) -> NDArray[np.uint8] | NDArray[np.uint1
     return levels.astype(np.uint8) if bits == 8 else levels.astype(np.uint16)
 
 
+def from_integers(image: NDArray[np.uint8] | NDArray[np.uint16]) -> Image:
+    """0 … 255 of uint8, or 0 … 65535 of uint16 ⇒ [0, 1]."""
+    return (image / np.iinfo(image.dtype).max).astype(np.float32)
+
+
 def psnr(image: Image, reference: Image) -> float:
     """Peak signal-to-noise ratio in dB of the 8-bit images; inf where they are equal."""
     error = to_integers(image, 8).astype(np.float64) - to_integers(reference, 8)

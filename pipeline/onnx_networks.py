@@ -12,8 +12,15 @@ from pipeline.superres import Networks
 
 
 def open_session(path: Path) -> ort.InferenceSession:
-    """A CPU session on one ONNX file, with onnxruntime's own choice of threads."""
-    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    """A CPU session on one ONNX file, with onnxruntime's own choice of threads.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    try:
+        return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors have no base class of theirs
+        raise ValueError(f"cannot load '{path}': {str(error).splitlines()[0]}") from error
 
 
 def run(session: ort.InferenceSession, **inputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -23,7 +30,11 @@ def run(session: ort.InferenceSession, **inputs: NDArray[np.float32]) -> NDArray
 
 
 def onnx_networks(repository: Path) -> Networks:
-    """Encoder, denoiser and decoder of ``repository``."""
+    """Encoder, denoiser and decoder of ``repository``.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
     encoder, unet, decoder = (
         open_session(repository / name / "1" / "model.onnx") for name in ("vae_encoder", "unet_onnx", "vae_decoder")
     )

@@ -32,15 +32,30 @@ def labelled_row(panels: Sequence[tuple[str, str, Image]], caption: str = "") ->
     return picture
 
 
+def stack(pictures: Sequence[PILImage.Image]) -> PILImage.Image:
+    """Pictures below each other."""
+    size = max(picture.width for picture in pictures), sum(picture.height for picture in pictures)
+    stacked = PILImage.new("L", size, 255)
+    top = 0
+    for picture in pictures:
+        stacked.paste(picture, (0, top))
+        top += picture.height
+    return stacked
+
+
+def enlarge(image: Image) -> Image:
+    """×4, each pixel a square."""
+    return np.kron(image, np.ones((SCALE, SCALE), np.float32))
+
+
 def comparison(lr: Image, upscaled: Image, hr: Image | None = None, caption: str = CAUTION) -> PILImage.Image:
     """LR | bicubic | upscaled | HR, with PSNR and SSIM against HR; without HR only the first three.
 
     ``lr`` is [H, W], ``upscaled`` and ``hr`` are [4H, 4W], all in [0, 1].
     """
     height, width = lr.shape
-    enlarged = np.kron(lr, np.ones((SCALE, SCALE), np.float32))
     panels = [
-        (f"LR {width} x {height}", enlarged),
+        (f"LR {width} x {height}", enlarge(lr)),
         ("bicubic x4", np.clip(upsample(lr), 0, 1)),
         ("upscaled x4", upscaled),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from client import Client, ServerUnavailable
 from client.demo import free_ports, stop
+from pipeline.images import downscale
 from pipeline.serve import ROOT
 from pipeline.spec import PAPER
 from pipeline.superres import Networks
@@ -61,6 +64,21 @@ def fake_networks() -> Networks:
         return np.tanh(np.repeat(np.repeat(latent[:, :3], 8, axis=2), 8, axis=3))
 
     return Networks(encode, denoise, decode)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``train.pairs`` writes: twenty smooth pairs of ten patients."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name in ("HR_256", "LR_64"):
+        (folder / name).mkdir()
+    for patient, follow_up in itertools.product(range(10), range(2)):
+        hr = cv2.resize(rng.integers(0, 256, (8, 8), dtype=np.uint8), (256, 256), interpolation=cv2.INTER_CUBIC)
+        name = f"{patient:08}_{follow_up:03}.png"
+        cv2.imwrite(str(folder / "HR_256" / name), hr)
+        cv2.imwrite(str(folder / "LR_64" / name), downscale(hr))
+    return folder
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -178,25 +179,37 @@ def test_fetches_once_the_members_wanted(
     assert capsys.readouterr().err.count("fetching peer") == 1
 
 
-def test_npm_registry_of_the_environment_and_a_tarball_that_differs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = "@upscalerjs/esrgan-medium"
-    path = tmp_path / "registry" / name / "-" / "esrgan-medium-1.0.0.tgz"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(tarball({"package/models/x4/model.json": b"{}"}))
-    monkeypatch.setenv("npm_config_registry", (tmp_path / "registry").as_uri() + "/")
-    assert peers.from_npm(name, "1.0.0") == path.read_bytes()
-    with pytest.raises(peers.PeerError, match=f"'{name}@2.0.0' cannot be fetched from the npm registry"):
-        peers.from_npm(name, "2.0.0")
+def test_what_npm_packs_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """npm itself is played by a script: it would need a registry."""
+    (tmp_path / "npm").write_text(f"#!/bin/sh\ncp '{tmp_path}/tarball' package.tgz\n")
+    (tmp_path / "npm").chmod(0o755)
+    (tmp_path / "tarball").write_bytes(tarball({"package/models/x4/model.json": b"{}"}))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert peers.from_npm("@upscalerjs/esrgan-medium", "1.0.0") == (tmp_path / "tarball").read_bytes()
     with pytest.raises(peers.PeerError, match="esrgan-medium is not the pinned package: its sha512 differs"):
         peers.fetch(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (None, "fetching 'no-such-package@1' needs 'npm', which is not installed"),
+        ("echo 'npm error code E404' >&2; exit 1", "'no-such-package@1' cannot be fetched: npm error code E404"),
+    ],
+)
+def test_npm_that_cannot(script: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if script:
+        (tmp_path / "npm").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(peers.PeerError, match=message):
+        peers.from_npm("no-such-package", "1")
+
+
 def test_pip_that_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(peers.PeerError, match="'no-such-package==1' cannot be fetched from PyPI: ERROR: No matching"):
+    with pytest.raises(peers.PeerError, match="'no-such-package==1' cannot be fetched: ERROR: Could not find"):
         peers.from_pypi("no-such-package", "1")
 
 

@@ -14,13 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
 from client.demo import free_ports
-from pipeline.images import downscale
 from pipeline.serve import ROOT
 from pipeline.spec import PAPER
 from pipeline.vae import load_vae
@@ -28,21 +25,6 @@ from pipeline.weights import load_unet
 from train import loop, unet, vae
 from train.losses import AdversaryLoss, Discriminator
 from train.schedule import learning_rate
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty smooth pairs of ten patients."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for name in ("HR_256", "LR_64"):
-        (folder / name).mkdir()
-    for patient, follow_up in itertools.product(range(10), range(2)):
-        hr = cv2.resize(rng.integers(0, 256, (8, 8), dtype=np.uint8), (256, 256), interpolation=cv2.INTER_CUBIC)
-        name = f"{patient:08}_{follow_up:03}.png"
-        cv2.imwrite(str(folder / "HR_256" / name), hr)
-        cv2.imwrite(str(folder / "LR_64" / name), downscale(hr))
-    return folder
 
 
 def vae_config(data: Path, folder: Path, **changes: Any) -> vae.VAETraining:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +28,14 @@ def test_is_a_distance(lpips: LPIPS) -> None:
     assert lpips(x, y).shape == (2,)
     assert (lpips(x, y) > 0.1).all()
     torch.testing.assert_close(lpips(x, y), lpips(y, x))
+
+
+def test_equals_the_package_lpips(lpips: LPIPS) -> None:
+    """Values of lpips 0.1.4 (version 0.1, torchvision's backbones): two images, each against its blurred self."""
+    expected = {"alex": [0.8298400640, 0.7914003134], "vgg": [0.5408303738, 0.5719737411]}
+    x = torch.from_numpy((2 * np.random.default_rng(0).random((2, 3, 64, 64)) - 1).astype(np.float32))
+    blurred = torch.nn.functional.avg_pool2d(x, 5, 1, 2)
+    assert lpips(x, blurred).tolist() == pytest.approx(expected[lpips.net], abs=1e-5)
 
 
 def test_more_blur_is_further_away(lpips: LPIPS) -> None:

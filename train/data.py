@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline.images import to_network
+from pipeline.images import Image, from_integers, to_network
 from pipeline.spec import SCALE, AugmentationSpec, DataSpec
 from train.augment import apply, draw
 from train.pairs import HR, LR
@@ -86,6 +86,19 @@ def split_by_patient(
         if share and not sides[side]:
             raise ValueError(f"{len(patients)} patients are too few to give {side} a share of {share:g}")
     return {side: sorted(path for path in paths if patient[path] in members) for side, members in sides.items()}
+
+
+def parse_split(text: str) -> tuple[float, float, float]:
+    """``70/20/10`` ⇒ (0.7, 0.2, 0.1).
+
+    Raises:
+        ValueError: it is not three percentages.
+    """
+    try:
+        train, val, test = (float(part) / 100 for part in text.split("/"))
+    except ValueError:
+        raise ValueError(f"the split '{text}' is not three percentages such as 70/20/10") from None
+    return train, val, test
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -166,6 +179,11 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         chosen = draw(self.augmentation, self.data.lr_size, np.random.default_rng([self.seed, i]))
         return apply(chosen, lr, 1), apply(chosen, hr, SCALE)
 
+    def unit_images(self, i: int) -> tuple[Image, Image]:
+        """(LR, HR) of item i in [0, 1]."""
+        lr, hr = map(from_integers, self.images(i))
+        return lr, hr
+
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         lr, hr = (as_network(image, self.data.channels) for image in self.images(i))
         return lr, hr
@@ -173,4 +191,4 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
 
 def as_network(image: NDArray[np.uint8], channels: int) -> Tensor:
     """uint8 [H, W] ⇒ float32 [channels, H, W] in [-1, 1]."""
-    return torch.from_numpy(to_network(image.astype(np.float32) / 255, channels))
+    return torch.from_numpy(to_network(from_integers(image), channels))

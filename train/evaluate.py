@@ -1,8 +1,9 @@
 """Measure bicubic, the autoencoder alone and the whole system on held-out patients: PSNR, SSIM, LPIPS.
 
-python -m train.evaluate --data data/nih --report results/nih
+python -m train.evaluate --data data/nih --report results/nih --reported nih
 python -m train.evaluate --data data/iu --split all --limit 64 --runtimes bicubic,torch,onnx
 python -m train.evaluate --data data/nih --run ddpm:300:lr ddpm:300:noise ddim:10:lr --lpips alex
+python -m train.evaluate --data data/nih --runtimes torch,trt --url gpu-server:8001
 """
 
 from __future__ import annotations
@@ -11,49 +12,37 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from client import UpscaleError
 from pipeline import eager
-from pipeline.files import write_png
-from pipeline.images import Image, from_network, psnr, ssim, to_network, upsample
-from pipeline.onnx_networks import onnx_networks
-from pipeline.pictures import comparison
-from pipeline.spec import PAPER, SamplerName, Start
-from pipeline.superres import upscale
+from pipeline.images import psnr, ssim, to_network
+from pipeline.spec import PAPER
 from pipeline.weights import write_metadata
-from train.data import SPLITS, Index, PairDataset, list_pairs, patient_of, read_index, split_by_patient
+from train.data import SPLITS, Index, PairDataset, list_pairs, parse_split, patient_of, read_index, split_by_patient
+from train.figures import runtimes_figure, upscaled_figure
 from train.lpips import LPIPS, LPIPSNet
+from train.methods import RUNTIMES, Method, Run, make_methods, name_of, parse_run, parse_runtimes
 from train.report import Measured, table, write_csv
 
 BATCH = 16
 TIMED = 3
 NETS: tuple[LPIPSNet, ...] = ("alex", "vgg")
-RUNTIMES = ("bicubic", "torch", "onnx")
-Method = Callable[[list[Image], list[Image], list[int]], list[Image]]
-"""(LR images, HR images, seeds) ⇒ images to compare with HR."""
-
-
-def reconstruct(pipeline: eager.Eager, hr: list[Image]) -> list[Image]:
-    """Encode and decode HR: the best that any denoiser could reach."""
-    with torch.inference_mode():
-        x = torch.from_numpy(np.stack([to_network(image, PAPER.data.channels) for image in hr]))
-        return [from_network(y) for y in pipeline.decoder(pipeline.encoder(x)).numpy()]
+SPLIT = "/".join(f"{100 * share:g}" for share in PAPER.data.split)
 
 
 def measure(pairs: PairDataset, methods: dict[str, Method], nets: Sequence[LPIPSNet] = NETS) -> dict[str, Measured]:
     """PSNR (dB, 8 bit), SSIM and LPIPS of each method on each image, and its time for one; image i has seed i."""
     distances = {f"lpips_{net}": LPIPS(net) for net in nets}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
-    for start in tqdm(range(0, len(pairs), BATCH), desc="evaluate", unit="batch"):
+    for start in tqdm(range(0, len(pairs), BATCH), desc="evaluate", unit="batch", leave=False):
         seeds = list(range(start, min(start + BATCH, len(pairs))))
-        lr, hr = ([to_unit(image) for image in side] for side in zip(*map(pairs.images, seeds), strict=True))
+        lr, hr = (list(side) for side in zip(*map(pairs.unit_images, seeds), strict=True))
         for name, method in methods.items():
             for image, reference in zip(method(lr, hr, seeds), hr, strict=True):
                 with torch.inference_mode():
@@ -69,23 +58,20 @@ def measure(pairs: PairDataset, methods: dict[str, Method], nets: Sequence[LPIPS
     }
 
 
-def to_unit(image: NDArray[np.uint8]) -> Image:
-    """8 bit ⇒ [0, 1]."""
-    return (image / 255).astype(np.float32)
-
-
 def seconds_an_image(pairs: PairDataset, method: Method) -> float:
     """The median time of one image, after one that warms up."""
     times = []
     for i in range(min(TIMED + 1, len(pairs))):
-        lr, hr = (to_unit(image) for image in pairs.images(i))
+        lr, hr = pairs.unit_images(i)
         began = time.perf_counter()
         method([lr], [hr], [i])
         times.append(time.perf_counter() - began)
     return float(np.median(times[1:] or times))
 
 
-def choose(data: Path, side: str, limit: int | None, index: Index) -> tuple[PairDataset, list[str]]:
+def choose(
+    data: Path, side: str, limit: int | None, index: Index, shares: str = SPLIT
+) -> tuple[PairDataset, list[str]]:
     """The pairs of one side of the patients' split, or ``limit`` of them, evenly spread; and whose each is.
 
     Raises:
@@ -93,7 +79,7 @@ def choose(data: Path, side: str, limit: int | None, index: Index) -> tuple[Pair
     """
     paths = list_pairs(data)
     if side != "all":
-        paths = split_by_patient(paths, PAPER.data.split, index)[side]
+        paths = split_by_patient(paths, parse_split(shares), index)[side]
     if limit is not None:
         if limit < 1:
             raise ValueError(f"--limit is {limit}, it must be at least 1")
@@ -101,85 +87,28 @@ def choose(data: Path, side: str, limit: int | None, index: Index) -> tuple[Pair
     return PairDataset(paths, PAPER.data), [patient_of(path, index) for path in paths]
 
 
-@dataclass(frozen=True)
-class Run:
-    """A way to run the system."""
-
-    sampler: SamplerName
-    steps: int
-    start: Start
-
-    def __str__(self) -> str:
-        start = "pure noise" if self.start == "noise" else "the LR latent"
-        return f"{self.sampler.upper()}, {self.steps} steps, from {start}"
-
-
-def parse_run(text: str) -> Run:
-    """``SAMPLER:STEPS:START``, such as ``ddim:50:lr``."""
-    match text.split(":"):
-        case ["ddpm" | "ddim" as sampler, steps, "noise" | "lr" as start] if steps.isdecimal():
-            if 1 <= int(steps) <= PAPER.diffusion.T:
-                return Run(sampler, int(steps), start)
-    raise argparse.ArgumentTypeError(f"'{text}', allowed are ddpm|ddim:1…{PAPER.diffusion.T}:noise|lr")
-
-
-def methods_of(pipeline: eager.Eager, repository: Path, runtimes: Sequence[str], runs: list[Run]) -> dict[str, Method]:
-    """Bicubic, the autoencoder alone, and every run on every runtime."""
-
-    def bicubic(lr: list[Image], _hr: list[Image], _seeds: list[int]) -> list[Image]:
-        return [np.clip(upsample(image), 0, 1) for image in lr]
-
-    def autoencoder(_lr: list[Image], hr: list[Image], _seeds: list[int]) -> list[Image]:
-        return reconstruct(pipeline, hr)
-
-    def torch_run(run: Run) -> Method:
-        return lambda lr, _hr, seeds: pipeline.upscale(lr, seeds, steps=run.steps, sampler=run.sampler, start=run.start)
-
-    def onnx_run(run: Run) -> Method:
-        networks = onnx_networks(repository)
-        return lambda lr, _hr, seeds: upscale(
-            lr, seeds, networks, PAPER, steps=run.steps, sampler=run.sampler, start=run.start
-        )
-
-    methods: dict[str, Method] = {"bicubic": bicubic, "autoencoder alone (ceiling)": autoencoder}
-    for run in runs:
-        if "torch" in runtimes:
-            methods[f"PyTorch: {run}"] = torch_run(run)
-        if "onnx" in runtimes:
-            methods[f"ONNX: {run}"] = onnx_run(run)
-    return methods
-
-
-def parse_runtimes(text: str) -> tuple[str, ...]:
-    """``bicubic,torch,onnx``, in any order; bicubic is always measured."""
-    names = tuple(text.split(","))
-    if unknown := set(names) - set(RUNTIMES):
-        raise argparse.ArgumentTypeError(f"'{', '.join(sorted(unknown))}', allowed are {', '.join(RUNTIMES)}")
-    return names
-
-
-def main(argv: list[str] | None = None) -> int:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m train.evaluate",
         description="Measure bicubic, the autoencoder alone and the whole system against HR images.",
         epilog="examples:\n" + "\n".join(f"  {line}" for line in (__doc__ or "").splitlines()[2:]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add = parser.add_argument
     d = PAPER.diffusion
-    parser.add_argument("--data", type=Path, required=True, help="folder that train.pairs wrote")
-    parser.add_argument(
-        "--split", choices=(*SPLITS, "all"), default="test", help="side of the patients' split (default: %(default)s)"
-    )
-    parser.add_argument("--index", type=Path, help="CSV file with file and patient, for names that hold no patient id")
-    parser.add_argument("--limit", type=int, help="only so many images, evenly spread")
-    parser.add_argument(
+    add("--data", type=Path, required=True, help="folder that train.pairs wrote")
+    add("--split", choices=(*SPLITS, "all"), default="test", help="side of the patients' split (default: %(default)s)")
+    add("--shares", default=SPLIT, help="the split's shares in percent, those of the training (default: %(default)s)")
+    add("--index", type=Path, help="CSV file with file and patient, for names that hold no patient id")
+    add("--limit", type=int, help="only so many images, evenly spread")
+    add(
         "--runtimes",
         type=parse_runtimes,
         default=("bicubic", "onnx"),
         metavar="NAME,…",
-        help=f"of {', '.join(RUNTIMES)} (default: bicubic,onnx)",
+        help=f"of {', '.join(RUNTIMES)}; trt runs on the server at --url (default: bicubic,onnx)",
     )
-    parser.add_argument(
+    add(
         "--run",
         type=parse_run,
         nargs="+",
@@ -187,37 +116,46 @@ def main(argv: list[str] | None = None) -> int:
         metavar="SAMPLER:STEPS:START",
         help="such as ddim:50:lr (default: the preset's)",
     )
-    parser.add_argument("--lpips", nargs="+", choices=NETS, default=NETS, help="backbones (default: both; VGG is slow)")
-    parser.add_argument("--weights", type=Path, default=Path("weights") / PAPER.name, help="default: %(default)s")
-    parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
-    parser.add_argument("--report", type=Path, help="folder for results.md and images.csv")
-    parser.add_argument("--picture", type=Path, help="write a comparison of the first image here")
-    parser.add_argument("--record", metavar="NAME", help="store the figures under this name in the weights' metadata")
-    args = parser.parse_args(argv)
-    try:
-        if "alex" not in args.lpips:
-            raise ValueError("--lpips needs alex, the backbone of the paper's figures; vgg may come beside it")
-        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index))
-        pipeline = eager.load(args.weights, PAPER)
-        methods = methods_of(pipeline, args.model_repository, args.runtimes, args.run)
-        results = measure(pairs, methods, args.lpips)
-        text = (
-            f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}\n\n{table(results, patients)}\n"
-        )
-        print(f"\n{text}")
-        if args.report:
-            args.report.mkdir(parents=True, exist_ok=True)
-            (args.report / "results.md").write_text(text, encoding="utf-8")
-            write_csv(args.report / "images.csv", results, [path.name for path in pairs.paths], patients)
-        if args.picture:
-            lr, hr = (to_unit(image) for image in pairs.images(0))
-            write_png(args.picture, comparison(lr, list(methods.values())[-1]([lr], [hr], [0])[0], hr))
-        if args.record:
-            record(args.weights, args.record, results)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    add("--lpips", nargs="+", choices=NETS, default=NETS, help="backbones (default: both; VGG is slow)")
+    add("--weights", type=Path, default=Path("weights") / PAPER.name, help="default: %(default)s")
+    add("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
+    add("--url", default="localhost:8001", help="gRPC address of a running server (default: %(default)s)")
+    add("--report", type=Path, help="folder for results.md, images.csv and pictures of the first run")
+    add("--reported", choices=sorted({row.dataset for row in PAPER.reported}), help="add the paper's rows")
+    add("--record", metavar="NAME", help="store the figures under this name in the weights' metadata")
+    return parser.parse_args(argv)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """The command with its options parsed.
+
+    Raises:
+        ValueError, OSError, UpscaleError: the message says what was wrong.
+    """
+    if "alex" not in args.lpips:
+        raise ValueError("--lpips needs alex, the backbone of the paper's figures; vgg may come beside it")
+    pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
+    pipeline = eager.load(args.weights, PAPER)
+    methods = make_methods(args.runtimes, args.run, pipeline, args.model_repository, args.url)
+    results = measure(pairs, methods, args.lpips)
+    reported = [row for row in PAPER.reported if row.dataset == args.reported]
+    text = (
+        f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}\n\n"
+        f"{table(results, patients, reported)}\n"
+    )
+    print(text)
+    if args.report:
+        args.report.mkdir(parents=True, exist_ok=True)
+        (args.report / "results.md").write_text(text, encoding="utf-8")
+        write_csv(args.report / "images.csv", results, [path.name for path in pairs.paths], patients)
+        systems = {RUNTIMES[r]: methods[name] for r in RUNTIMES if (name := name_of(r, args.run[0])) in methods}
+        if systems:
+            upscaled_figure(pairs, next(iter(systems.values()))).save(args.report / "upscaled.png")
+        if len(systems) > 1:
+            runtimes_figure(pairs, systems).save(args.report / "runtimes.png")
+        print(f"wrote '{args.report}'")
+    if args.record:
+        record(args.weights, args.record, results)
 
 
 def record(weights: Path, name: str, results: dict[str, Measured]) -> None:
@@ -231,6 +169,19 @@ def record(weights: Path, name: str, results: dict[str, Measured]) -> None:
         metadata = json.loads(path.read_text())
         metadata.setdefault("metrics", {})[name] = means
         write_metadata(path, metadata)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        evaluate(args)
+    except (ValueError, OSError, UpscaleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pipeline.spec import PRESETS, Preset
 from train import checkpoint
 from train.checkpoint import EMA
 from train.config import option, settings
-from train.data import SPLITS, list_pairs, patient_of, read_index, split_by_patient
+from train.data import SPLITS, list_pairs, parse_split, patient_of, read_index, split_by_patient
 from train.schedule import learning_rate
 
 LOG_STEPS = 10
@@ -59,19 +59,6 @@ def preset_of(config: Training) -> Preset:
     return PRESETS[config.preset]
 
 
-def parse_split(text: str) -> tuple[float, float, float]:
-    """``70/20/10`` ⇒ (0.7, 0.2, 0.1).
-
-    Raises:
-        ValueError: it is not three percentages that sum to 100.
-    """
-    try:
-        train, val, test = (float(part) / 100 for part in text.split("/"))
-    except ValueError:
-        raise ValueError(f"the split '{text}' is not three percentages such as 70/20/10") from None
-    return train, val, test
-
-
 def split_files(config: Training) -> dict[str, list[Path]]:
     """The HR files of each side of the patients' split."""
     return split_by_patient(list_pairs(config.data), parse_split(config.split), read_index(config.index))
@@ -84,6 +71,11 @@ def describe_split(config: Training, files: dict[str, list[Path]]) -> str:
         for side in SPLITS
     )
     return f"'{config.data}': " + ", ".join(counts)
+
+
+def step_generator(config: Training, step: int) -> torch.Generator:
+    """The generator of one step's random numbers."""
+    return torch.Generator().manual_seed(config.seed * 1_000_003 + step)
 
 
 def make_accelerator(config: Training) -> Accelerator:
@@ -142,6 +134,10 @@ class Result:
     step: int
     validation: float
     seconds: float
+
+    @property
+    def metadata(self) -> dict[str, object]:
+        return {"validation_loss": self.validation, "best_step": self.step, "seconds": round(self.seconds)}
 
 
 def to_device(value: Any, device: torch.device) -> Any:

@@ -31,7 +31,7 @@ from train import checkpoint
 from train.config import option, run_command, settings
 from train.data import PairDataset, as_network
 from train.latents import cached_latents
-from train.loop import Task, Training, describe_split, make_accelerator, preset_of, split_files, train
+from train.loop import Task, Training, describe_split, make_accelerator, preset_of, split_files, step_generator, train
 from train.losses import DiffusionLoss, EpsLoss
 from train.lpips import LPIPS
 
@@ -60,7 +60,7 @@ def draw_samples(
     config: UNetTraining, preset: Preset, latents: Tensor, images: PairDataset, step: int, share: slice
 ) -> tuple[object, ...]:
     """The arguments of ``DiffusionLoss`` for a step's samples that are in ``share``."""
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    generator = step_generator(config, step)
     chosen = torch.randint(len(latents), (config.batch,), generator=generator)[share]
     t = torch.randint(preset.diffusion.T, (config.batch,), generator=generator)[share]
     noise = torch.randn((config.batch, *latents.shape[2:]), generator=generator)[share]
@@ -100,6 +100,7 @@ def train_unet(config: UNetTraining) -> None:
     preset = preset_of(config)
     accelerator = make_accelerator(config)
     files = split_files(config)
+    description = describe_split(config, files)
     vae = load_vae(config.weights / "vae", preset.vae).requires_grad_(False)
     augmentation = preset.augmentation if config.augment else None
     pairs = PairDataset(files["train"], preset.data, augmentation, config.passes if config.augment else 1, config.seed)
@@ -120,13 +121,12 @@ def train_unet(config: UNetTraining) -> None:
     alpha_bar = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar).float()
     lpips = None if config.loss == "eps-mse" else LPIPS("alex")
     decoder = Decoder(vae) if config.loss == "eps-image" else None
-    lr, hr = validation.images(0)
+    lr, hr = validation.unit_images(0)
 
     def picture(network: UNet) -> Picture:
         device = next(network.parameters()).device
         system = Eager(Encoder(vae), network, Decoder(vae.to(device)), preset, device)
-        low, high = ((image / 255).astype(np.float32) for image in (lr, hr))
-        return comparison(low, system.upscale([low], [0], steps=SAMPLE_STEPS, sampler="ddim")[0], high)
+        return comparison(lr, system.upscale([lr], [0], steps=SAMPLE_STEPS, sampler="ddim")[0], hr)
 
     task = Task(
         name="unet",
@@ -136,21 +136,19 @@ def train_unet(config: UNetTraining) -> None:
         validate=lambda network: validation_loss(network, latents["val"], alpha_bar, config.batch),
         picture=picture,
         inputs=inputs,
-        plan=f"{describe_split(config, files)}\n{len(latents['train'])} pairs of latents for training",
+        plan=f"{description}\n{len(latents['train'])} pairs of latents for training",
     )
     result = train(task, config, accelerator)
     if not accelerator.is_main_process:
         return
     metadata = {
         "preset": preset.name,
-        "data": describe_split(config, files),
+        "data": description,
         "latents": len(latents["train"]),
         "vae": inputs["vae"],
         "parameters": preset.unet.parameters,
-        "validation_loss": result.validation,
-        "best_step": result.step,
         "config": settings(config),
-        "seconds": round(result.seconds),
+        **result.metadata,
         "date": datetime.date.today().isoformat(),
     }
     save_unet(result.network, config.out, metadata)

@@ -29,7 +29,7 @@ from train import checkpoint
 from train.augment import random_crop
 from train.config import option, run_command, settings
 from train.data import PairDataset, as_network, read_gray
-from train.loop import Task, Training, describe_split, make_accelerator, preset_of, split_files, train
+from train.loop import Task, Training, describe_split, make_accelerator, preset_of, split_files, step_generator, train
 from train.losses import AdversaryLoss, AutoencoderLoss, Discriminator
 from train.lpips import LPIPS
 
@@ -65,8 +65,8 @@ def draw_crops(paths: list[Path], config: VAETraining, step: int, share: slice) 
         image = read_gray(paths[rng.integers(len(paths))], preset.data.hr_size)
         images.append(as_network(random_crop(image, size, rng), preset.data.channels))
     z = size // preset.vae.factor
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    noise = torch.randn((config.batch, preset.vae.latent_channels, z, z), generator=generator)[share]
+    shape = (config.batch, preset.vae.latent_channels, z, z)
+    noise = torch.randn(shape, generator=step_generator(config, step))[share]
     return torch.stack(images), noise
 
 
@@ -127,6 +127,7 @@ def train_vae(config: VAETraining) -> None:
     accelerator = make_accelerator(config)
     torch.manual_seed(config.seed)
     files = split_files(config)
+    description = describe_split(config, files)
     vae = load_vae(config.vae, preset.vae).train() if config.vae else make_vae(preset.vae)
     lpips = LPIPS("alex")
     every = max(1, len(files["val"]) // VALIDATION_IMAGES)
@@ -139,21 +140,21 @@ def train_vae(config: VAETraining) -> None:
         validate=lambda network: validation_loss(network, validation, lpips, config.lpips),
         picture=lambda network: reconstructions(network, validation),
         inputs={"files": checkpoint.names_digest(files["train"])},
-        plan=describe_split(config, files),
+        plan=description,
         adversary=AdversaryLoss(Discriminator(preset.data.channels)) if config.adversarial else None,
     )
     metadata: dict[str, object] = {}
     if config.steps:
         result = train(task, config, accelerator)
         vae = result.network
-        metadata = {"validation_loss": result.validation, "best_step": result.step, "seconds": round(result.seconds)}
+        metadata = result.metadata
     if not accelerator.is_main_process:
         return
     mean, std = latent_statistics(vae, PairDataset(files["train"][:SCALE_IMAGES], preset.data))
     set_latent_scale(vae, mean, std)
     metadata = {
         "preset": preset.name,
-        "data": describe_split(config, files),
+        "data": description,
         "latent_mean": mean,
         "latent_std": std,
         "parameters": sum(p.numel() for p in vae.parameters()),

@@ -1,0 +1,151 @@
+"""The evaluation: its protocol on known images, and the command on the shipped networks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from pipeline.serve import ROOT
+from pipeline.spec import PAPER
+from train import evaluate
+from train.data import PairDataset, list_pairs
+from train.evaluate import choose, measure, seconds_an_image
+from train.methods import Run, bicubic, parse_run, parse_runtimes
+from train.report import Measured
+
+WEIGHTS = ROOT / "weights" / "paper"
+
+
+@pytest.fixture
+def pairs(data: Path) -> PairDataset:
+    return PairDataset(list_pairs(data)[:3], PAPER.data)
+
+
+def test_the_reference_itself_is_perfect_and_bicubic_is_not(pairs: PairDataset) -> None:
+    results = measure(pairs, {"bicubic": bicubic, "HR": lambda _lr, hr, _seeds: hr}, ["alex"])
+    perfect, measured = results["HR"].values, results["bicubic"].values
+    assert perfect["psnr"].tolist() == [np.inf] * 3
+    assert perfect["ssim"].tolist() == pytest.approx([1.0] * 3)
+    assert perfect["lpips_alex"].tolist() == [0.0] * 3
+    assert (measured["psnr"] < 60).all()
+    assert (measured["lpips_alex"] > 0).all()
+
+
+def test_image_i_has_seed_i_and_one_image_alone_is_timed(pairs: PairDataset) -> None:
+    calls = []
+
+    def method(lr: list[np.ndarray], hr: list[np.ndarray], seeds: list[int]) -> list[np.ndarray]:  # type: ignore[type-arg]
+        assert [image.shape for image in (*lr, *hr)] == [(64, 64)] * len(lr) + [(256, 256)] * len(hr)
+        calls.append(seeds)
+        return hr
+
+    measure(pairs, {"bicubic": method}, ["alex"])
+    assert calls == [[0, 1, 2], [0], [1], [2]]
+    assert seconds_an_image(pairs, method) < 1
+
+
+def test_choose_takes_one_side_evenly_spread(data: Path) -> None:
+    everything, patients = choose(data, "all", None, {})
+    assert len(everything) == 20
+    assert patients[:3] == ["00000000", "00000000", "00000001"]
+    few, _ = choose(data, "all", 3, {})
+    assert few.paths == [everything.paths[i] for i in (0, 9, 19)]
+    test, owners = choose(data, "test", None, {}, "60/20/20")
+    assert (len(test), len(set(owners))) == (4, 2)
+
+
+def test_run_on_the_command_line() -> None:
+    assert parse_run("ddim:50:lr") == Run("ddim", 50, "lr")
+    assert str(parse_run("ddpm:300:noise")) == "DDPM, 300 steps, from pure noise"
+    assert parse_runtimes("torch,onnx") == ("torch", "onnx")
+
+
+def test_command_reports_runtimes_side_by_side(data: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(WEIGHTS, weights)
+    status = evaluate.main(
+        [
+            *("--data", str(data), "--limit", "2", "--runtimes", "torch,onnx", "--run", "ddim:2:lr", "--lpips", "alex"),
+            *("--report", str(tmp_path / "report"), "--reported", "nih", "--record", "tiny", "--weights", str(weights)),
+        ]
+    )
+    assert status == 0
+    text = (tmp_path / "report" / "results.md").read_text(encoding="utf-8")
+    assert "2 images of 1 patients, split test" in text
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
+    assert rows[2:] == [
+        "bicubic", "autoencoder alone (ceiling)",
+        "PyTorch: DDIM, 2 steps, from the LR latent", "ONNX: DDIM, 2 steps, from the LR latent",
+        "*paper: bicubic*", "*paper: PyTorch*", "*paper: TensorRT*",
+    ]  # fmt: skip
+    with open(tmp_path / "report" / "images.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 4 * 2
+    torch_lines, onnx_lines = lines[4:6], lines[6:8]
+    for a, b in zip(torch_lines, onnx_lines, strict=True):
+        assert a["file"] == b["file"]
+        assert float(a["lpips_alex"]) == pytest.approx(float(b["lpips_alex"]), abs=1e-3)
+    for name in ("upscaled.png", "runtimes.png"):
+        with PILImage.open(tmp_path / "report" / name) as picture:
+            assert picture.height > 2 * 256
+    recorded = json.loads((weights / "unet.json").read_text())["metrics"]["tiny"]
+    assert recorded["bicubic"]["psnr"] == pytest.approx(np.mean([float(line["psnr"]) for line in lines[:2]]), abs=1e-3)
+
+
+def test_measured_values_reach_the_record(tmp_path: Path) -> None:
+    for network in ("vae", "unet"):
+        (tmp_path / f"{network}.json").write_text('{"preset": "paper", "metrics": {"old": {}}}')
+    evaluate.record(tmp_path, "new", {"bicubic": Measured({"psnr": np.array([30.0, 31.0])})})
+    expected = {"preset": "paper", "metrics": {"old": {}, "new": {"bicubic": {"psnr": 30.5}}}}
+    assert json.loads((tmp_path / "vae.json").read_text()) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--limit", "0"], "--limit is 0, it must be at least 1"),
+        (["--lpips", "vgg"], "--lpips needs alex"),
+        (["--shares", "70/30"], "the split '70/30' is not three percentages"),
+        (["--weights", "nowhere"], "nowhere"),
+        (["--model-repository", "nowhere"], "'nowhere/vae_encoder/1/model.onnx'"),
+        (["--index", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_impossible_settings_are_one_line(
+    data: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main(["--data", str(data), *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_tensorrt_without_a_server_is_one_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["--data", str(data), "--runtimes", "trt", "--url", "localhost:1"]) == 1
+    assert capsys.readouterr().err.startswith("error: no server ready at localhost:1 (grpc) within 10 s")
+
+
+def test_tensorrt_without_a_plan_is_one_line(server: object, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = server.url("grpc")  # type: ignore[attr-defined]
+    assert evaluate.main(["--data", str(data), "--limit", "1", "--runtimes", "trt", "--url", url]) == 1
+    assert "'denoiser' is 'trt'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["ddim", "ddim:0:lr", "ddim:301:lr", "euler:5:lr", "ddim:5:zero"])
+def test_unknown_runs_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main(["--data", ".", "--run", text])
+    assert f"'{text}', allowed are ddpm|ddim:1…300:noise|lr" in capsys.readouterr().err
+
+
+def test_unknown_runtimes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main(["--data", ".", "--runtimes", "onnx,cuda"])
+    assert "'cuda', allowed are bicubic, torch, onnx, trt" in capsys.readouterr().err

@@ -1,0 +1,84 @@
+"""The paper's figures: what they show, and what the command says where it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+from torch.utils.tensorboard import SummaryWriter
+
+from pipeline.spec import PAPER
+from train import figures
+from train.data import PairDataset, list_pairs
+from train.figures import curves_figure, runtimes_figure, upscaled_figure
+from train.methods import bicubic
+
+
+@pytest.fixture
+def pairs(data: Path) -> PairDataset:
+    return PairDataset(list_pairs(data), PAPER.data)
+
+
+@pytest.mark.parametrize(("figure", "columns"), [("samples", 4), ("augmentations", 8)])
+def test_command_draws_lr_above_hr(figure: str, columns: int, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figure.png"
+    assert figures.main([figure, "--data", str(data), "--out", str(out)]) == 0
+    with PILImage.open(out) as picture:
+        assert picture.width > columns * 256
+        assert picture.height > 2 * 256
+
+
+def test_upscaled_figure_has_a_row_an_image(pairs: PairDataset) -> None:
+    picture = upscaled_figure(pairs, bicubic)
+    assert picture.width > 4 * 256
+    assert picture.height > 4 * 256
+
+
+def test_runtimes_figure_shows_where_two_differ(pairs: PairDataset) -> None:
+    def brighter_corner(lr: list[np.ndarray], hr: list[np.ndarray], seeds: list[int]) -> list[np.ndarray]:  # type: ignore[type-arg]
+        (image,) = bicubic(lr, hr, seeds)
+        image = image * 0.5
+        image[:16, :16] += 0.1
+        return [image]
+
+    def half(lr: list[np.ndarray], hr: list[np.ndarray], seeds: list[int]) -> list[np.ndarray]:  # type: ignore[type-arg]
+        return [0.5 * image for image in bicubic(lr, hr, seeds)]
+
+    picture = np.asarray(runtimes_figure(pairs, {"PyTorch": half, "ONNX": brighter_corner}))
+    height = picture.shape[0] // 4
+    difference = picture[height - 260 : height - 4, -260:-4]
+    assert (difference[:16, :16] >= 254).all()
+    assert (difference[16:] == 0).all()
+
+
+def test_curves_show_training_and_validation(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path / "unet")) as log:
+        for step in range(10, 110, 10):
+            log.add_scalar("train/loss", 1 / step, step)
+        log.add_scalar("validation", 0.02, 100)
+    (axes,) = curves_figure([tmp_path / "unet"]).axes
+    raw, _, validation = axes.lines
+    assert np.asarray(raw.get_xdata()).tolist() == list(range(10, 110, 10))
+    assert np.asarray(raw.get_ydata()) == pytest.approx([1 / step for step in range(10, 110, 10)])
+    assert np.asarray(validation.get_xydata()) == pytest.approx(np.array([[100, 0.02]]))
+    assert figures.main(["curves", str(tmp_path / "unet"), "--out", str(tmp_path / "curves.png")]) == 0
+    with PILImage.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (600, 400)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["curves", "{}"], "error: '{}' holds no log of a training, events.out.tfevents.*\n"),
+        (["samples", "--data", "{}"], "error: '{}' has no HR_256/ and LR_64/"),
+    ],
+)
+def test_wrong_folders_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert figures.main([argument.format(tmp_path) for argument in arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(message.format(tmp_path))
+    assert error.count("\n") == 1

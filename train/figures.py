@@ -1,0 +1,146 @@
+"""Draw the paper's figures: samples (2), augmentations (3), loss curves (6), and results (7 to 10).
+
+python -m train.figures samples --data data/nih --out samples.png
+python -m train.figures augmentations --data data/nih --out augmentations.png
+python -m train.figures curves runs/vae runs/unet --out curves.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL.Image import Image as Picture
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline.images import Image, from_integers
+from pipeline.pictures import comparison, enlarge, labelled_row, stack
+from pipeline.spec import PAPER, SCALE
+from train.augment import Augmentation, apply
+from train.data import PairDataset, list_pairs
+from train.methods import Method
+
+SHOWN = 4
+Panels = Sequence[tuple[str, str, Image]]
+
+
+def spread(pairs: PairDataset, count: int = SHOWN) -> list[int]:
+    """Indices of a few images, evenly spread."""
+    return np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int).tolist()
+
+
+def samples_figure(pairs: PairDataset) -> Picture:
+    """Figure 2: a few LR images, enlarged, above their HR images."""
+    shown = [pairs.unit_images(i) for i in spread(pairs)]
+    lr: Panels = [("LR 64 x 64", "", enlarge(low)) for low, _ in shown]
+    hr: Panels = [("HR 256 x 256", "", high) for _, high in shown]
+    return stack([labelled_row(lr), labelled_row(hr)])
+
+
+def augmentations_figure(pairs: PairDataset) -> Picture:
+    """Figure 3: one pair and what each operation of the augmentation makes of it, LR above HR."""
+    size, spec = PAPER.data.lr_size, PAPER.augmentation
+    side, hole = round(spec.smallest_crop * size), round(spec.cutout_side * size)
+    crop, cutout = (size - side, 0, side), (hole, 2 * hole, hole)
+    shown = {
+        "as it is": Augmentation(),
+        "horizontal flip": Augmentation(flip=True),
+        **{f"rotation {turn}": Augmentation(quarter_turns=turn // 90) for turn in spec.rotations},
+        "resized crop": Augmentation(crop=crop),
+        "cutout": Augmentation(cutout=cutout),
+        "all together": Augmentation(True, 1, crop, cutout),
+    }
+    lr, hr = pairs.images(0)
+    low: Panels = [(name, "LR", enlarge(from_integers(apply(a, lr, 1)))) for name, a in shown.items()]
+    high: Panels = [("", "HR", from_integers(apply(a, hr, SCALE))) for a in shown.values()]
+    return stack([labelled_row(low), labelled_row(high)])
+
+
+def curves_figure(runs: Sequence[Path]) -> Figure:
+    """Figure 6: each run's training loss, raw and averaged, and validation loss over the steps.
+
+    Raises:
+        ValueError: a folder holds no log of a training.
+    """
+    figure = Figure(figsize=(6 * len(runs), 4), layout="constrained")
+    for run, axes in zip(runs, figure.subplots(1, len(runs), squeeze=False)[0], strict=True):
+        log = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+        if "train/loss" not in log.Tags()["scalars"]:
+            raise ValueError(f"'{run}' holds no log of a training, events.out.tfevents.*")
+        steps, losses = np.array([(event.step, event.value) for event in log.Scalars("train/loss")]).T
+        axes.plot(steps, losses, color="0.8", linewidth=0.8, label="training, one batch")
+        width = max(1, len(losses) // 50)
+        mean = np.convolve(losses, np.ones(width) / width, mode="valid")
+        axes.plot(steps[width - 1 :], mean, color="C0", label=f"training, mean of {width} values")
+        validation = log.Scalars("validation") if "validation" in log.Tags()["scalars"] else []
+        axes.plot(*zip(*((e.step, e.value) for e in validation), strict=True), "o-", color="C1", label="validation")
+        axes.set(title=run.name, xlabel="step", ylabel="loss", yscale="log")
+        axes.legend()
+    return figure
+
+
+def upscaled_figure(pairs: PairDataset, method: Method) -> Picture:
+    """Figures 7 and 9: LR, bicubic, upscaled and HR of a few images."""
+    rows = []
+    for i in spread(pairs):
+        lr, hr = pairs.unit_images(i)
+        rows.append(comparison(lr, method([lr], [hr], [i])[0], hr))
+    return stack(rows)
+
+
+def runtimes_figure(pairs: PairDataset, systems: Mapping[str, Method]) -> Picture:
+    """Figures 8 and 10: the same images by each runtime, and how far each is from the first, as a map.
+
+    A map's white is that image's largest difference, which stands above it in gray levels of 255.
+    """
+    rows = []
+    for i in spread(pairs):
+        lr, hr = pairs.unit_images(i)
+        images = {name: method([lr], [hr], [i])[0] for name, method in systems.items()}
+        (first, reference), *others = images.items()
+        panels = [(name, "", image) for name, image in images.items()]
+        for name, image in others:
+            difference = np.abs(image - reference)
+            worst = float(difference.max())
+            shown = (difference / worst if worst else difference).astype(np.float32)
+            panels.append((f"|{name} - {first}|", f"white: {255 * worst:.2g} of 255", shown))
+        rows.append(labelled_row(panels))
+    return stack(rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m train.figures",
+        description="Draw the samples, the augmentations or the loss curves; train.evaluate draws the results.",
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in (__doc__ or "").splitlines()[2:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    figures = parser.add_subparsers(dest="figure", required=True)
+    for name, help in (("samples", "LR and HR images"), ("augmentations", "what training does to a pair")):
+        figure = figures.add_parser(name, help=help, description=help)
+        figure.add_argument("--data", type=Path, required=True, help="folder that train.pairs wrote")
+    figure = figures.add_parser("curves", help="losses over the steps", description="Losses over the steps.")
+    figure.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a training's --run")
+    for name, figure in figures.choices.items():
+        out = Path(f"{name}.png")
+        figure.add_argument("--out", type=Path, default=out, help="PNG file to write (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        if args.figure == "curves":
+            curves_figure(args.runs).savefig(args.out, dpi=100)
+        else:
+            pairs = PairDataset(list_pairs(args.data), PAPER.data)
+            {"samples": samples_figure, "augmentations": augmentations_figure}[args.figure](pairs).save(args.out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote '{args.out}'")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
