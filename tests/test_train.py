@@ -29,7 +29,7 @@ from train.schedule import learning_rate
 
 def vae_config(data: Path, folder: Path, **changes: Any) -> vae.VAETraining:
     config = vae.VAETraining(
-        data=data, out=folder, run=folder / "vae", steps=2, batch=1, crop=64, precision="fp32", device="cpu"
+        data=data, out=folder, run_dir=folder / "vae", steps=2, batch=1, crop=64, precision="fp32", device="cpu"
     )
     return replace(config, **changes)
 
@@ -43,7 +43,7 @@ def weights(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def unet_config(data: Path, weights: Path, out: Path, **changes: Any) -> unet.UNetTraining:
     config = unet.UNetTraining(
-        data=data, weights=weights, out=out, run=out / "run", steps=6, validate_every=2, batch=4, passes=1, ema=0.5,
+        data=data, weights=weights, out=out, run_dir=out / "run", steps=6, validate_every=2, batch=4, passes=1, ema=0.5,
         precision="fp32", device="cpu",
     )  # fmt: skip
     return replace(config, **changes)
@@ -74,7 +74,7 @@ def test_a_pretrained_autoencoder_is_taken_as_it_is(data: Path, weights: Path, t
 def test_an_adversary_learns_along_and_is_resumed(data: Path, tmp_path: Path) -> None:
     config = vae_config(data, tmp_path, adversarial=0.1)
     vae.train_vae(config)
-    state = torch.load(config.run / "checkpoint.pt", weights_only=True)
+    state = torch.load(config.run_dir / "checkpoint.pt", weights_only=True)
     untouched = AdversaryLoss(Discriminator(3)).state_dict()
     assert state["adversary"].keys() == untouched.keys()
     assert state["optimisers"]["adversary"]["state"][0]["step"] == 2
@@ -109,7 +109,7 @@ def test_the_best_validated_weights_are_saved(
 def command(config: unet.UNetTraining, *extra: str) -> list[str]:
     return [
         "-m", "train.unet", f"--data={config.data}", f"--weights={config.weights}", f"--out={config.out}",
-        f"--run={config.run}", f"--steps={config.steps}", f"--validate-every={config.validate_every}",
+        f"--run-dir={config.run_dir}", f"--steps={config.steps}", f"--validate-every={config.validate_every}",
         f"--batch={config.batch}", "--passes=1", f"--ema={config.ema}", "--precision=fp32", "--device=cpu", *extra,
     ]  # fmt: skip
 
@@ -117,18 +117,18 @@ def command(config: unet.UNetTraining, *extra: str) -> list[str]:
 def test_a_killed_training_continues_to_the_same_bits(data: Path, weights: Path, tmp_path: Path) -> None:
     straight = unet_config(data, weights, tmp_path / "straight", steps=8)
     unet.train_unet(straight)
-    killed = replace(straight, out=tmp_path / "killed", run=tmp_path / "killed" / "run")
+    killed = replace(straight, out=tmp_path / "killed", run_dir=tmp_path / "killed" / "run")
     process = subprocess.Popen(
         [sys.executable, *command(killed)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while not (killed.run / "checkpoint.pt").exists():
+    while not (killed.run_dir / "checkpoint.pt").exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    with pytest.raises(ValueError, match=r"holds a run: continue it by --resume, or give another --run"):
+    with pytest.raises(ValueError, match=r"holds a run: continue it by --resume, or give another --run-dir"):
         unet.train_unet(killed)
     unet.train_unet(replace(killed, resume=True))
     assert_equal(state_of(straight.out), state_of(killed.out))
@@ -137,23 +137,13 @@ def test_a_killed_training_continues_to_the_same_bits(data: Path, weights: Path,
 def test_two_processes_train_as_one(data: Path, weights: Path, tmp_path: Path) -> None:
     alone = unet_config(data, weights, tmp_path / "alone", steps=3)
     unet.train_unet(alone)
-    shared = replace(alone, out=tmp_path / "shared", run=tmp_path / "shared" / "run")
-    # what `accelerate launch` and `torchrun` tell each process
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *command(shared)],
-            cwd=ROOT,
-            env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    output = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(output)[-3000:]
-    assert "on 2 x cpu" in output[0]
+    shared = replace(alone, out=tmp_path / "shared", run_dir=tmp_path / "shared" / "run")
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_ports(1)[0]}"]
+    result = subprocess.run(
+        [sys.executable, *launcher, *command(shared)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "on 2 x cpu" in result.stdout
     one, two = state_of(alone.out), state_of(shared.out)
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-3)
@@ -202,6 +192,35 @@ def test_impossible_settings(data: Path, weights: Path, tmp_path: Path, changes:
         unet.train_unet(unet_config(data, weights, tmp_path, **changes))
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data: Path, weights: Path, tmp_path: Path) -> None:
+    config = unet_config(data, weights, tmp_path)
+    result = subprocess.run(
+        ["bash", "-c", 'ulimit -f 8192; exec "$@"', "bash", sys.executable, *command(config)],  # KiB
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(f"error: cannot write '{config.run_dir}/checkpoint.pt': ")
+    assert "Traceback" not in result.stderr
+    assert not (config.run_dir / "checkpoint.pt").exists()
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_the_whole_recipe_trains_both_networks_and_continues(data: Path, tmp_path: Path) -> None:
+    script = ROOT / "train" / "runs" / "paper.sh"
+    sizes = {"DEVICE": "cpu", "VAE_STEPS": "1", "UNET_STEPS": "1", "RUNS": str(tmp_path / "runs")}
+    python = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for _ in range(2):
+        result = subprocess.run(
+            [script, data, tmp_path / "out"], env={**os.environ, **sizes, **python}, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("continuing") == 2, "finished parts are not repeated"
+    state_of(tmp_path / "out")
+    load_vae(tmp_path / "out" / "vae", PAPER.vae)
+
+
 def test_a_full_gpu_is_one_line_of_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,7 +247,7 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 def test_missing_data_is_one_line(
     main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--data", str(tmp_path), "--run", str(tmp_path / "r"), "--device=cpu", "--precision=fp32"]) == 1
+    assert main(["--data", str(tmp_path), "--run-dir", str(tmp_path / "r"), "--device=cpu", "--precision=fp32"]) == 1
     assert capsys.readouterr().err == (
         f"error: '{tmp_path}' has no HR_256/ and LR_64/: make them with  python -m train.pairs IMAGES {tmp_path}\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -23,31 +24,29 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(state["w"], torch.arange(4))
 
 
-def test_a_failed_save_keeps_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_grow_keeps_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, KEY, {"step": 1})
-
-    def full_disk(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(
-        OSError, match=r"cannot write '.*checkpoint\.pt': .*No space left on device; the one before is kept"
-    ):
-        checkpoint.save(path, KEY, {"step": 2})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write '.*checkpoint\.pt': .*; the one before is kept"):
+            checkpoint.save(path, KEY, {"step": 2, "weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == [path]
     assert checkpoint.load(path, KEY) == {"step": 1, "key": KEY}
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "c.pt", {"seed": 1, "batch": 4}, {})
-    with pytest.raises(ValueError, match=r"is of another run \(seed 1, not 2\): give another --run, or remove it"):
+    with pytest.raises(ValueError, match=r"is of another run \(seed 1, not 2\): give another --run-dir, or remove it"):
         checkpoint.load(tmp_path / "c.pt", {"seed": 2, "batch": 4})
 
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "c.pt").write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"'.*c\.pt' is no checkpoint: remove it or give another --run"):
+    with pytest.raises(ValueError, match=r"'.*c\.pt' is no checkpoint: remove it or give another --run-dir"):
         checkpoint.load(tmp_path / "c.pt", KEY)
 
 

@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.spec import PAPER
 from train import figures
-from train.data import PairDataset, list_pairs
+from train.data import PairDataset, list_pairs, read_gray
 from train.figures import curves_figure, runtimes_figure, upscaled_figure
 from train.methods import bicubic
 
@@ -68,9 +68,29 @@ def test_curves_show_training_and_validation(tmp_path: Path) -> None:
         assert picture.size == (600, 400)
 
 
+def test_details_are_enlarged_squares(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "details.png"
+    detail = "00000003_001.png:48:120"
+    assert figures.main(["details", detail, "--data", str(data), "--out", str(out)]) == 0
+    hr = read_gray(data / "HR_256" / "00000003_001.png", 256)[48:144, 120:216]
+    with PILImage.open(out) as picture:
+        shown = np.asarray(picture)
+    foot, gap = 0, 6
+    last = shown[shown.shape[0] - 384 - gap - foot : shown.shape[0] - gap - foot, -384 - gap : -gap]
+    np.testing.assert_array_equal(last, np.kron(hr, np.ones((4, 4))))
+
+
+@pytest.mark.parametrize("detail", ["a.png", "a.png:0:161", "a.png:164:0", "a.png:-4:0"])
+def test_impossible_details(detail: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        figures.main(["details", detail, "--data", "."])
+    assert f"'{detail}', needed is FILE:TOP:LEFT with multiples of 4 up to 160" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["details", "no.png:0:0", "--data", "{}"], "error: '{}/HR_256/no.png' is not a readable image\n"),
         (["curves", "{}"], "error: '{}' holds no log of a training, events.out.tfevents.*\n"),
         (["samples", "--data", "{}"], "error: '{}' has no HR_256/ and LR_64/"),
     ],

@@ -76,9 +76,9 @@ def load(path: Path, key: Key) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved: Key = state["key"]
     except Exception as error:  # torch raises whatever its zip and pickle readers do
-        raise ValueError(f"'{path}' is no checkpoint: remove it or give another --run") from error
+        raise ValueError(f"'{path}' is no checkpoint: remove it or give another --run-dir") from error
     if saved != key:
         differing = [name for name in {**saved, **key} if saved.get(name) != key.get(name)]
         differences = ", ".join(f"{name} {saved.get(name)}, not {key.get(name)}" for name in differing)
-        raise ValueError(f"'{path}' is of another run ({differences}): give another --run, or remove it")
+        raise ValueError(f"'{path}' is of another run ({differences}): give another --run-dir, or remove it")
     return state

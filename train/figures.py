@@ -1,8 +1,9 @@
-"""Draw the paper's figures: samples (2), augmentations (3), loss curves (6), and results (7 to 10).
+"""Draw the paper's figures: samples (2), augmentations (3), loss curves (6), and results (7 to 10), details.
 
 python -m train.figures samples --data data/nih --out samples.png
 python -m train.figures augmentations --data data/nih --out augmentations.png
 python -m train.figures curves runs/vae runs/unet --out curves.png
+python -m train.figures details 00000410_002.png:48:120 --data data/nih --out details.png
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ from PIL.Image import Image as Picture
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.images import Image, from_integers
+from pipeline.onnx_networks import onnx_networks
 from pipeline.pictures import comparison, enlarge, labelled_row, stack
 from pipeline.spec import PAPER, SCALE
+from pipeline.superres import upscale
 from train.augment import Augmentation, apply
 from train.data import PairDataset, list_pairs
-from train.methods import Method
+from train.methods import Method, bicubic
+from train.pairs import HR
 
 SHOWN = 4
+DETAIL = 96
 Panels = Sequence[tuple[str, str, Image]]
 
 
@@ -112,19 +117,58 @@ def runtimes_figure(pairs: PairDataset, systems: Mapping[str, Method]) -> Pictur
     return stack(rows)
 
 
+def parse_detail(text: str) -> tuple[str, int, int]:
+    """``FILE:TOP:LEFT``, in HR pixels that ``SCALE`` divides."""
+    limit = PAPER.data.hr_size - DETAIL
+    match text.split(":"):
+        case [name, top, left] if top.isdecimal() and left.isdecimal():
+            place = int(top), int(left)
+            if max(place) <= limit and not any(n % SCALE for n in place):
+                return name, *place
+    raise argparse.ArgumentTypeError(f"'{text}', needed is FILE:TOP:LEFT with multiples of {SCALE} up to {limit}")
+
+
+def details_figure(details: Sequence[tuple[str, int, int]], data: Path, repository: Path) -> Picture:
+    """Squares of 96 HR pixels, enlarged: LR, bicubic, upscaled with the repository's networks, HR.
+
+    Raises:
+        ValueError: a file is missing or no image.
+    """
+    networks = onnx_networks(repository)
+    rows = []
+    for name, top, left in details:
+        lr, hr = PairDataset([data / HR / name], PAPER.data).unit_images(0)
+        (upscaled,) = upscale([lr], [0], networks, PAPER)
+        (smooth,) = bicubic([lr], [hr], [0])
+        images = {"LR": enlarge(lr), "bicubic x4": smooth, "upscaled x4": upscaled, "HR": hr}
+        panels: Panels = [
+            (title, name if title == "LR" else "", enlarge(image[top : top + DETAIL, left : left + DETAIL]))
+            for title, image in images.items()
+        ]
+        rows.append(labelled_row(panels))
+    return stack(rows)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train.figures",
-        description="Draw the samples, the augmentations or the loss curves; train.evaluate draws the results.",
+        description="Draw samples, augmentations, loss curves or details; train.evaluate draws the results.",
         epilog="examples:\n" + "\n".join(f"  {line}" for line in (__doc__ or "").splitlines()[2:]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     figures = parser.add_subparsers(dest="figure", required=True)
-    for name, help in (("samples", "LR and HR images"), ("augmentations", "what training does to a pair")):
-        figure = figures.add_parser(name, help=help, description=help)
+    helps = {
+        "samples": "LR and HR images",
+        "augmentations": "what training does to a pair",
+        "details": "enlarged squares of LR, bicubic, upscaled and HR images",
+    }
+    for name, help in helps.items():
+        figure = figures.add_parser(name, help=help, description=f"{help.capitalize()}.")
         figure.add_argument("--data", type=Path, required=True, help="folder that train.pairs wrote")
+    figure.add_argument("details", nargs="+", type=parse_detail, metavar="FILE:TOP:LEFT", help="in HR pixels")
+    figure.add_argument("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
     figure = figures.add_parser("curves", help="losses over the steps", description="Losses over the steps.")
-    figure.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a training's --run")
+    figure.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a training's --run-dir")
     for name, figure in figures.choices.items():
         out = Path(f"{name}.png")
         figure.add_argument("--out", type=Path, default=out, help="PNG file to write (default: %(default)s)")
@@ -132,6 +176,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.figure == "curves":
             curves_figure(args.runs).savefig(args.out, dpi=100)
+        elif args.figure == "details":
+            details_figure(args.details, args.data, args.model_repository).save(args.out)
         else:
             pairs = PairDataset(list_pairs(args.data), PAPER.data)
             {"samples": samples_figure, "augmentations": augmentations_figure}[args.figure](pairs).save(args.out)

@@ -40,8 +40,8 @@ class Training:
     split: str = option("70/20/10", "shares of the patients in training, validation and test, in percent")
     preset: str = option("paper", "the system to train", choices=PRESETS)
     out: Path = option(Path("weights/paper"), "where the weights go")
-    run: Path = option(Path("runs"), "folder of the checkpoint, logs and pictures")
-    resume: bool = option(False, "continue the run in --run, if there is one", decides=False)
+    run_dir: Path = option(Path("runs"), "folder of the checkpoint, logs and pictures")
+    resume: bool = option(False, "continue the run in --run-dir, if there is one", decides=False)
     device: str = option("auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda"), decides=False)
     precision: str = option("bf16", "of the networks' arithmetic in training", choices=("fp32", "bf16", "fp16"))
     steps: int = option(1000, "optimiser steps")
@@ -168,7 +168,7 @@ class Run:
             self.wrapped[name], self.optimisers[name] = accelerator.prepare(module, optimiser)
         self.step, self.seconds = 0, 0.0
         self.best: dict[str, Any] = {"step": 0, "value": math.inf, "weights": self.ema.module.state_dict()}
-        self.path = config.run / "checkpoint.pt"
+        self.path = config.run_dir / "checkpoint.pt"
         self.key = settings(config) | task.inputs
 
     def load(self) -> bool:
@@ -180,7 +180,9 @@ class Run:
         state = checkpoint.load(self.path, self.key) if self.config.resume else None
         if state is None:
             if self.path.exists():
-                raise ValueError(f"'{self.config.run}' holds a run: continue it by --resume, or give another --run")
+                raise ValueError(
+                    f"'{self.config.run_dir}' holds a run: continue it by --resume, or give another --run-dir"
+                )
             return False
         self.network.load_state_dict(state["network"])
         self.ema.module.load_state_dict(state["ema"])
@@ -271,7 +273,7 @@ class Run:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self.ema.module.state_dict().items()}
             self.best = {"step": self.step, "value": value, "weights": weights}
         picture = self.task.picture(self.ema.module)
-        samples = self.config.run / "samples"
+        samples = self.config.run_dir / "samples"
         samples.mkdir(parents=True, exist_ok=True)
         picture.save(samples / f"{self.step:06}.png")
         log.add_scalar("validation", value, self.step)
@@ -303,7 +305,7 @@ def train(task: Task, config: Training, accelerator: Accelerator) -> Result:
     a_step = run.seconds_a_step()
     if main:
         tqdm.write(f"expected time: {duration(a_step * (config.steps - run.step))}, at {a_step:.2g} s a step")
-    log = SummaryWriter(str(config.run), purge_step=run.step + 1 if resumed else None) if main else None
+    log = SummaryWriter(str(config.run_dir), purge_step=run.step + 1 if resumed else None) if main else None
     bar = tqdm(
         initial=run.step, total=config.steps, desc=task.name, unit="step", mininterval=2, disable=not main, leave=False
     )

@@ -2,7 +2,7 @@
 
 python -m train.unet --data data/nih --weights weights/paper
 python -m train.unet --data data/nih --resume
-python -m train.unet --data data/nih --loss eps-lpips --run runs/eps-lpips --out weights/eps-lpips
+python -m train.unet --data data/nih --loss eps-lpips --run-dir runs/eps-lpips --out weights/eps-lpips
 accelerate launch --num_processes 4 -m train.unet --data data/nih --batch 256
 """
 
@@ -43,7 +43,7 @@ SAMPLE_STEPS = 20
 
 @dataclass(frozen=True)
 class UNetTraining(Training):
-    run: Path = option(Path("runs/unet"), "folder of the latents, checkpoint, logs and pictures")
+    run_dir: Path = option(Path("runs/unet"), "folder of the latents, checkpoint, logs and pictures")
     weights: Path = option(Path("weights/paper"), "folder with the autoencoder, vae/")
     unet: Path | None = option(None, "weights folder with a U-Net to start from, such as a finished --out")
     loss: EpsLoss = option("eps-mse", "eps-lpips is the paper's wording", choices=("eps-mse", "eps-lpips", "eps-image"))
@@ -108,7 +108,7 @@ def train_unet(config: UNetTraining) -> None:
     inputs = {"vae": checkpoint.state_digest(vae), "files": checkpoint.names_digest(files["train"])}
     with accelerator.main_process_first():
         latents = cached_latents(
-            config.run / "latents.pt",
+            config.run_dir / "latents.pt",
             {"passes": pairs.passes, "augment": config.augment, "seed": config.seed, "split": config.split, **inputs},
             Encoder(vae),
             {"train": pairs, "val": validation},

@@ -2,7 +2,7 @@
 
 python -m train.vae --data data/nih --out weights/paper
 python -m train.vae --data data/nih --resume
-python -m train.vae --data data/nih --adversarial 0.05 --run runs/vae-gan
+python -m train.vae --data data/nih --adversarial 0.05 --run-dir runs/vae-gan
 python -m train.vae --data data/nih --vae stabilityai/sd-vae-ft-mse --steps 0
 accelerate launch --num_processes 4 -m train.vae --data data/nih --batch 64
 """
@@ -40,7 +40,7 @@ SCALE_IMAGES = 200
 
 @dataclass(frozen=True)
 class VAETraining(Training):
-    run: Path = option(Path("runs/vae"), "folder of the checkpoint, logs and pictures")
+    run_dir: Path = option(Path("runs/vae"), "folder of the checkpoint, logs and pictures")
     vae: str = option("", "start from this autoencoder: a save_pretrained folder or a hub name")
     steps: int = option(9000, "optimiser steps; 0 takes the autoencoder of --vae as it is")
     batch: int = option(4, "samples a step, over all processes")

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Train preset "paper" end to end: the autoencoder, then the U-Net on its latents.
+#
+#   train/runs/paper.sh DATA [OUT]
+#
+# DATA is a folder that train.pairs wrote; OUT takes the weights (default: weights/paper). Run it again after an
+# interruption: finished parts are not repeated. Everything else is a variable of the environment:
+#
+#   DEVICE     auto (default: a GPU where there is one), cuda, or cpu, which takes hours and as little as it can
+#   RUNS       folder of checkpoints, logs and samples (default: runs/paper)
+#   VAE_STEPS, UNET_STEPS    other numbers of steps
+#   VAE_FROM, UNET_FROM      an autoencoder's folder and a weights folder to start from
+set -euo pipefail
+
+usage="usage: train/runs/paper.sh DATA [OUT]; see the head of the file"
+if [ $# -lt 1 ] || [ $# -gt 2 ]; then
+    echo "$usage" >&2
+    exit 2
+fi
+data=$(realpath -m "$1") out=$(realpath -m "${2:-weights/paper}") runs=$(realpath -m "${RUNS:-runs/paper}")
+cd "$(dirname "$0")/../.."
+[ -x .venv/bin/python ] && PATH="$PWD/.venv/bin:$PATH"
+
+device=${DEVICE:-auto}
+if [ "$device" = auto ]; then
+    device=$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
+fi
+case $device in
+cuda)
+    vae=(--batch 32 --rate 8e-4 --steps "${VAE_STEPS:-12000}")
+    unet=(--batch 256 --rate 2e-3 --steps "${UNET_STEPS:-20000}")
+    ;;
+cpu)
+    vae=(--batch 4 --rate 4e-4 --steps "${VAE_STEPS:-9000}")
+    unet=(--batch 64 --rate 1e-3 --steps "${UNET_STEPS:-6000}")
+    ;;
+*)
+    echo "error: DEVICE is '$device', allowed are auto, cuda and cpu" >&2
+    exit 2
+    ;;
+esac
+common=(--data "$data" --out "$out" --device "$device" --resume)
+
+python -m train.vae "${common[@]}" --run-dir "$runs/vae" ${VAE_FROM:+--vae "$VAE_FROM"} "${vae[@]}"
+python -m train.unet "${common[@]}" --run-dir "$runs/unet" --weights "$out" ${UNET_FROM:+--unet "$UNET_FROM"} "${unet[@]}"
+
+echo "next: python -m train.evaluate --data '$data' --weights '$out' --runtimes torch"
+echo "      make export, if '$out' is weights/paper"
