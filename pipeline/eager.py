@@ -15,7 +15,7 @@ from pipeline.spec import Preset, SamplerName, Start
 from pipeline.superres import network_input, network_output, sample_with_defaults
 from pipeline.unet import UNet
 from pipeline.vae import Decoder, Encoder, load_vae
-from pipeline.weights import load_unet
+from pipeline.weights import check_pair, load_unet
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,10 @@ def load(weights: Path, preset: Preset, *, vae: str | Path | None = None, device
     """The pipeline of a weights folder; ``vae`` names another autoencoder (see ``pipeline.vae.load_vae``).
 
     Raises:
-        ValueError: weights are missing, damaged or of another network.
+        ValueError: weights are missing, damaged or of another network, or the folder's two networks are no pair.
     """
     autoencoder = load_vae(vae or weights / "vae", preset.vae).to(device)
+    if vae is None:
+        check_pair(weights, autoencoder)
     unet = load_unet(weights, preset).to(device)
     return Eager(Encoder(autoencoder), unet, Decoder(autoencoder), preset, torch.device(device))

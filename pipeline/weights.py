@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from pipeline.spec import Preset
 from pipeline.unet import UNet
@@ -19,16 +23,58 @@ def write_metadata(path: Path, metadata: dict[str, Any]) -> None:
 
 
 def save_vae(vae: AutoencoderKL, folder: Path, metadata: dict[str, Any]) -> None:
-    """Write ``folder/vae/`` and ``folder/vae.json``."""
-    vae.save_pretrained(folder / "vae")
+    """Write ``folder/vae/`` and ``folder/vae.json``, each file whole or not at all.
+
+    Raises:
+        OSError: they cannot be written; older files are kept.
+    """
+    partial = folder / "vae.partial"
+    try:
+        vae.save_pretrained(partial)
+        (folder / "vae").mkdir(exist_ok=True)
+        for file in partial.iterdir():
+            os.replace(file, folder / "vae" / file.name)
+    except SafetensorError as error:
+        raise OSError(f"cannot write '{folder}/vae': {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     write_metadata(folder / "vae.json", metadata)
 
 
 def save_unet(unet: UNet, folder: Path, metadata: dict[str, Any]) -> None:
-    """Write ``folder/unet.safetensors`` and ``folder/unet.json``."""
+    """Write ``folder/unet.safetensors`` and ``folder/unet.json``; errors as ``save_vae``'s."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in unet.state_dict().items()}, folder / "unet.safetensors")
+    path = folder / "unet.safetensors"
+    partial = path.with_suffix(".partial")
+    try:
+        save_file({name: value.contiguous() for name, value in unet.state_dict().items()}, partial)
+        os.replace(partial, path)
+    except SafetensorError as error:
+        raise OSError(f"cannot write '{path}': {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
     write_metadata(folder / "unet.json", metadata)
+
+
+def digest(module: nn.Module) -> str:
+    """A short hash of a network's weights, and, of an autoencoder, of its latents' scale."""
+    found = hashlib.sha256()
+    for value in module.state_dict().values():
+        found.update(value.contiguous().cpu().numpy().tobytes())
+    if isinstance(module, AutoencoderKL):
+        found.update(repr((module.config.scaling_factor, module.config.shift_factor)).encode())
+    return found.hexdigest()[:12]
+
+
+def check_pair(folder: Path, vae: AutoencoderKL) -> None:
+    """Raises ValueError where the metadata of the folder's U-Net tell of another autoencoder than ``vae``."""
+    path = folder / "unet.json"
+    trained_on = json.loads(path.read_text()).get("vae") if path.exists() else None
+    if trained_on not in (None, digest(vae)):
+        raise ValueError(
+            f"the U-Net in '{folder}' was trained on the latents of another autoencoder (vae {trained_on} in "
+            f"unet.json, '{folder}/vae' is {digest(vae)}): train it anew with train.unet"
+        )
 
 
 def load_unet(folder: Path, preset: Preset) -> UNet:

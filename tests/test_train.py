@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +19,10 @@ import pytest
 import torch
 
 from client.demo import free_ports
+from pipeline import eager
 from pipeline.serve import ROOT
 from pipeline.spec import PAPER
-from pipeline.vae import load_vae
+from pipeline.vae import load_vae, set_latent_scale
 from pipeline.weights import load_unet
 from train import loop, unet, vae
 from train.losses import AdversaryLoss, Discriminator
@@ -49,7 +51,8 @@ def unet_config(data: Path, weights: Path, out: Path, **changes: Any) -> unet.UN
     return replace(config, **changes)
 
 
-def state_of(folder: Path) -> dict[str, torch.Tensor]:
+def state_of(folder: Path | None) -> dict[str, torch.Tensor]:
+    assert folder is not None
     return load_unet(folder, PAPER).state_dict()
 
 
@@ -71,14 +74,30 @@ def test_a_pretrained_autoencoder_is_taken_as_it_is(data: Path, weights: Path, t
     assert_equal(ours, given)
 
 
-def test_an_adversary_learns_along_and_is_resumed(data: Path, tmp_path: Path) -> None:
-    config = vae_config(data, tmp_path, adversarial=0.1)
-    vae.train_vae(config)
-    state = torch.load(config.run_dir / "checkpoint.pt", weights_only=True)
+def test_an_adversary_learns_along_and_is_resumed_to_the_same_bits(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = vae_config(data, tmp_path / "straight", adversarial=0.1, steps=3, validate_every=1)
+    vae.train_vae(straight)
+    stopped = replace(straight, out=tmp_path / "stopped", run_dir=tmp_path / "stopped" / "vae")
+    save = loop.Run.save
+
+    def stop_after_the_first(run: loop.Run) -> None:
+        if run.step > 1:
+            raise KeyboardInterrupt
+        save(run)
+
+    monkeypatch.setattr(loop.Run, "save", stop_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        vae.train_vae(stopped)
+    monkeypatch.undo()
+    vae.train_vae(replace(stopped, resume=True))
+    one, other = (torch.load(config.run_dir / "checkpoint.pt", weights_only=True) for config in (straight, stopped))
     untouched = AdversaryLoss(Discriminator(3)).state_dict()
-    assert state["adversary"].keys() == untouched.keys()
-    assert state["optimisers"]["adversary"]["state"][0]["step"] == 2
-    vae.train_vae(replace(config, resume=True))
+    assert one["adversary"].keys() == untouched.keys()
+    assert one["optimisers"]["adversary"]["state"][0]["step"] == 3
+    assert_equal(one["adversary"], other["adversary"])
+    assert_equal(one["network"], other["network"])
 
 
 def test_unet_training_learns_and_writes_weights_logs_and_pictures(data: Path, weights: Path, tmp_path: Path) -> None:
@@ -100,10 +119,17 @@ def test_other_losses_train(data: Path, weights: Path, tmp_path: Path, loss: str
 def test_the_best_validated_weights_are_saved(
     data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = iter([0.5, 0.2, 0.9])
-    monkeypatch.setattr(unet, "validation_loss", lambda *_: next(values))
-    unet.train_unet(unet_config(data, weights, tmp_path, steps=6))
+    values, seen = iter([0.5, 0.2, 0.9]), []
+
+    def validation_loss(network: torch.nn.Module, *_: object) -> float:
+        seen.append({name: value.clone() for name, value in network.state_dict().items()})
+        return next(values)
+
+    monkeypatch.setattr(unet, "validation_loss", validation_loss)
+    unet.train_unet(unet_config(data, weights, tmp_path, steps=6, warmup=0))
     assert json.loads((tmp_path / "unet.json").read_text())["best_step"] == 4
+    assert_equal(state_of(tmp_path), seen[1])
+    assert not torch.equal(seen[1]["stem.weight"], seen[2]["stem.weight"])
 
 
 def command(config: unet.UNetTraining, *extra: str) -> list[str]:
@@ -134,29 +160,50 @@ def test_a_killed_training_continues_to_the_same_bits(data: Path, weights: Path,
     assert_equal(state_of(straight.out), state_of(killed.out))
 
 
-def test_two_processes_train_as_one(data: Path, weights: Path, tmp_path: Path) -> None:
-    alone = unet_config(data, weights, tmp_path / "alone", steps=3)
+def gradients_of(config: unet.UNetTraining) -> list[torch.Tensor]:
+    """Of the first step, by Adam's first moment, which is then a tenth of them; unclipped."""
+    state = torch.load(config.run_dir / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 1
+    return [parameter["exp_avg"] for parameter in state["optimisers"]["loss"]["state"].values()]
+
+
+def assert_same_training(a: unet.UNetTraining, b: unet.UNetTraining) -> None:
+    for one, other in zip(gradients_of(a), gradients_of(b), strict=True):
+        assert one.norm() > 0
+        assert (one - other).norm() < 1e-4 * one.norm()
+    state = state_of(a.out), state_of(b.out)
+    for name in state[0]:
+        torch.testing.assert_close(state[0][name], state[1][name], atol=1e-4, rtol=1e-3)
+
+
+def one_step(data: Path, weights: Path, out: Path, **changes: Any) -> unet.UNetTraining:
+    return unet_config(data, weights, out, **{"steps": 1, "warmup": 0, "ema": 0.0, "clip": 1e9, "batch": 8, **changes})
+
+
+@pytest.mark.parametrize("loss", ["eps-mse", "eps-image"])
+def test_two_processes_train_as_one(data: Path, weights: Path, tmp_path: Path, loss: str) -> None:
+    alone = one_step(data, weights, tmp_path / "alone", loss=loss, image_share=4)
     unet.train_unet(alone)
     shared = replace(alone, out=tmp_path / "shared", run_dir=tmp_path / "shared" / "run")
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_ports(1)[0]}"]
+    extra = ["--warmup=0", "--clip=1e9", f"--loss={loss}", "--image-share=4"]
     result = subprocess.run(
-        [sys.executable, *launcher, *command(shared)], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, *launcher, *command(shared, *extra)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert "on 2 x cpu" in result.stdout
-    one, two = state_of(alone.out), state_of(shared.out)
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-3)
+    assert_same_training(alone, shared)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(data: Path, weights: Path, tmp_path: Path) -> None:
-    whole = unet_config(data, weights, tmp_path / "whole", steps=2)
-    parts = unet_config(data, weights, tmp_path / "parts", steps=2, accumulate=4)
+@pytest.mark.parametrize("loss", ["eps-mse", "eps-image"])
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    data: Path, weights: Path, tmp_path: Path, loss: str
+) -> None:
+    whole = one_step(data, weights, tmp_path / "whole", loss=loss, image_share=2)
+    parts = one_step(data, weights, tmp_path / "parts", loss=loss, image_share=2, accumulate=4)
     for config in (whole, parts):
         unet.train_unet(config)
-    one, other = state_of(whole.out), state_of(parts.out)
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-3)
+    assert_same_training(whole, parts)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
@@ -182,7 +229,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
         ({"precision": "fp16"}, r"--precision fp16 needs a GPU; on the CPU allowed are bf16 and fp32"),
         ({"split": "70/30"}, r"the split '70/30' is not three percentages such as 70/20/10"),
         ({"split": "98/1/1"}, r"10 patients are too few to give val a share of 0\.01"),
-        ({"steps": 0}, r"--steps and --validate-every must be at least 1"),
+        ({"split": "80/0/20"}, r"the split 80/0/20 gives val no patients"),
+        ({"steps": 0}, r"--steps is 0, it must be at least 1"),
+        ({"accumulate": 0}, r"--batch, --accumulate and --validate-every must be at least 1, and --clip above 0"),
+        ({"loss": "eps-image", "image_share": 3}, r"--image-share 3 must divide the 4 samples"),
     ],
 )
 def test_impossible_settings(data: Path, weights: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -219,6 +269,42 @@ def test_the_whole_recipe_trains_both_networks_and_continues(data: Path, tmp_pat
     assert result.stdout.count("continuing") == 2, "finished parts are not repeated"
     state_of(tmp_path / "out")
     load_vae(tmp_path / "out" / "vae", PAPER.vae)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": 24}, r"--crop 24: it must be a multiple of 8 from 32 to 256"),
+        ({"crop": 100}, r"--crop 100: it must be a multiple of 8 from 32 to 256"),
+        ({"steps": 0}, r"--steps 0 trains nothing: it needs a pretrained --vae"),
+        ({"adversarial": 0.1, "precision": "fp16"}, r"--adversarial does not go with --precision fp16"),
+    ],
+)
+def test_impossible_settings_of_the_autoencoder(
+    data: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        vae.train_vae(vae_config(data, tmp_path, **changes))
+
+
+def test_another_autoencoder_is_not_replaced(data: Path, weights: Path, tmp_path: Path) -> None:
+    vae.train_vae(vae_config(data, tmp_path, steps=1))
+    with pytest.raises(ValueError, match=r"holds another autoencoder than '.*': give another --out"):
+        unet.train_unet(unet_config(data, weights, tmp_path))
+
+
+def test_latents_of_another_scale_are_not_taken(data: Path, weights: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "weights"
+    shutil.copytree(weights / "vae", mine / "vae")
+    config = unet_config(data, mine, mine, run_dir=tmp_path / "run", steps=1, validate_every=1)
+    unet.train_unet(config)
+    rescaled = load_vae(mine / "vae", PAPER.vae)
+    set_latent_scale(rescaled, 0.0, 3.0)
+    rescaled.save_pretrained(mine / "vae")
+    with pytest.raises(ValueError, match=r"latents\.pt' is of another run \(vae "):
+        unet.train_unet(replace(config, resume=True))
+    with pytest.raises(ValueError, match=r"was trained on the latents of another autoencoder"):
+        eager.load(mine, PAPER)
 
 
 def test_a_full_gpu_is_one_line_of_advice(

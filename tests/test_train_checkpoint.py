@@ -50,13 +50,15 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "c.pt", KEY)
 
 
-def test_digest_tells_weights_apart() -> None:
-    module = nn.Linear(2, 2)
-    before = checkpoint.state_digest(module)
-    assert checkpoint.state_digest(module) == before
-    with torch.no_grad():
-        module.bias[0] += 1
-    assert checkpoint.state_digest(module) != before
+def test_digest_tells_sets_of_files_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.png", "b.png")]
+    for path in paths:
+        path.write_bytes(b"1")
+    before = checkpoint.files_digest(paths)
+    assert checkpoint.files_digest(paths) == before
+    assert checkpoint.files_digest(paths[:1]) != before
+    paths[1].write_bytes(b"12")
+    assert checkpoint.files_digest(paths) != before
 
 
 def test_ema_follows_the_weights_slowly() -> None:

@@ -111,6 +111,8 @@ def test_measured_values_reach_the_record(tmp_path: Path) -> None:
     [
         (["--limit", "0"], "--limit is 0, it must be at least 1"),
         (["--lpips", "vgg"], "--lpips needs alex"),
+        (["--shares", "80/20/0"], "the split 80/20/0 gives test no patients"),
+        (["--device", "cuda"], "--device cuda: PyTorch finds no GPU here"),
         (["--shares", "70/30"], "the split '70/30' is not three percentages"),
         (["--weights", "nowhere"], "nowhere"),
         (["--model-repository", "nowhere"], "'nowhere/vae_encoder/1/model.onnx'"),

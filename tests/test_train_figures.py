@@ -26,8 +26,12 @@ def test_command_draws_lr_above_hr(figure: str, columns: int, data: Path, tmp_pa
     out = tmp_path / "figure.png"
     assert figures.main([figure, "--data", str(data), "--out", str(out)]) == 0
     with PILImage.open(out) as picture:
-        assert picture.width > columns * 256
-        assert picture.height > 2 * 256
+        shown = np.asarray(picture)
+    assert shown.shape[1] > columns * 256
+    lr, hr = PairDataset(list_pairs(data), PAPER.data).images(0)
+    half = shown.shape[0] // 2
+    for image, bottom in ((np.kron(lr, np.ones((4, 4))), half), (hr, 2 * half)):
+        np.testing.assert_array_equal(shown[bottom - 260 : bottom - 4, 4:260], image)
 
 
 def test_upscaled_figure_has_a_row_an_image(pairs: PairDataset) -> None:

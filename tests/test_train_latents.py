@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.images import to_network
 from pipeline.spec import PAPER
 from pipeline.superres import network_input
 from pipeline.vae import Encoder, make_vae
 from train.data import PairDataset, list_pairs
-from train.latents import cached_latents, encoder_input
+from train.latents import cached_latents
 
 
 @pytest.fixture(scope="module")
@@ -20,23 +21,18 @@ def encoder() -> Encoder:
     return Encoder(make_vae(PAPER.vae))
 
 
-def test_the_encoder_sees_lr_as_the_pipeline_shows_it(data: Path) -> None:
-    pairs = PairDataset(list_pairs(data)[:2], PAPER.data)
-    lr = torch.stack([pairs[i][0] for i in range(2)])
-    expected = network_input([pairs.unit_images(i)[0] for i in range(2)], PAPER)
-    torch.testing.assert_close(encoder_input(lr), torch.from_numpy(expected), atol=1e-5, rtol=0)
-
-
 def test_latents_are_encoded_once(data: Path, tmp_path: Path, encoder: Encoder) -> None:
     pairs = PairDataset(list_pairs(data)[:3], PAPER.data)
     cpu, path = torch.device("cpu"), tmp_path / "latents.pt"
-    first = cached_latents(path, {"vae": "a"}, encoder, {"train": pairs}, cpu)["train"]
+    first = cached_latents(path, {"vae": "a"}, encoder, {"train": pairs}, PAPER, cpu)["train"]
     assert (first.shape, first.dtype) == ((3, 2, 4, 32, 32), torch.float16)
-    hr = pairs[1][1][None]
-    torch.testing.assert_close(first[1, 0].float(), encoder(hr)[0].detach(), atol=1e-2, rtol=1e-2)
+    lr, hr = pairs.unit_images(1)
+    for latent, image in ((first[1, 0], to_network(hr, 3)[None]), (first[1, 1], network_input([lr], PAPER))):
+        expected = encoder(torch.from_numpy(image))[0].detach()
+        torch.testing.assert_close(latent.float(), expected, atol=1e-2, rtol=1e-2)
     written = path.stat().st_mtime_ns
-    again = cached_latents(path, {"vae": "a"}, encoder, {"train": pairs}, cpu)["train"]
+    again = cached_latents(path, {"vae": "a"}, encoder, {"train": pairs}, PAPER, cpu)["train"]
     assert torch.equal(first, again)
     assert path.stat().st_mtime_ns == written
     with pytest.raises(ValueError, match=r"is of another run \(vae a, not b\)"):
-        cached_latents(path, {"vae": "b"}, encoder, {"train": pairs}, cpu)
+        cached_latents(path, {"vae": "b"}, encoder, {"train": pairs}, PAPER, cpu)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 
 from pipeline.spec import PAPER
 from pipeline.unet import UNet
-from pipeline.weights import load_unet, save_unet
+from pipeline.vae import make_vae, set_latent_scale
+from pipeline.weights import digest, load_unet, save_unet, save_vae
 
 
 def test_unet_round_trip(tmp_path: Path) -> None:
@@ -46,3 +48,34 @@ def test_shipped_metadata_tells_where_the_weights_come_from(name: str) -> None:
     metadata = json.loads((Path(__file__).parents[1] / "weights" / "paper" / f"{name}.json").read_text())
     assert {"preset", "data", "config", "metrics", "date", "parameters"} <= metadata.keys()
     assert {"steps", "seed"} <= metadata["config"].keys()
+
+
+def test_a_disk_that_fills_up_keeps_the_weights_before(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, second = UNet(PAPER.unet), UNet(PAPER.unet)
+    save_unet(first, tmp_path, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write '.*unet\.safetensors'|File too large"):
+            save_unet(second, tmp_path, {})
+        with pytest.raises(OSError, match=r"cannot write '.*vae'|File too large"):
+            save_vae(make_vae(PAPER.vae), tmp_path, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    kept = load_unet(tmp_path, PAPER).state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in first.state_dict().items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["unet.json", "unet.safetensors"]
+
+
+def test_digest_tells_weights_and_scales_apart() -> None:
+    torch.manual_seed(0)
+    vae = make_vae(PAPER.vae)
+    before = digest(vae)
+    assert digest(vae) == before
+    set_latent_scale(vae, 0.5, 2.0)
+    scaled = digest(vae)
+    assert scaled != before
+    with torch.no_grad():
+        next(vae.parameters())[0] += 1
+    assert digest(vae) not in (before, scaled)

@@ -18,17 +18,10 @@ Key = dict[str, Any]
 """What a run's result depends on: a checkpoint of another key is of another run."""
 
 
-def state_digest(module: nn.Module) -> str:
-    """A short hash of a module's weights."""
-    digest = hashlib.sha256()
-    for value in module.state_dict().values():
-        digest.update(value.contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
-def names_digest(paths: Iterable[Path]) -> str:
-    """A short hash of file names."""
-    return hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()[:12]
+def files_digest(paths: Iterable[Path]) -> str:
+    """A short hash of files' names and sizes."""
+    listing = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths)
+    return hashlib.sha256(listing.encode()).hexdigest()[:12]
 
 
 class EMA(Generic[M]):

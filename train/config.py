@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 C = TypeVar("C")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 def option(default: Any, help: str, choices: Iterable[str] | None = None, decides: bool = True) -> Any:
@@ -60,13 +61,25 @@ def run_command(config: type[C], run: Callable[[C], None], doc: str, argv: list[
             file=sys.stderr,
         )
         return 1
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command with --resume continues from the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def choose_device(name: str) -> str:
+    """ "cuda" or "cpu" for one of ``DEVICES``.
+
+    Raises:
+        ValueError: a GPU is wanted where there is none.
+    """
+    cuda = torch.cuda.is_available()
+    if name == "cuda" and not cuda:
+        raise ValueError("--device cuda: PyTorch finds no GPU here; allowed are auto and cpu")
+    return "cuda" if cuda and name != "cpu" else "cpu"
 
 
 def settings(config: Any) -> dict[str, Any]:

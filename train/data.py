@@ -15,34 +15,44 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.images import Image, from_integers, to_network
-from pipeline.spec import SCALE, AugmentationSpec, DataSpec
+from pipeline.spec import PAPER, SCALE, AugmentationSpec, DataSpec
 from train.augment import apply, draw
 from train.pairs import HR, LR
 
 SPLITS = ("train", "val", "test")
+SHARES = "/".join(f"{100 * share:g}" for share in PAPER.data.split)
+"""Of the patients, in percent."""
+
 PATIENT_IN_NAME = re.compile(r"(\d{8})_\d{3}\.|(?:CXR)?(\d+)_IM-")
 """NIH ChestX-ray14's PATIENT_FOLLOWUP and Open-i's CXRPATIENT_IM-… (its CXR is often left away)."""
 
 Index = dict[str, str]
-"""Patient ids by file name."""
+"""Patient ids by file name without suffix: train.pairs writes PNG, whatever it reads."""
 
 
 def read_index(path: Path | None) -> Index:
     """The columns ``file`` and ``patient`` of a CSV file; none for None.
 
     Raises:
-        ValueError: the file lacks those columns.
+        ValueError: the file lacks those columns or a value in them, or gives a file two patients.
         OSError: it cannot be read.
     """
     if path is None:
         return {}
-    with open(path, newline="", encoding="utf-8") as file:
+    index: Index = {}
+    with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         if missing := {"file", "patient"} - set(rows.fieldnames or ()):
             raise ValueError(
                 f"'{path}' lacks the column {' and '.join(sorted(missing))}: it must have file and patient"
             )
-        return {Path(row["file"]).name: row["patient"] for row in rows}
+        for row in rows:
+            name, patient = row["file"], row["patient"]
+            if not name or not patient:
+                raise ValueError(f"'{path}', line {rows.line_num}: file or patient is missing")
+            if index.setdefault(Path(name).stem, patient) != patient:
+                raise ValueError(f"'{path}', line {rows.line_num}: '{name}' already has another patient")
+    return index
 
 
 def patient_of(path: Path, index: Index) -> str:
@@ -51,8 +61,8 @@ def patient_of(path: Path, index: Index) -> str:
     Raises:
         ValueError: neither tells.
     """
-    if path.name in index:
-        return index[path.name]
+    if path.stem in index:
+        return index[path.stem]
     if match := PATIENT_IN_NAME.match(path.name):
         return match[1] or match[2]
     raise ValueError(

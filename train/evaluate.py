@@ -24,16 +24,26 @@ from pipeline import eager
 from pipeline.images import psnr, ssim, to_network
 from pipeline.spec import PAPER
 from pipeline.weights import write_metadata
-from train.data import SPLITS, Index, PairDataset, list_pairs, parse_split, patient_of, read_index, split_by_patient
+from train.config import DEVICES, choose_device
+from train.data import (
+    SHARES,
+    SPLITS,
+    Index,
+    PairDataset,
+    list_pairs,
+    parse_split,
+    patient_of,
+    read_index,
+    split_by_patient,
+)
 from train.figures import runtimes_figure, upscaled_figure
 from train.lpips import LPIPS, LPIPSNet
 from train.methods import RUNTIMES, Method, Run, make_methods, name_of, parse_run, parse_runtimes
 from train.report import Measured, table, write_csv
 
 BATCH = 16
-TIMED = 3
+TIMED = 5
 NETS: tuple[LPIPSNet, ...] = ("alex", "vgg")
-SPLIT = "/".join(f"{100 * share:g}" for share in PAPER.data.split)
 
 
 def measure(pairs: PairDataset, methods: dict[str, Method], nets: Sequence[LPIPSNet] = NETS) -> dict[str, Measured]:
@@ -70,7 +80,7 @@ def seconds_an_image(pairs: PairDataset, method: Method) -> float:
 
 
 def choose(
-    data: Path, side: str, limit: int | None, index: Index, shares: str = SPLIT
+    data: Path, side: str, limit: int | None, index: Index, shares: str = SHARES
 ) -> tuple[PairDataset, list[str]]:
     """The pairs of one side of the patients' split, or ``limit`` of them, evenly spread; and whose each is.
 
@@ -80,6 +90,8 @@ def choose(
     paths = list_pairs(data)
     if side != "all":
         paths = split_by_patient(paths, parse_split(shares), index)[side]
+        if not paths:
+            raise ValueError(f"the split {shares} gives {side} no patients")
     if limit is not None:
         if limit < 1:
             raise ValueError(f"--limit is {limit}, it must be at least 1")
@@ -98,7 +110,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     d = PAPER.diffusion
     add("--data", type=Path, required=True, help="folder that train.pairs wrote")
     add("--split", choices=(*SPLITS, "all"), default="test", help="side of the patients' split (default: %(default)s)")
-    add("--shares", default=SPLIT, help="the split's shares in percent, those of the training (default: %(default)s)")
+    add("--shares", default=SHARES, help="the split's shares in percent, those of the training (default: %(default)s)")
     add("--index", type=Path, help="CSV file with file and patient, for names that hold no patient id")
     add("--limit", type=int, help="only so many images, evenly spread")
     add(
@@ -117,6 +129,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="such as ddim:50:lr (default: the preset's)",
     )
     add("--lpips", nargs="+", choices=NETS, default=NETS, help="backbones (default: both; VGG is slow)")
+    add("--device", choices=DEVICES, default="auto", help="of PyTorch; auto takes a GPU where there is one")
     add("--weights", type=Path, default=Path("weights") / PAPER.name, help="default: %(default)s")
     add("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
     add("--url", default="localhost:8001", help="gRPC address of a running server (default: %(default)s)")
@@ -135,12 +148,14 @@ def evaluate(args: argparse.Namespace) -> None:
     if "alex" not in args.lpips:
         raise ValueError("--lpips needs alex, the backbone of the paper's figures; vgg may come beside it")
     pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
-    pipeline = eager.load(args.weights, PAPER)
-    methods = make_methods(args.runtimes, args.run, pipeline, args.model_repository, args.url)
+    device = choose_device(args.device)
+    system = eager.load(args.weights, PAPER, device=device)
+    methods = make_methods(args.runtimes, args.run, system, args.model_repository, args.url)
     results = measure(pairs, methods, args.lpips)
     reported = [row for row in PAPER.reported if row.dataset == args.reported]
     text = (
-        f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}\n\n"
+        f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}; "
+        f"PyTorch on {device}, ONNX on cpu\n\n"
         f"{table(results, patients, reported)}\n"
     )
     print(text)
@@ -175,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         evaluate(args)
-    except (ValueError, OSError, UpscaleError) as error:
+    except (ValueError, OSError, ImportError, UpscaleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

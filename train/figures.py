@@ -81,9 +81,11 @@ def curves_figure(runs: Sequence[Path]) -> Figure:
         width = max(1, len(losses) // 50)
         mean = np.convolve(losses, np.ones(width) / width, mode="valid")
         axes.plot(steps[width - 1 :], mean, color="C0", label=f"training, mean of {width} values")
-        validation = log.Scalars("validation") if "validation" in log.Tags()["scalars"] else []
-        axes.plot(*zip(*((e.step, e.value) for e in validation), strict=True), "o-", color="C1", label="validation")
-        axes.set(title=run.name, xlabel="step", ylabel="loss", yscale="log")
+        if "validation" in log.Tags()["scalars"]:
+            steps, values = np.array([(event.step, event.value) for event in log.Scalars("validation")]).T
+            axes.plot(steps, values, "o-", color="C1", label="validation")
+        # an adversary's opinion can make a loss negative
+        axes.set(title=run.name, xlabel="step", ylabel="loss", yscale="log" if losses.min() > 0 else "linear")
         axes.legend()
     return figure
 
@@ -165,8 +167,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, help in helps.items():
         figure = figures.add_parser(name, help=help, description=f"{help.capitalize()}.")
         figure.add_argument("--data", type=Path, required=True, help="folder that train.pairs wrote")
-    figure.add_argument("details", nargs="+", type=parse_detail, metavar="FILE:TOP:LEFT", help="in HR pixels")
-    figure.add_argument("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
+    details = figures.choices["details"]
+    details.add_argument("details", nargs="+", type=parse_detail, metavar="FILE:TOP:LEFT", help="in HR pixels")
+    details.add_argument("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
     figure = figures.add_parser("curves", help="losses over the steps", description="Losses over the steps.")
     figure.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a training's --run-dir")
     for name, figure in figures.choices.items():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pipeline.images import from_network, to_network, upsample
+from pipeline.images import to_network
+from pipeline.spec import Preset
+from pipeline.superres import network_input
 from pipeline.vae import Encoder
 from train import checkpoint
 from train.data import PairDataset
@@ -17,27 +19,29 @@ from train.data import PairDataset
 BATCH = 8
 
 
-def encoder_input(lr: Tensor) -> Tensor:
-    """LR [B, 3, 64, 64] ⇒ bicubic ×4 [B, 3, 256, 256], both in [-1, 1], as ``pipeline.superres.network_input``."""
-    images = [to_network(upsample(from_network(image.numpy())), image.shape[0]) for image in lr]
-    return torch.stack([torch.from_numpy(image) for image in images])
-
-
 @torch.inference_mode()
-def encode_pairs(encoder: Encoder, pairs: PairDataset, device: torch.device, desc: str) -> Tensor:
+def encode_pairs(encoder: Encoder, pairs: PairDataset, preset: Preset, device: torch.device, desc: str) -> Tensor:
     """float16 [N, 2, 4, 32, 32]: HR and LR latent of every item, on the CPU."""
     latents = []
     encoder = encoder.to(device)
     with tqdm(total=len(pairs), desc=desc, unit="pair", mininterval=2, leave=False) as bar:
-        for lr, hr in DataLoader(pairs, batch_size=BATCH):
-            z_0, z_lr = encoder(torch.cat([hr, encoder_input(lr)]).to(device)).chunk(2)
-            latents.append(torch.stack([z_0, z_lr], dim=1).half().cpu())
-            bar.update(len(lr))
+        for first in range(0, len(pairs), BATCH):
+            items = range(first, min(first + BATCH, len(pairs)))
+            lr, hr = zip(*map(pairs.unit_images, items), strict=True)
+            high = np.stack([to_network(image, preset.data.channels) for image in hr])
+            x = torch.from_numpy(np.concatenate([high, network_input(lr, preset)])).to(device)
+            latents.append(torch.stack(encoder(x).chunk(2), dim=1).half().cpu())
+            bar.update(len(items))
     return torch.cat(latents)
 
 
 def cached_latents(
-    path: Path, key: checkpoint.Key, encoder: Encoder, sides: dict[str, PairDataset], device: torch.device
+    path: Path,
+    key: checkpoint.Key,
+    encoder: Encoder,
+    sides: dict[str, PairDataset],
+    preset: Preset,
+    device: torch.device,
 ) -> dict[str, Tensor]:
     """The latents of each side's data set, from ``path`` or newly encoded and written there.
 
@@ -46,6 +50,8 @@ def cached_latents(
         OSError: it cannot be written.
     """
     if (cache := checkpoint.load(path, key)) is None:
-        cache = {side: encode_pairs(encoder, pairs, device, f"latents, {side}") for side, pairs in sides.items()}
+        cache = {
+            side: encode_pairs(encoder, pairs, preset, device, f"latents, {side}") for side, pairs in sides.items()
+        }
         checkpoint.save(path, key, cache)
     return cache

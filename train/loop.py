@@ -1,4 +1,4 @@
-"""The frame of both trainings: plan, steps, averages, validation, pictures, logs, checkpoints. Engine: accelerate.
+"""The frame of both trainings: steps, averages, validation, pictures, logs, checkpoints. Engine: accelerate.
 
 Every step's random numbers are a function of the seed and the step, drawn for the whole batch by every process, which
 then takes its share. So a result depends neither on the number of processes nor on where a run was interrupted.
@@ -10,98 +10,24 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from PIL.Image import Image as Picture
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from pipeline.spec import PRESETS, Preset
 from train import checkpoint
 from train.checkpoint import EMA
-from train.config import option, settings
-from train.data import SPLITS, list_pairs, parse_split, patient_of, read_index, split_by_patient
+from train.config import settings
+from train.plan import CHECKPOINT, Training, samples_a_part
 from train.schedule import learning_rate
 
 LOG_STEPS = 10
-
-
-@dataclass(frozen=True)
-class Training:
-    """The options of every training."""
-
-    data: Path = option(Path("data/nih"), "folder that train.pairs wrote")
-    index: Path | None = option(None, "CSV file with the columns file and patient, for names that hold no patient id")
-    split: str = option("70/20/10", "shares of the patients in training, validation and test, in percent")
-    preset: str = option("paper", "the system to train", choices=PRESETS)
-    out: Path = option(Path("weights/paper"), "where the weights go")
-    run_dir: Path = option(Path("runs"), "folder of the checkpoint, logs and pictures")
-    resume: bool = option(False, "continue the run in --run-dir, if there is one", decides=False)
-    device: str = option("auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda"), decides=False)
-    precision: str = option("bf16", "of the networks' arithmetic in training", choices=("fp32", "bf16", "fp16"))
-    steps: int = option(1000, "optimiser steps")
-    batch: int = option(16, "samples a step, over all processes")
-    accumulate: int = option(1, "parts in which each process computes its samples, to save memory")
-    rate: float = option(1e-3, "peak learning rate of AdamW; cosine to 0")
-    warmup: int = option(50, "steps in which the rate rises linearly")
-    clip: float = option(1.0, "largest norm of the gradient")
-    ema: float = option(0.999, "decay of the averaged weights, which are what is validated and saved; 0: no average")
-    validate_every: int = option(500, "steps between validations, samples and checkpoints; the best weights are kept")
-    seed: int = option(0, "seeds everything that is random, but not the split")
-
-
-def preset_of(config: Training) -> Preset:
-    return PRESETS[config.preset]
-
-
-def split_files(config: Training) -> dict[str, list[Path]]:
-    """The HR files of each side of the patients' split."""
-    return split_by_patient(list_pairs(config.data), parse_split(config.split), read_index(config.index))
-
-
-def describe_split(config: Training, files: dict[str, list[Path]]) -> str:
-    index = read_index(config.index)
-    counts = (
-        f"{side} {len(files[side])} images of {len({patient_of(path, index) for path in files[side]})} patients"
-        for side in SPLITS
-    )
-    return f"'{config.data.name}': " + ", ".join(counts)
-
-
-def step_generator(config: Training, step: int) -> torch.Generator:
-    """The generator of one step's random numbers."""
-    return torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-
-
-def make_accelerator(config: Training) -> Accelerator:
-    """The engine for this process.
-
-    Raises:
-        ValueError: the device or its precision is not to be had, or the batch cannot be divided.
-    """
-    cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not cuda:
-        raise ValueError("--device cuda: PyTorch finds no GPU here; allowed are auto and cpu")
-    cpu = config.device == "cpu" or not cuda
-    if cpu and config.precision == "fp16":
-        raise ValueError("--precision fp16 needs a GPU; on the CPU allowed are bf16 and fp32")
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
-        gradient_accumulation_steps=config.accumulate,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-    if config.batch < 1 or config.batch % (accelerator.num_processes * config.accumulate):
-        raise ValueError(
-            f"--batch {config.batch} cannot be divided among {accelerator.num_processes} process(es) "
-            f"times --accumulate {config.accumulate}"
-        )
-    return accelerator
 
 
 @dataclass(frozen=True)
@@ -121,7 +47,6 @@ class Task:
     """The averaged network ⇒ samples to look at."""
     inputs: dict[str, Any]
     """What the result depends on beside the options."""
-    plan: str
     adversary: nn.Module | None = None
     """Its ``forward(real, reconstruction)`` returns "loss"; it learns in turn with ``loss``, which is given its
     submodule ``discriminator`` as last argument and returns the "reconstruction"."""
@@ -138,6 +63,10 @@ class Result:
     @property
     def metadata(self) -> dict[str, object]:
         return {"validation_loss": self.validation, "best_step": self.step, "seconds": round(self.seconds)}
+
+
+def device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -168,21 +97,19 @@ class Run:
             self.wrapped[name], self.optimisers[name] = accelerator.prepare(module, optimiser)
         self.step, self.seconds = 0, 0.0
         self.best: dict[str, Any] = {"step": 0, "value": math.inf, "weights": self.ema.module.state_dict()}
-        self.path = config.run_dir / "checkpoint.pt"
+        self.path = config.run_dir / CHECKPOINT
         self.key = settings(config) | task.inputs
 
     def load(self) -> bool:
         """Continue from the run's checkpoint, if there is one.
 
         Raises:
-            ValueError: there is one, but ``resume`` was not asked for, or it is of another run.
+            ValueError: it is of another run, or the processes find different ones.
         """
         state = checkpoint.load(self.path, self.key) if self.config.resume else None
+        if len(set(gather_object([state["step"] if state else None]))) > 1:
+            raise ValueError(f"'{self.config.run_dir}' must be a folder that all machines share")
         if state is None:
-            if self.path.exists():
-                raise ValueError(
-                    f"'{self.config.run_dir}' holds a run: continue it by --resume, or give another --run-dir"
-                )
             return False
         self.network.load_state_dict(state["network"])
         self.ema.module.load_state_dict(state["ema"])
@@ -211,7 +138,7 @@ class Run:
 
     def share(self, part: int) -> slice:
         """This process's samples of one part of the batch."""
-        size = self.config.batch // (self.accelerator.num_processes * self.config.accumulate)
+        size = samples_a_part(self.config, self.accelerator)
         first = (part * self.accelerator.num_processes + self.accelerator.process_index) * size
         return slice(first, first + size)
 
@@ -262,13 +189,20 @@ class Run:
         self.zero_grad()
         return elapsed
 
+    def check_finite(self, name: str, value: float) -> None:
+        """Raises FloatingPointError where it is not."""
+        if not math.isfinite(value):
+            kept = (
+                f"the last checkpoint, '{self.path}', is kept" if self.path.exists() else "there is no checkpoint yet"
+            )
+            raise FloatingPointError(f"the {name} is {value} at step {self.step}; {kept}; a lower --rate may help")
+
     def validate(self, log: SummaryWriter | None) -> None:
         """Validate the averaged network, remember it if it is the best, draw samples."""
-        if not self.accelerator.is_main_process or log is None:
+        if log is None:
             return
         value = self.task.validate(self.ema.module)
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the validation loss is {value} at step {self.step}")
+        self.check_finite("validation loss", value)
         if value < self.best["value"]:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self.ema.module.state_dict().items()}
             self.best = {"step": self.step, "value": value, "weights": weights}
@@ -285,27 +219,20 @@ def train(task: Task, config: Training, accelerator: Accelerator) -> Result:
     """Run a task to its end, from the start or from its checkpoint.
 
     Raises:
-        ValueError: see ``Run.load``; a number of steps that is none.
+        ValueError: see ``Run.load``.
         FloatingPointError: the loss is not finite; the last checkpoint is kept.
         OSError: a checkpoint cannot be written; the one before is kept.
     """
-    if min(config.steps, config.validate_every) < 1:
-        raise ValueError("--steps and --validate-every must be at least 1")
     run = Run(task, config, accelerator)
     resumed = run.load()
     main = accelerator.is_main_process
-    if main:
-        tqdm.write(
-            f"{task.plan}\n"
-            f"parameters: {sum(p.numel() for p in run.network.parameters()):,}; {config.steps} steps of {config.batch} "
-            f"samples on {accelerator.num_processes} x {accelerator.device.type}, {config.precision}"
-        )
-        if resumed:
-            tqdm.write(f"continuing '{run.path}' at step {run.step}")
+    if main and resumed:
+        tqdm.write(f"continuing '{run.path}' at step {run.step}")
     a_step = run.seconds_a_step()
     if main:
-        tqdm.write(f"expected time: {duration(a_step * (config.steps - run.step))}, at {a_step:.2g} s a step")
-    log = SummaryWriter(str(config.run_dir), purge_step=run.step + 1 if resumed else None) if main else None
+        left = duration(a_step * (config.steps - run.step))
+        tqdm.write(f"expected time: {left} and the validations, at {a_step:.2g} s a step")
+    log = SummaryWriter(str(config.run_dir), purge_step=run.step + 1) if main else None
     bar = tqdm(
         initial=run.step, total=config.steps, desc=task.name, unit="step", mininterval=2, disable=not main, leave=False
     )
@@ -317,13 +244,7 @@ def train(task: Task, config: Training, accelerator: Accelerator) -> Result:
         due = run.step % config.validate_every == 0 or run.step == config.steps
         if log is not None and (run.step % LOG_STEPS == 0 or due):
             values = {name: float(term) for name, term in terms.items()}
-            if not math.isfinite(values["loss"]):
-                at = (
-                    f"the last checkpoint, '{run.path}', is kept" if run.path.exists() else "there is no checkpoint yet"
-                )
-                raise FloatingPointError(
-                    f"the loss is {values['loss']} at step {run.step}; {at}; a lower --rate may help"
-                )
+            run.check_finite("loss", values["loss"])
             for name, value in {**values, "gradient_norm": norm}.items():
                 log.add_scalar(f"train/{name}", value, run.step)
             bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()}, refresh=False)

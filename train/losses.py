@@ -111,8 +111,8 @@ class DiffusionLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """``pairs`` is [B, 2, 4, h, w]: z_0 and z_lr; ``t`` int [B]; ``noise`` [B, 4, h, w].
 
-        ``crops``, for "eps-image": HR squares [b, 3, S, S] in [-1, 1] of the first b samples, and where they lie in
-        their latents, int [b, 2] (top, left).
+        ``crops``, for "eps-image": HR squares [b, 3, S, S] in [-1, 1] of b samples, evenly spread and the first among
+        them, and where they lie in their latents, int [b, 2] (top, left).
         """
         z_0, z_lr = pairs[:, 0], pairs[:, 1]
         a = self.alpha_bar[t][:, None, None, None]
@@ -126,12 +126,13 @@ class DiffusionLoss(nn.Module):
             return {"loss": mse}
         assert self.lpips is not None and self.decoder is not None
         hr, where = crops
-        b, side = len(hr), hr.shape[-1] // (2 ** (len(self.decoder.vae.config.block_out_channels) - 1))
-        z_hat = (z_t[:b] - (1 - a[:b]).sqrt() * eps[:b]) / a[:b].sqrt()
+        every, side = len(eps) // len(hr), hr.shape[-1] // (2 ** (len(self.decoder.vae.config.block_out_channels) - 1))
+        a = a[::every]
+        z_hat = (z_t[::every] - (1 - a).sqrt() * eps[::every]) / a.sqrt()
         z_crop = torch.stack(
             [z[:, i : i + side, j : j + side] for z, (i, j) in zip(z_hat, where.tolist(), strict=True)]
         )
         y = self.decoder(z_crop).float()
         distance = (y - hr).abs().mean(dim=(1, 2, 3)) + self.lpips(y, hr)
-        image = (a[:b].sqrt().flatten() * distance).mean()
+        image = (a.sqrt().flatten() * distance).mean()
         return {"mse": mse, "image": image, "loss": mse + self.image_weight * image}

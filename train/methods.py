@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from client import Client
-from pipeline import eager
+from pipeline.eager import Eager
 from pipeline.images import Image, from_network, to_network, upsample
 from pipeline.onnx_networks import onnx_networks
 from pipeline.spec import PAPER, SamplerName, Start
-from pipeline.superres import upscale
+from pipeline.superres import Networks, upscale
 
 RUNTIMES = {"bicubic": "bicubic", "torch": "PyTorch", "onnx": "ONNX", "trt": "TensorRT"}
 BICUBIC = RUNTIMES["bicubic"]
@@ -65,35 +66,42 @@ def bicubic(lr: list[Image], _hr: list[Image], _seeds: list[int]) -> list[Image]
     return [np.clip(upsample(image), 0, 1) for image in lr]
 
 
-def reconstruct(pipeline: eager.Eager, hr: list[Image]) -> list[Image]:
+def reconstruct(system: Eager, _lr: list[Image], hr: list[Image], _seeds: list[int]) -> list[Image]:
     """Encode and decode HR: the best that any denoiser could reach."""
     with torch.inference_mode():
         x = torch.from_numpy(np.stack([to_network(image, PAPER.data.channels) for image in hr]))
-        y = pipeline.decoder(pipeline.encoder(x.to(pipeline.device)))
+        y = system.decoder(system.encoder(x.to(system.device)))
         return [from_network(image) for image in y.cpu().numpy()]
 
 
+def by_torch(system: Eager, run: Run, lr: list[Image], _hr: list[Image], seeds: list[int]) -> list[Image]:
+    return system.upscale(lr, seeds, **asdict(run))
+
+
+def by_onnx(networks: Networks, run: Run, lr: list[Image], _hr: list[Image], seeds: list[int]) -> list[Image]:
+    return upscale(lr, seeds, networks, PAPER, **asdict(run))
+
+
+def by_trt(client: Client, run: Run, lr: list[Image], _hr: list[Image], seeds: list[int]) -> list[Image]:
+    options = {"denoiser": "trt", **asdict(run)}
+    return [client.upscale(image, seed=seed, **options).image for image, seed in zip(lr, seeds, strict=True)]
+
+
 def make_methods(
-    runtimes: Sequence[str], runs: Sequence[Run], pipeline: eager.Eager, repository: Path, url: str
+    runtimes: Sequence[str], runs: Sequence[Run], system: Eager, repository: Path, url: str
 ) -> dict[str, Method]:
     """Bicubic, the autoencoder alone, and every run on every runtime.
 
     Raises:
+        ValueError: the repository's ONNX files are missing or damaged.
         UpscaleError: TensorRT is wanted, which only a server has, and there is none at ``url``.
     """
     systems: dict[str, Callable[[Run], Method]] = {}
     if "torch" in runtimes:
-        systems["torch"] = lambda run: lambda lr, _hr, seeds: pipeline.upscale(lr, seeds, **asdict(run))
+        systems["torch"] = partial(partial, by_torch, system)
     if "onnx" in runtimes:
-        networks = onnx_networks(repository)
-        systems["onnx"] = lambda run: lambda lr, _hr, seeds: upscale(lr, seeds, networks, PAPER, **asdict(run))
+        systems["onnx"] = partial(partial, by_onnx, onnx_networks(repository))
     if "trt" in runtimes:
-        client = Client(url)
-        systems["trt"] = lambda run: (
-            lambda lr, _hr, seeds: [
-                client.upscale(image, seed=seed, denoiser="trt", **asdict(run)).image
-                for image, seed in zip(lr, seeds, strict=True)
-            ]
-        )
-    methods: dict[str, Method] = {BICUBIC: bicubic, CEILING: lambda _lr, hr, _seeds: reconstruct(pipeline, hr)}
+        systems["trt"] = partial(partial, by_trt, Client(url))
+    methods: dict[str, Method] = {BICUBIC: bicubic, CEILING: partial(reconstruct, system)}
     return methods | {name_of(runtime, run): make(run) for run in runs for runtime, make in systems.items()}

@@ -8,7 +8,6 @@ accelerate launch --num_processes 4 -m train.unet --data data/nih --batch 256
 
 from __future__ import annotations
 
-import datetime
 import shutil
 import sys
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL.Image import Image as Picture
 from torch import Tensor
 from tqdm import tqdm
@@ -26,19 +26,31 @@ from pipeline.schedule import make_schedule
 from pipeline.spec import Preset
 from pipeline.unet import UNet
 from pipeline.vae import Decoder, Encoder, load_vae
-from pipeline.weights import load_unet, save_unet
+from pipeline.weights import digest, load_unet, save_unet
 from train import checkpoint
-from train.config import option, run_command, settings
+from train.config import option, run_command
 from train.data import PairDataset, as_network
 from train.latents import cached_latents
-from train.loop import Task, Training, describe_split, make_accelerator, preset_of, split_files, step_generator, train
+from train.loop import Task, device_of, train
 from train.losses import DiffusionLoss, EpsLoss
 from train.lpips import LPIPS
+from train.plan import (
+    Training,
+    announce,
+    describe_split,
+    make_accelerator,
+    metadata,
+    preset_of,
+    samples_a_part,
+    split_files,
+    step_generator,
+)
 
 CROP = 16
 """Side, in latent pixels, of what "eps-image" decodes: whole images would cost four times as much."""
 
 SAMPLE_STEPS = 20
+VALIDATION_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ class UNetTraining(Training):
     loss: EpsLoss = option("eps-mse", "eps-lpips is the paper's wording", choices=("eps-mse", "eps-lpips", "eps-image"))
     image_weight: float = option(0.05, "eps-image: weight of L1 + LPIPS of the decoded image beside the error of ε")
     image_share: int = option(8, "eps-image: one of so many samples is decoded")
+    out: Path | None = option(None, "where the weights go (default: --weights)")
     steps: int = option(6000, "optimiser steps")
     batch: int = option(64, "samples a step, over all processes")
     rate: float = option(1e-3, "peak learning rate of AdamW; cosine to 0")
@@ -68,25 +81,31 @@ def draw_samples(
     if config.loss != "eps-image":
         return pairs, t, noise
     where = torch.randint(latents.shape[-1] - CROP + 1, (config.batch, 2), generator=generator)[share]
-    where = where[: max(1, len(chosen) // config.image_share)]
+    where = where[:: config.image_share]
     f, crops = preset.vae.factor, []
-    for i, (top, left) in zip(chosen[: len(where)].tolist(), where.tolist(), strict=True):
+    for i, (top, left) in zip(chosen[:: config.image_share].tolist(), where.tolist(), strict=True):
         hr = images.images(i)[1][f * top : f * (top + CROP), f * left : f * (left + CROP)]
         crops.append(as_network(np.ascontiguousarray(hr), preset.data.channels))
     return pairs, t, noise, (torch.stack(crops), where)
 
 
 @torch.no_grad()
-def validation_loss(unet: UNet, latents: Tensor, alpha_bar: Tensor, batch: int) -> float:
+def validation_loss(unet: UNet, latents: Tensor, alpha_bar: Tensor) -> float:
     """Mean squared error of ε on all pairs with fixed noise and timesteps, whatever the training minimises."""
     generator = torch.Generator().manual_seed(0)
-    loss, device, total = DiffusionLoss(unet, alpha_bar), next(unet.parameters()).device, 0.0
-    loss = loss.to(device)
-    for pairs in torch.split(latents.float(), batch):
+    device, total = device_of(unet), 0.0
+    loss = DiffusionLoss(unet, alpha_bar).to(device)
+    for pairs in torch.split(latents.float(), VALIDATION_BATCH):
         t = torch.randint(len(alpha_bar), (len(pairs),), generator=generator)
         noise = torch.randn(pairs[:, 0].shape, generator=generator)
         total += float(loss(pairs.to(device), t.to(device), noise.to(device))["loss"]) * len(pairs)
     return total / len(latents)
+
+
+def check_folders(config: UNetTraining, out: Path, vae: AutoencoderKL, preset: Preset) -> None:
+    """Raises ValueError where ``out`` holds an autoencoder that the new U-Net does not belong to."""
+    if (out / "vae").exists() and digest(load_vae(out / "vae", preset.vae)) != digest(vae):
+        raise ValueError(f"'{out}' holds another autoencoder than '{config.weights}': give another --out")
 
 
 def train_unet(config: UNetTraining) -> None:
@@ -95,36 +114,48 @@ def train_unet(config: UNetTraining) -> None:
     Raises:
         ValueError, OSError, FloatingPointError: see ``train.loop.train``.
     """
-    if config.passes < 1 or config.image_share < 1:
-        raise ValueError("--passes and --image-share must be at least 1")
     preset = preset_of(config)
     accelerator = make_accelerator(config)
+    if min(config.passes, config.image_share) < 1:
+        raise ValueError("--passes and --image-share must be at least 1")
+    if config.loss == "eps-image" and samples_a_part(config, accelerator) % config.image_share:
+        raise ValueError(
+            f"--image-share {config.image_share} must divide the {samples_a_part(config, accelerator)} samples that a "
+            "process takes at a time (--batch, --accumulate)"
+        )
     files = split_files(config)
-    description = describe_split(config, files)
     vae = load_vae(config.weights / "vae", preset.vae).requires_grad_(False)
-    augmentation = preset.augmentation if config.augment else None
-    pairs = PairDataset(files["train"], preset.data, augmentation, config.passes if config.augment else 1, config.seed)
+    out = config.out or config.weights
+    check_folders(config, out, vae, preset)
+    torch.manual_seed(config.seed)
+    unet = load_unet(config.unet, preset).train() if config.unet else UNet(preset.unet)
+    description = describe_split(config, files)
+    announce(config, accelerator, description, unet)
+    pairs = PairDataset(
+        files["train"],
+        preset.data,
+        preset.augmentation if config.augment else None,
+        config.passes if config.augment else 1,
+        config.seed,
+    )
     validation = PairDataset(files["val"], preset.data)
-    inputs = {"vae": checkpoint.state_digest(vae), "files": checkpoint.names_digest(files["train"])}
+    inputs = {"vae": digest(vae), "files": checkpoint.files_digest(files["train"])}
     with accelerator.main_process_first():
         latents = cached_latents(
             config.run_dir / "latents.pt",
             {"passes": pairs.passes, "augment": config.augment, "seed": config.seed, "split": config.split, **inputs},
             Encoder(vae),
             {"train": pairs, "val": validation},
+            preset,
             accelerator.device,
         )
-    torch.manual_seed(config.seed)
-    unet = load_unet(config.unet, preset).train() if config.unet else UNet(preset.unet)
-    if config.unet:
-        inputs["unet"] = checkpoint.state_digest(unet)
     alpha_bar = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar).float()
     lpips = None if config.loss == "eps-mse" else LPIPS("alex")
     decoder = Decoder(vae) if config.loss == "eps-image" else None
     lr, hr = validation.unit_images(0)
 
     def picture(network: UNet) -> Picture:
-        device = next(network.parameters()).device
+        device = device_of(network)
         system = Eager(Encoder(vae), network, Decoder(vae.to(device)), preset, device)
         return comparison(lr, system.upscale([lr], [0], steps=SAMPLE_STEPS, sampler="ddim")[0], hr)
 
@@ -133,28 +164,19 @@ def train_unet(config: UNetTraining) -> None:
         loss=DiffusionLoss(unet, alpha_bar, config.loss, lpips, decoder, config.image_weight),
         network="unet",
         batch=lambda step, share: draw_samples(config, preset, latents["train"], pairs, step, share),
-        validate=lambda network: validation_loss(network, latents["val"], alpha_bar, config.batch),
+        validate=lambda network: validation_loss(network, latents["val"], alpha_bar),
         picture=picture,
-        inputs=inputs,
-        plan=f"{description}\n{len(latents['train'])} pairs of latents for training",
+        inputs=inputs | ({"unet": digest(unet)} if config.unet else {}),
     )
     result = train(task, config, accelerator)
     if not accelerator.is_main_process:
         return
-    metadata = {
-        "preset": preset.name,
-        "data": description,
-        "latents": len(latents["train"]),
-        "vae": inputs["vae"],
-        "parameters": preset.unet.parameters,
-        "config": settings(config),
-        **result.metadata,
-        "date": datetime.date.today().isoformat(),
-    }
-    save_unet(result.network, config.out, metadata)
-    if config.out.resolve() != config.weights.resolve():
-        shutil.copytree(config.weights / "vae", config.out / "vae", dirs_exist_ok=True)
-    tqdm.write(f"wrote '{config.out}/unet.safetensors'")
+    found = {"vae": inputs["vae"], "latents": len(latents["train"]), **result.metadata}
+    save_unet(result.network, out, metadata(config, description, result.network, **found))
+    if out.resolve() != config.weights.resolve():
+        shutil.copytree(config.weights / "vae", out / "vae", dirs_exist_ok=True)
+        shutil.copy(config.weights / "vae.json", out)
+    tqdm.write(f"wrote '{out}/unet.safetensors'")
 
 
 def main(argv: list[str] | None = None) -> int:

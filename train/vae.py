@@ -9,7 +9,6 @@ accelerate launch --num_processes 4 -m train.vae --data data/nih --batch 64
 
 from __future__ import annotations
 
-import datetime
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +23,28 @@ from tqdm import tqdm
 from pipeline.images import Image, from_network
 from pipeline.pictures import labelled_row
 from pipeline.vae import load_vae, make_vae, set_latent_scale
-from pipeline.weights import save_vae
+from pipeline.weights import digest, save_vae
 from train import checkpoint
 from train.augment import random_crop
-from train.config import option, run_command, settings
+from train.config import option, run_command
 from train.data import PairDataset, as_network, read_gray
-from train.loop import Task, Training, describe_split, make_accelerator, preset_of, split_files, step_generator, train
+from train.loop import Task, device_of, train
 from train.losses import AdversaryLoss, AutoencoderLoss, Discriminator
 from train.lpips import LPIPS
+from train.plan import (
+    Training,
+    announce,
+    describe_split,
+    make_accelerator,
+    metadata,
+    preset_of,
+    split_files,
+    step_generator,
+)
 
 WHOLE_STEPS = 16
+LEAST_CROP = 32
+"""LPIPS takes no smaller images."""
 VALIDATION_IMAGES = 32
 SCALE_IMAGES = 200
 
@@ -42,6 +53,7 @@ SCALE_IMAGES = 200
 class VAETraining(Training):
     run_dir: Path = option(Path("runs/vae"), "folder of the checkpoint, logs and pictures")
     vae: str = option("", "start from this autoencoder: a save_pretrained folder or a hub name")
+    out: Path = option(Path("weights/paper"), "where the weights go")
     steps: int = option(9000, "optimiser steps; 0 takes the autoencoder of --vae as it is")
     batch: int = option(4, "samples a step, over all processes")
     crop: int = option(128, "side of the crops that the network sees but for every 16th step, which takes whole images")
@@ -68,10 +80,6 @@ def draw_crops(paths: list[Path], config: VAETraining, step: int, share: slice) 
     shape = (config.batch, preset.vae.latent_channels, z, z)
     noise = torch.randn(shape, generator=step_generator(config, step))[share]
     return torch.stack(images), noise
-
-
-def device_of(module: torch.nn.Module) -> torch.device:
-    return next(module.parameters()).device
 
 
 @torch.no_grad()
@@ -112,18 +120,26 @@ def latent_statistics(vae: AutoencoderKL, images: PairDataset) -> tuple[float, f
     return float(z.mean()), float(z.std())
 
 
+def check(config: VAETraining) -> None:
+    """Raises ValueError for options that do not go together."""
+    preset = preset_of(config)
+    factor, size = preset.vae.factor, preset.data.hr_size
+    if config.crop % factor or not LEAST_CROP <= config.crop <= size:
+        raise ValueError(f"--crop {config.crop}: it must be a multiple of {factor} from {LEAST_CROP} to {size}")
+    if config.steps == 0 and not config.vae:
+        raise ValueError("--steps 0 trains nothing: it needs a pretrained --vae")
+    if config.adversarial and config.precision == "fp16":
+        raise ValueError("--adversarial does not go with --precision fp16; allowed are bf16 and fp32")
+
+
 def train_vae(config: VAETraining) -> None:
     """Train, and save the averaged weights that validated best; with 0 steps save ``config.vae`` itself.
 
     Raises:
         ValueError, OSError, FloatingPointError: see ``train.loop.train``.
     """
+    check(config)
     preset = preset_of(config)
-    crops = (config.crop, preset.vae.factor, preset.data.hr_size)
-    if crops[0] % crops[1] or not 0 < crops[0] <= crops[2]:
-        raise ValueError(f"--crop {crops[0]}: it must be a multiple of {crops[1]} and at most {crops[2]}")
-    if config.steps == 0 and not config.vae:
-        raise ValueError("--steps 0 trains nothing: it needs a pretrained --vae")
     accelerator = make_accelerator(config)
     torch.manual_seed(config.seed)
     files = split_files(config)
@@ -132,37 +148,27 @@ def train_vae(config: VAETraining) -> None:
     lpips = LPIPS("alex")
     every = max(1, len(files["val"]) // VALIDATION_IMAGES)
     validation = PairDataset(files["val"][::every][:VALIDATION_IMAGES], preset.data)
-    task = Task(
-        name="vae",
-        loss=AutoencoderLoss(vae, lpips, config.lpips, config.kl, config.adversarial),
-        network="vae",
-        batch=lambda step, share: draw_crops(files["train"], config, step, share),
-        validate=lambda network: validation_loss(network, validation, lpips, config.lpips),
-        picture=lambda network: reconstructions(network, validation),
-        inputs={"files": checkpoint.names_digest(files["train"])},
-        plan=description,
-        adversary=AdversaryLoss(Discriminator(preset.data.channels)) if config.adversarial else None,
-    )
-    metadata: dict[str, object] = {}
+    found: dict[str, object] = {}
     if config.steps:
+        announce(config, accelerator, description, vae)
+        inputs = {"files": checkpoint.files_digest(files["train"])} | ({"vae": digest(vae)} if config.vae else {})
+        task = Task(
+            name="vae",
+            loss=AutoencoderLoss(vae, lpips, config.lpips, config.kl, config.adversarial),
+            network="vae",
+            batch=lambda step, share: draw_crops(files["train"], config, step, share),
+            validate=lambda network: validation_loss(network, validation, lpips, config.lpips),
+            picture=lambda network: reconstructions(network, validation),
+            inputs=inputs,
+            adversary=AdversaryLoss(Discriminator(preset.data.channels)) if config.adversarial else None,
+        )
         result = train(task, config, accelerator)
-        vae = result.network
-        metadata = result.metadata
+        vae, found = result.network, result.metadata
     if not accelerator.is_main_process:
         return
     mean, std = latent_statistics(vae, PairDataset(files["train"][:SCALE_IMAGES], preset.data))
     set_latent_scale(vae, mean, std)
-    metadata = {
-        "preset": preset.name,
-        "data": description,
-        "latent_mean": mean,
-        "latent_std": std,
-        "parameters": sum(p.numel() for p in vae.parameters()),
-        "config": settings(config),
-        **metadata,
-        "date": datetime.date.today().isoformat(),
-    }
-    save_vae(vae, config.out, metadata)
+    save_vae(vae, config.out, metadata(config, description, vae, latent_mean=mean, latent_std=std, **found))
     tqdm.write(f"wrote '{config.out}/vae'; latent mean {mean:.4f}, standard deviation {std:.4f}")
 
 

@@ -18,6 +18,9 @@ if [ $# -lt 1 ] || [ $# -gt 2 ]; then
     exit 2
 fi
 data=$(realpath -m "$1") out=$(realpath -m "${2:-weights/paper}") runs=$(realpath -m "${RUNS:-runs/paper}")
+for name in VAE_FROM UNET_FROM; do # an autoencoder may also be a name of the hub
+    if [ -d "${!name:-}" ]; then export "$name=$(realpath "${!name}")"; fi
+done
 cd "$(dirname "$0")/../.."
 [ -x .venv/bin/python ] && PATH="$PWD/.venv/bin:$PATH"
 

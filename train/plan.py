@@ -1,0 +1,141 @@
+"""What both trainings agree on before they start: their options, the split, the engine, and the plan they print."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import nn
+from tqdm import tqdm
+
+from pipeline.spec import PRESETS, Preset
+from train.config import DEVICES, choose_device, option, settings
+from train.data import SHARES, SPLITS, list_pairs, parse_split, patient_of, read_index, split_by_patient
+
+CHECKPOINT = "checkpoint.pt"
+LONGEST_WAIT = datetime.timedelta(hours=12)
+"""Of the other processes, for the first one's encoding or validation."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The options of every training."""
+
+    data: Path = option(Path("data/nih"), "folder that train.pairs wrote")
+    index: Path | None = option(None, "CSV file with the columns file and patient, for names that hold no patient id")
+    split: str = option(SHARES, "shares of the patients in training, validation and test, in percent")
+    preset: str = option("paper", "the system to train", choices=PRESETS)
+    run_dir: Path = option(Path("runs"), "folder of the checkpoint, logs and pictures")
+    resume: bool = option(False, "continue the run in --run-dir, if there is one", decides=False)
+    device: str = option("auto", "auto takes a GPU where there is one", choices=DEVICES, decides=False)
+    precision: str = option("bf16", "of the networks' arithmetic in training", choices=("fp32", "bf16", "fp16"))
+    steps: int = option(1000, "optimiser steps")
+    batch: int = option(16, "samples a step, over all processes")
+    accumulate: int = option(1, "parts in which each process computes its samples, to save memory")
+    rate: float = option(1e-3, "peak learning rate of AdamW; cosine to 0")
+    warmup: int = option(50, "steps in which the rate rises linearly")
+    clip: float = option(1.0, "largest norm of the gradient")
+    ema: float = option(0.999, "decay of the averaged weights, which are what is validated and saved; 0: no average")
+    validate_every: int = option(500, "steps between validations, samples and checkpoints; the best weights are kept")
+    seed: int = option(0, "seeds everything that is random, but not the split")
+
+
+def preset_of(config: Training) -> Preset:
+    return PRESETS[config.preset]
+
+
+def split_files(config: Training) -> dict[str, list[Path]]:
+    """The HR files of each side of the patients' split.
+
+    Raises:
+        ValueError: training or validation gets none.
+    """
+    files = split_by_patient(list_pairs(config.data), parse_split(config.split), read_index(config.index))
+    if empty := [side for side in ("train", "val") if not files[side]]:
+        raise ValueError(f"the split {config.split} gives {' and '.join(empty)} no patients")
+    return files
+
+
+def describe_split(config: Training, files: dict[str, list[Path]]) -> str:
+    index = read_index(config.index)
+    counts = (
+        f"{side} {len(files[side])} images of {len({patient_of(path, index) for path in files[side]})} patients"
+        for side in SPLITS
+    )
+    return f"'{config.data.name}': " + ", ".join(counts)
+
+
+def step_generator(config: Training, step: int) -> torch.Generator:
+    """The generator of one step's random numbers."""
+    return torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+
+
+def make_accelerator(config: Training) -> Accelerator:
+    """The engine for this process.
+
+    Raises:
+        ValueError: the device or its precision is not to be had, or the batch cannot be divided.
+    """
+    if min(config.batch, config.accumulate, config.validate_every) < 1 or config.clip <= 0:
+        raise ValueError("--batch, --accumulate and --validate-every must be at least 1, and --clip above 0")
+    cpu = choose_device(config.device) == "cpu"
+    if cpu and config.precision == "fp16":
+        raise ValueError("--precision fp16 needs a GPU; on the CPU allowed are bf16 and fp32")
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        gradient_accumulation_steps=config.accumulate,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+        ],
+    )
+    if config.batch % (accelerator.num_processes * config.accumulate):
+        raise ValueError(
+            f"--batch {config.batch} cannot be divided among {accelerator.num_processes} process(es) "
+            f"times --accumulate {config.accumulate}"
+        )
+    return accelerator
+
+
+def samples_a_part(config: Training, accelerator: Accelerator) -> int:
+    """How many samples a process takes at a time."""
+    return config.batch // (accelerator.num_processes * config.accumulate)
+
+
+def announce(config: Training, accelerator: Accelerator, description: str, network: nn.Module) -> None:
+    """Print the plan, and see that there is a folder for the run.
+
+    Raises:
+        ValueError: the run's folder is taken, or not every process sees it; no steps.
+        OSError: it cannot be made.
+    """
+    if config.steps < 1:
+        raise ValueError(f"--steps is {config.steps}, it must be at least 1")
+    if (config.run_dir / CHECKPOINT).exists() and not config.resume:
+        raise ValueError(f"'{config.run_dir}' holds a run: continue it by --resume, or give another --run-dir")
+    if accelerator.is_main_process:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        tqdm.write(
+            f"{description}\n"
+            f"parameters: {sum(p.numel() for p in network.parameters()):,}; {config.steps} steps of {config.batch} "
+            f"samples on {accelerator.num_processes} x {accelerator.device.type}, {config.precision}"
+        )
+    accelerator.wait_for_everyone()
+    if not config.run_dir.is_dir():
+        raise ValueError(f"'{config.run_dir}' must be a folder that all machines share")
+
+
+def metadata(config: Training, description: str, network: nn.Module, **more: object) -> dict[str, object]:
+    """What the weights' JSON tells of their making."""
+    return {
+        "preset": config.preset,
+        "data": description,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "config": settings(config),
+        **more,
+        "date": datetime.date.today().isoformat(),
+    }
