@@ -112,7 +112,7 @@ def test_unet_training_learns_and_writes_weights_logs_and_pictures(data: Path, w
 
 @pytest.mark.parametrize("loss", ["eps-lpips", "eps-image"])
 def test_other_losses_train(data: Path, weights: Path, tmp_path: Path, loss: str) -> None:
-    unet.train_unet(unet_config(data, weights, tmp_path, steps=2, loss=loss))
+    unet.train_unet(unet_config(data, weights, tmp_path, steps=2, loss=loss, image_share=2))
     assert json.loads((tmp_path / "unet.json").read_text())["config"]["loss"] == loss
 
 
@@ -171,9 +171,9 @@ def assert_same_training(a: unet.UNetTraining, b: unet.UNetTraining) -> None:
     for one, other in zip(gradients_of(a), gradients_of(b), strict=True):
         assert one.norm() > 0
         assert (one - other).norm() < 1e-4 * one.norm()
-    state = state_of(a.out), state_of(b.out)
-    for name in state[0]:
-        torch.testing.assert_close(state[0][name], state[1][name], atol=1e-4, rtol=1e-3)
+    one, other = (torch.cat([value.flatten() for value in state_of(config.out).values()]) for config in (a, b))
+    # Adam's first step is the gradient's sign: where that is next to nothing, rounding decides
+    assert torch.isclose(one, other, atol=1e-5).float().mean() > 0.999
 
 
 def one_step(data: Path, weights: Path, out: Path, **changes: Any) -> unet.UNetTraining:

@@ -233,29 +233,28 @@ def train(task: Task, config: Training, accelerator: Accelerator) -> Result:
         left = duration(a_step * (config.steps - run.step))
         tqdm.write(f"expected time: {left} and the validations, at {a_step:.2g} s a step")
     log = SummaryWriter(str(config.run_dir), purge_step=run.step + 1) if main else None
-    bar = tqdm(
+    with tqdm(
         initial=run.step, total=config.steps, desc=task.name, unit="step", mininterval=2, disable=not main, leave=False
-    )
-    began = time.monotonic() - run.seconds
-    while run.step < config.steps:
-        terms = run.gradients(run.step)
-        norm = run.update()
-        run.step += 1
-        due = run.step % config.validate_every == 0 or run.step == config.steps
-        if log is not None and (run.step % LOG_STEPS == 0 or due):
-            values = {name: float(term) for name, term in terms.items()}
-            run.check_finite("loss", values["loss"])
-            for name, value in {**values, "gradient_norm": norm}.items():
-                log.add_scalar(f"train/{name}", value, run.step)
-            bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()}, refresh=False)
-        bar.update()
-        if due:
-            run.validate(log)
-            run.seconds = time.monotonic() - began
-            if main:
-                run.save()
-            accelerator.wait_for_everyone()
-    bar.close()
+    ) as bar:
+        began = time.monotonic() - run.seconds
+        while run.step < config.steps:
+            terms = run.gradients(run.step)
+            norm = run.update()
+            run.step += 1
+            due = run.step % config.validate_every == 0 or run.step == config.steps
+            if log is not None and (run.step % LOG_STEPS == 0 or due):
+                values = {name: float(term) for name, term in terms.items()}
+                run.check_finite("loss", values["loss"])
+                for name, value in {**values, "gradient_norm": norm}.items():
+                    log.add_scalar(f"train/{name}", value, run.step)
+                bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()}, refresh=False)
+            bar.update()
+            if due:
+                run.validate(log)
+                run.seconds = time.monotonic() - began
+                if main:
+                    run.save()
+                accelerator.wait_for_everyone()
     if log is not None:
         log.close()
     run.ema.module.load_state_dict(run.best["weights"])
