@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format serve export bench clean
+.PHONY: help demo test check format serve export train bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -54,6 +54,9 @@ serve: $(VENV)/serving ## start the server on model_repository/ in the foregroun
 export: $(VENV)/testing ## write the ONNX files and config.pbtxt of model_repository/ from weights/
 	$(BIN)/python -m pipeline.export
 	$(BIN)/python -m pipeline.triton_config
+
+train: $(VENV)/testing ## train both networks on DATA (default: data/nih), on a GPU or, by DEVICE=cpu, in hours
+	train/runs/paper.sh $(or $(DATA),data/nih)
 
 bench: $(VENV)/testing $(VENV)/perf_analyzer ## time a 300-step image: server, one process, PyTorch
 	$(BIN)/python benchmarks/overhead.py

@@ -36,9 +36,13 @@ def make_vae(spec: VAESpec) -> AutoencoderKL:
 def load_vae(source: str | Path, spec: VAESpec) -> AutoencoderKL:
     """Load a pretrained autoencoder: a ``save_pretrained`` folder or a hub name such as ``stabilityai/sd-vae-ft-mse``.
 
+    A ``Path`` is a folder, and nothing else is asked for it.
+
     Raises:
         ValueError: its latents are not of the shape that ``spec`` names, or it cannot be loaded.
     """
+    if isinstance(source, Path) and not source.is_dir():
+        raise ValueError(f"no AutoencoderKL at '{source}': it is not a folder")
     try:
         vae: AutoencoderKL = AutoencoderKL.from_pretrained(source, low_cpu_mem_usage=False)
     except (OSError, ValueError) as error:

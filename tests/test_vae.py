@@ -75,6 +75,11 @@ def test_missing_autoencoder(source: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_a_path_is_never_looked_up_on_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no AutoencoderKL at '.*nowhere': it is not a folder"):
+        load_vae(tmp_path / "nowhere", SPEC)
+
+
 def test_autoencoder_with_other_latents(tmp_path: Path) -> None:
     tiny_vae(levels=3).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"\(3, 4, 4\), needed is \(3, 4, 8\)"):
