@@ -9,7 +9,6 @@ last line is JSON.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import statistics
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from client import Client, UpscaleError
 from client.demo import DemoError, running_server
 from pipeline import eager
+from pipeline.command_line import make_parser
 from pipeline.onnx_networks import onnx_networks
 from pipeline.serve import ROOT
 from pipeline.spec import PAPER
@@ -95,11 +95,7 @@ where (a) goes, by the server's statistics (means)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog=(__doc__ or "").partition("\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=PAPER.diffusion.steps, help="default: %(default)s")

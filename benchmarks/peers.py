@@ -10,7 +10,6 @@ package ``ncnn`` runs on the CPU.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import importlib
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.command_line import make_parser
 from pipeline.images import Image
 from train.data import SPLITS, read_index
 from train.evaluate import choose, measure
@@ -225,11 +225,7 @@ def as_method(upscaler: Upscaler) -> Method:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog=(__doc__ or "").partition("\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder that train.pairs wrote")
     parser.add_argument(
         "--split", choices=(*SPLITS, "all"), default="test", help="side of the patients' split (default: %(default)s)"

@@ -22,6 +22,7 @@ from tqdm import tqdm
 # run as a script, `client` is client/client.py beside this file; in the package, the package: the names are the same
 from client import BadRequest, Client, ServerLost, ServerUnavailable, Upscaled, UpscaleError
 from pipeline import request
+from pipeline.command_line import make_parser
 from pipeline.files import SUFFIXES, FileError, Source, list_images, read_image, write_png
 from pipeline.images import downscale
 from pipeline.pictures import CAUTION, comparison
@@ -35,13 +36,9 @@ SUFFIX = f"_x{SCALE}"
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     diffusion = PAPER.diffusion
-    summary, *examples = (__doc__ or "").strip().splitlines()
-    parser = argparse.ArgumentParser(
-        prog="upscale.py",
-        description=f"{summary} Detail in the result is generated: it is not for diagnosis.",
-        epilog="examples:" + "\n  ".join(examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    summary = (__doc__ or "").splitlines()[0]
+    description = f"{summary} Detail in the result is generated: it is not for diagnosis."
+    parser = make_parser(__doc__, "upscale.py", description)
     add = parser.add_argument
     add(
         "inputs",

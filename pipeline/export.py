@@ -6,7 +6,6 @@ python -m pipeline.export --vae stabilityai/sd-vae-ft-mse --weights my/weights -
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
@@ -23,6 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from pipeline import eager
+from pipeline.command_line import make_parser
 from pipeline.images import psnr
 from pipeline.onnx_networks import onnx_networks, open_session
 from pipeline.spec import PAPER, Model, Preset, Tensor, network_models
@@ -167,12 +167,7 @@ def export(weights: Path, repository: Path, preset: Preset, vae: str | None = No
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.export",
-        description="Export the networks to ONNX, check them against the specification and PyTorch, and install them.",
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in (__doc__ or "").splitlines()[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, "python -m pipeline.export")
     parser.add_argument("--weights", type=Path, default=Path("weights") / PAPER.name, help="default: %(default)s")
     parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
     parser.add_argument("--vae", help="another AutoencoderKL: a save_pretrained folder or a hub name")

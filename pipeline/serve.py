@@ -7,7 +7,6 @@ python -m pipeline.serve --model-repository my/repository -- --log-verbose=1
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import errno
 import filecmp
@@ -26,6 +25,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from pipeline.command_line import make_parser
 from pipeline.triton_config import MODEL_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -212,12 +212,11 @@ def command_line(server: Server, repository: Path, ports: dict[str, int], extra:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.serve",
-        description="Start a Triton Inference Server in the foreground: an installed one, or else the one in the wheel "
+    parser = make_parser(
+        __doc__,
+        "python -m pipeline.serve",
+        "Start a Triton Inference Server in the foreground: an installed one, or else the one in the wheel "
         "nvidia-pytriton. Whatever stands behind -- goes to tritonserver as it is.",
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in (__doc__ or "").splitlines()[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
     parser.add_argument("--http-port", type=int, default=8000, help="default: %(default)s")

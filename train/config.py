@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from pipeline.command_line import make_parser
+
 C = TypeVar("C")
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -38,12 +40,7 @@ def _add(parser: argparse.ArgumentParser, f: Field[Any]) -> None:
 
 def from_command_line(config: type[C], doc: str, argv: list[str] | None = None) -> C:
     """Parse ``argv`` into an instance of the dataclass ``config``; ``doc`` is a summary, and then examples."""
-    summary, _, examples = doc.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary,
-        epilog="examples:\n  " + "\n  ".join(examples.split("\n")).strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(doc)
     for f in fields(config):  # type: ignore[arg-type]
         _add(parser, f)
     return config(**vars(parser.parse_args(argv)))

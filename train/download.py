@@ -27,6 +27,8 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
+from pipeline.command_line import make_parser
+
 NIH = (
     "vfk49d74nhbxq3nqjg0900w5nvkorp5c.gz",
     "i28rlmbvmfjbl8p2n3ril0pptcmcu9d1.gz",
@@ -269,13 +271,7 @@ def parse_batches(text: str) -> list[int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    summary, _, *examples = (__doc__ or "").splitlines()
-    parser = argparse.ArgumentParser(
-        prog="python -m train.download",
-        description=summary,
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, "python -m train.download")
     parser.add_argument("dataset", choices=tuple(ARCHIVES), help="NIH ChestX-ray14 or Open-i's Indiana collection")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="images go to DIR/images/")
     parser.add_argument(

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from client import UpscaleError
 from pipeline import eager
+from pipeline.command_line import make_parser
 from pipeline.images import psnr, ssim, to_network
 from pipeline.spec import PAPER
 from pipeline.weights import write_metadata
@@ -100,12 +101,7 @@ def choose(
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m train.evaluate",
-        description="Measure bicubic, the autoencoder alone and the whole system against HR images.",
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in (__doc__ or "").splitlines()[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, "python -m train.evaluate")
     add = parser.add_argument
     d = PAPER.diffusion
     add("--data", type=Path, required=True, help="folder that train.pairs wrote")

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL.Image import Image as Picture
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.command_line import make_parser
 from pipeline.images import Image, from_integers
 from pipeline.onnx_networks import onnx_networks
 from pipeline.pictures import comparison, enlarge, labelled_row, stack
@@ -152,12 +153,7 @@ def details_figure(details: Sequence[tuple[str, int, int]], data: Path, reposito
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m train.figures",
-        description="Draw samples, augmentations, loss curves or details; train.evaluate draws the results.",
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in (__doc__ or "").splitlines()[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, "python -m train.figures")
     figures = parser.add_subparsers(dest="figure", required=True)
     helps = {
         "samples": "LR and HR images",

@@ -6,7 +6,6 @@ python -m train.pairs originals data/mine --workers 8
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import signal
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pipeline.command_line import make_parser
 from pipeline.images import crop_square, downscale, resize_cubic
 from pipeline.spec import PAPER
 
@@ -225,13 +225,7 @@ def generate_downsampled_pairs(src: Path, out: Path, *, workers: int | None = No
 
 
 def main(argv: list[str] | None = None) -> int:
-    summary, _, *examples = (__doc__ or "").splitlines()
-    parser = argparse.ArgumentParser(
-        prog="python -m train.pairs",
-        description=summary,
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, "python -m train.pairs")
     parser.add_argument("src", type=Path, metavar="SRC", help="folder of PNG and JPEG files, also in folders below")
     parser.add_argument("out", type=Path, metavar="OUT", help=f"where {HR}/ and {LR}/ go")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a CPU)")
