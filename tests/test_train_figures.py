@@ -95,6 +95,7 @@ def test_impossible_details(detail: str, capsys: pytest.CaptureFixture[str]) -> 
     ("arguments", "message"),
     [
         (["details", "no.png:0:0", "--data", "{}"], "error: '{}/HR_256/no.png' is not a readable image\n"),
+        (["curves", "{}/no"], "error: '{}/no' holds no log of a training, events.out.tfevents.*\n"),
         (["curves", "{}"], "error: '{}' holds no log of a training, events.out.tfevents.*\n"),
         (["samples", "--data", "{}"], "error: '{}' has no HR_256/ and LR_64/"),
     ],

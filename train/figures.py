@@ -72,11 +72,14 @@ def curves_figure(runs: Sequence[Path]) -> Figure:
     Raises:
         ValueError: a folder holds no log of a training.
     """
+    for run in runs:
+        if not list(run.glob("events.out.tfevents.*")):
+            raise ValueError(f"'{run}' holds no log of a training, events.out.tfevents.*")
     figure = Figure(figsize=(6 * len(runs), 4), layout="constrained")
     for run, axes in zip(runs, figure.subplots(1, len(runs), squeeze=False)[0], strict=True):
         log = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
         if "train/loss" not in log.Tags()["scalars"]:
-            raise ValueError(f"'{run}' holds no log of a training, events.out.tfevents.*")
+            raise ValueError(f"the log in '{run}' holds no step yet")
         steps, losses = np.array([(event.step, event.value) for event in log.Scalars("train/loss")]).T
         axes.plot(steps, losses, color="0.8", linewidth=0.8, label="training, one batch")
         width = max(1, len(losses) // 50)
