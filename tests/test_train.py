@@ -101,7 +101,7 @@ def test_an_adversary_learns_along_and_is_resumed_to_the_same_bits(
 
 
 def test_unet_training_learns_and_writes_weights_logs_and_pictures(data: Path, weights: Path, tmp_path: Path) -> None:
-    unet.train_unet(unet_config(data, weights, tmp_path, steps=40, validate_every=20))
+    unet.train_unet(unet_config(data, weights, tmp_path, steps=40, validate_every=20, augment=True))
     state_of(tmp_path)
     metadata = json.loads((tmp_path / "unet.json").read_text())
     assert metadata["validation_loss"] < 0.8, "a network that predicts nothing has 1"

@@ -65,7 +65,7 @@ def describe_split(config: Training, files: dict[str, list[Path]]) -> str:
         f"{side} {len(files[side])} images of {len({patient_of(path, index) for path in files[side]})} patients"
         for side in SPLITS
     )
-    return f"'{config.data.name}': " + ", ".join(counts)
+    return f"'{config.data.resolve().name}': " + ", ".join(counts)
 
 
 def step_generator(config: Training, step: int) -> torch.Generator:

@@ -2,7 +2,7 @@
 
 python -m train.unet --data data/nih --weights weights/paper
 python -m train.unet --data data/nih --resume
-python -m train.unet --data data/nih --loss eps-lpips --run-dir runs/eps-lpips --out weights/eps-lpips
+python -m train.unet --data data/nih --augment --loss eps-lpips --run-dir runs/paper-loss --out weights/paper-loss
 accelerate launch --num_processes 4 -m train.unet --data data/nih --batch 256
 """
 
@@ -65,8 +65,8 @@ class UNetTraining(Training):
     steps: int = option(6000, "optimiser steps")
     batch: int = option(64, "samples a step, over all processes")
     rate: float = option(1e-3, "peak learning rate of AdamW; cosine to 0")
-    augment: bool = option(True, "encode images augmented as in the paper; if not, as they are")
-    passes: int = option(4, "how often each training image is augmented and encoded")
+    augment: bool = option(False, "encode images augmented as in the paper; if not, as they are")
+    passes: int = option(4, "with --augment: how often each training image is augmented and encoded")
 
 
 def draw_samples(
