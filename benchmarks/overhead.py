@@ -47,9 +47,9 @@ def measure(url: str, rounds: int, steps: int, side: int) -> dict[str, float]:
     pytorch = eager.load(ROOT / "weights" / PAPER.name, PAPER)
     with Client(url) as client:
         ways: dict[str, Callable[[], object]] = {
-            "server": lambda: client.upscale(image, steps=steps),
-            "one_process": lambda: upscale([image], [0], networks, PAPER, steps=steps),
-            "pytorch_eager": lambda: pytorch.upscale([image], [0], steps=steps),
+            "server": lambda: client.upscale(image, steps=steps, sampler="ddpm"),
+            "one_process": lambda: upscale([image], [0], networks, PAPER, steps=steps, sampler="ddpm"),
+            "pytorch_eager": lambda: pytorch.upscale([image], [0], steps=steps, sampler="ddpm"),
         }
         for run in ways.values():
             run()
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=PAPER.diffusion.steps, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=PAPER.diffusion.T, help="default: %(default)s")
     parser.add_argument("--side", type=int, default=PAPER.data.lr_size, help="of the LR image (default: %(default)s)")
     args = parser.parse_args(argv)
     try:

@@ -216,8 +216,8 @@ class Client:
         Args:
             image: floating point [H, W] in [0, 1], 2 to 512 pixels a side.
             seed: of the noise, 0 … 2^63-1.
-            steps: denoising steps, 1 … T; all T unless given.
-            sampler: "ddpm" or "ddim".
+            steps: denoising steps, 1 … T; unless given, 10 for "ddim" and T for "ddpm".
+            sampler: "ddim", the default, or "ddpm", the paper's.
             start: "lr", the noised LR latent, or "noise", as the paper has it.
             denoiser: "auto", "onnx" or "trt".
 

@@ -1,7 +1,7 @@
 """Upscale chest X-rays ×4 on a Triton server: PNG, JPEG, TIFF or DICOM in, PNG out.
 
 python client/upscale.py scan.png
-python client/upscale.py scans/ -o upscaled/ --steps 50 --sampler ddim
+python client/upscale.py scans/ -o upscaled/ --steps 4
 python client/upscale.py scan.dcm -o out.png --url gpu-server:8001 --seed 7
 python client/upscale.py full-size.png --downscale 4 --compare full-size.png
 """
@@ -57,7 +57,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
     add("--seed", type=int, default=0, help=f"of the noise, 0 to {MAX_SEED} (default: %(default)s)")
     add(
-        "--steps", type=int, default=diffusion.steps, help=f"denoising steps, 1 to {diffusion.T} (default: %(default)s)"
+        "--steps",
+        type=int,
+        help=f"denoising steps, 1 to {diffusion.T} (default: "
+        + ", ".join(f"{diffusion.default_steps(sampler)} for {sampler}" for sampler in SAMPLERS)
+        + ")",
     )
     add("--sampler", choices=SAMPLERS, default=diffusion.sampler, help="default: %(default)s")
     add(

@@ -120,7 +120,7 @@ def relative_error(network: nn.Module, model: Model, path: Path, batch: int, see
 
 
 def whole_image_parity(pipeline: eager.Eager, repository: Path, seed: int = 0) -> float:
-    """PSNR between PyTorch's and onnxruntime's upscaling of one synthetic image, same seed, all steps."""
+    """PSNR between PyTorch's and onnxruntime's upscaling of one synthetic image, same seed, all T steps."""
     preset = pipeline.preset
     rng = np.random.default_rng(seed)
     side = preset.data.lr_size
@@ -128,8 +128,8 @@ def whole_image_parity(pipeline: eager.Eager, repository: Path, seed: int = 0) -
     image = np.clip(0.5 + 0.3 * np.sin(5 * x + 3 * y) + 0.05 * rng.standard_normal((side, side)), 0, 1).astype(
         np.float32
     )
-    (ours,) = upscale([image], [seed], onnx_networks(repository), preset)
-    (reference,) = pipeline.upscale([image], [seed])
+    (ours,) = upscale([image], [seed], onnx_networks(repository), preset, sampler="ddpm")
+    (reference,) = pipeline.upscale([image], [seed], sampler="ddpm")
     return psnr(ours, reference)
 
 
@@ -157,7 +157,7 @@ def export(weights: Path, repository: Path, preset: Preset, vae: str | None = No
             if not max(errors.values()) < MAX_RELATIVE_ERROR:
                 raise ExportError(f"{model.name}: differs from PyTorch by {max(errors.values()):.1e}")
         parity = whole_image_parity(pipeline, Path(staging))
-        tqdm.write(f"whole image, {preset.diffusion.steps} steps: PSNR between PyTorch and onnxruntime {parity:.1f} dB")
+        tqdm.write(f"whole image, {preset.diffusion.T} steps: PSNR between PyTorch and onnxruntime {parity:.1f} dB")
         if not parity > MIN_PARITY_DB:
             raise ExportError(f"whole image: parity is {parity:.1f} dB, needed is more than {MIN_PARITY_DB} dB")
         for name in networks:

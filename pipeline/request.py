@@ -39,9 +39,10 @@ class Options:
             BadRequest: a value is not allowed.
         """
         diffusion = preset.diffusion
+        chosen = diffusion.sampler if sampler is None else cast(SamplerName, sampler)
         options = cls(
-            steps=diffusion.steps if steps is None else steps,
-            sampler=diffusion.sampler if sampler is None else cast(SamplerName, sampler),
+            steps=diffusion.default_steps(chosen) if steps is None else steps,
+            sampler=chosen,
             start=diffusion.start if start is None else cast(Start, start),
             denoiser="auto" if denoiser is None else denoiser,
         )

@@ -55,13 +55,14 @@ def sample_with_defaults(
     start: Start | None,
 ) -> Z:
     """``pipeline.sampler.sample`` with the preset's choice for what is None, on arrays and tensors alike."""
+    sampler = sampler or diffusion.sampler
     return sample(
         denoise,
         z_lr,
         make_schedule(diffusion),
         noise,
-        steps=diffusion.steps if steps is None else steps,
-        eta=ETA[sampler or diffusion.sampler],
+        steps=diffusion.default_steps(sampler) if steps is None else steps,
+        eta=ETA[sampler],
         start=start or diffusion.start,
     )
 

@@ -12,7 +12,8 @@ from pipeline.spec import MAX_SEED, PAPER
 
 
 def test_defaults_are_the_presets() -> None:
-    assert Options.of(PAPER) == Options(steps=300, sampler="ddpm", start="lr", denoiser="auto")
+    assert Options.of(PAPER) == Options(steps=10, sampler="ddim", start="lr", denoiser="auto")
+    assert Options.of(PAPER, sampler="ddpm", start="noise") == Options(300, "ddpm", "noise", "auto"), "the paper's way"
 
 
 def test_equal_options_group_together() -> None:

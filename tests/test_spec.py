@@ -13,7 +13,7 @@ from pipeline.spec import PAPER, SCALE, models, superres_model
 
 def test_paper_preset_has_the_papers_numbers() -> None:
     d = PAPER.diffusion
-    assert (d.T, d.beta_start, d.beta_end, d.steps, d.sampler) == (300, 1e-4, 0.02, 300, "ddpm")
+    assert (d.T, d.beta_start, d.beta_end, d.default_steps("ddpm")) == (300, 1e-4, 0.02, 300)
     assert (PAPER.data.original_size, PAPER.data.hr_size, PAPER.data.lr_size) == (1024, 256, 64)
     assert PAPER.data.split == (0.7, 0.2, 0.1)
     assert (PAPER.vae.factor, PAPER.vae.channels, PAPER.vae.latent_channels) == (8, 3, 4)

@@ -82,5 +82,12 @@ def test_seed_and_options_change_the_result(fake_networks: Networks, rng: np.ran
 def test_the_default_is_the_presets(fake_networks: Networks, rng: np.random.Generator) -> None:
     image = rng.random((16, 16), dtype=np.float32)
     (default,) = upscale([image], [0], fake_networks, PAPER)
+    (explicit,) = upscale([image], [0], fake_networks, PAPER, steps=10, sampler="ddim", start="lr")
+    np.testing.assert_array_equal(default, explicit)
+
+
+def test_ddpm_takes_all_steps_unless_told(fake_networks: Networks, rng: np.random.Generator) -> None:
+    image = rng.random((16, 16), dtype=np.float32)
+    (default,) = upscale([image], [0], fake_networks, PAPER, sampler="ddpm")
     (explicit,) = upscale([image], [0], fake_networks, PAPER, steps=300, sampler="ddpm", start="lr")
     np.testing.assert_array_equal(default, explicit)

@@ -120,7 +120,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--run",
         type=parse_run,
         nargs="+",
-        default=[Run(d.sampler, d.steps, d.start)],
+        default=[Run(d.sampler, d.default_steps(d.sampler), d.start)],
         metavar="SAMPLER:STEPS:START",
         help="such as ddim:50:lr (default: the preset's)",
     )
