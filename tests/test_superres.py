@@ -48,7 +48,7 @@ def test_the_denoiser_sees_noisy_latent_lr_latent_and_time(fake_networks: Networ
         return fake_networks.denoise(x, t)
 
     images = [rng.random((16, 16), dtype=np.float32) for _ in range(2)]
-    upscale(images, [0, 1], replace(fake_networks, denoise=denoise), PAPER)
+    upscale(images, [0, 1], replace(fake_networks, denoise=denoise), PAPER, sampler="ddpm")
     z_lr = fake_networks.encode(network_input(images, PAPER))
     assert [int(t[0, 0]) for _, t in calls] == list(range(299, -1, -1))
     for x, t in calls:

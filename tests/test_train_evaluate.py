@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+from client.client import Upscaled
+from pipeline import eager
+from pipeline.images import Image, upsample
 from pipeline.serve import ROOT
 from pipeline.spec import PAPER
-from train import evaluate
+from train import evaluate, methods
 from train.data import PairDataset, list_pairs
 from train.evaluate import choose, measure, seconds_an_image
 from train.methods import Run, bicubic, parse_run, parse_runtimes
@@ -127,6 +130,31 @@ def test_impossible_settings_are_one_line(
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_tensorrt_is_asked_of_the_server_with_each_images_seed(
+    pairs: PairDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is played: a plan needs a GPU."""
+    asked = []
+
+    class Server:
+        def __init__(self, url: str) -> None:
+            assert url == "gpu-server:8001"
+
+        def upscale(self, image: Image, **options: object) -> Upscaled:
+            asked.append(options)
+            return Upscaled(upsample(image), 0, 0, "", "", "", 0.0)
+
+    monkeypatch.setattr(methods, "Client", Server)
+    system = eager.load(WEIGHTS, PAPER)
+    run = Run("ddim", 4, "lr")
+    made = methods.make_methods(("trt",), [run], system, ROOT / "model_repository", "gpu-server:8001")
+    lr = [pairs.unit_images(i)[0] for i in range(2)]
+    images = made["TensorRT: DDIM, 4 steps, from the LR latent"](lr, [], [3, 4])
+    np.testing.assert_array_equal(images[1], upsample(lr[1]))
+    common = {"denoiser": "trt", "steps": 4, "sampler": "ddim", "start": "lr"}
+    assert asked == [{"seed": 3, **common}, {"seed": 4, **common}]
 
 
 def test_tensorrt_without_a_server_is_one_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
