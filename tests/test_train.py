@@ -170,7 +170,7 @@ def gradients_of(config: unet.UNetTraining) -> list[torch.Tensor]:
 def assert_same_training(a: unet.UNetTraining, b: unet.UNetTraining) -> None:
     for one, other in zip(gradients_of(a), gradients_of(b), strict=True):
         assert one.norm() > 0
-        assert (one - other).norm() < 1e-4 * one.norm()
+        assert (one - other).norm() < 1e-3 * one.norm()
     one, other = (torch.cat([value.flatten() for value in state_of(config.out).values()]) for config in (a, b))
     # Adam's first step is the gradient's sign: where that is next to nothing, rounding decides
     assert torch.isclose(one, other, atol=1e-5).float().mean() > 0.999

@@ -53,7 +53,7 @@ def test_as_a_script_on_one_image(server: RunningServer, tmp_path: Path) -> None
     with PILImage.open(tmp_path / "scan_x4.png") as upscaled:
         assert upscaled.size == (80, 64)
         assert "not for diagnosis" in upscaled.text["Description"]
-        assert upscaled.text["Parameters"] == "seed=0 steps=2 sampler=ddpm start=lr denoiser=auto"
+        assert upscaled.text["Parameters"] == "seed=0 steps=2 sampler=ddim start=lr denoiser=auto"
 
 
 def test_help_has_examples() -> None:
