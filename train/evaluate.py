@@ -31,6 +31,7 @@ from train.data import (
     SPLITS,
     Index,
     PairDataset,
+    evenly,
     list_pairs,
     parse_split,
     patient_of,
@@ -96,19 +97,25 @@ def choose(
     if limit is not None:
         if limit < 1:
             raise ValueError(f"--limit is {limit}, it must be at least 1")
-        paths = [paths[i] for i in np.linspace(0, len(paths) - 1, min(limit, len(paths))).astype(int)]
+        paths = [paths[i] for i in evenly(len(paths), limit)]
     return PairDataset(paths, PAPER.data), [patient_of(path, index) for path in paths]
+
+
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """Add the options that ``choose`` takes, but for the split's shares."""
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder that train.pairs wrote")
+    add("--split", choices=(*SPLITS, "all"), default="test", help="side of the patients' split (default: %(default)s)")
+    add("--index", type=Path, help="CSV file with file and patient, for names that hold no patient id")
+    add("--limit", type=int, help="only so many images, evenly spread")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, "python -m train.evaluate")
     add = parser.add_argument
     d = PAPER.diffusion
-    add("--data", type=Path, required=True, help="folder that train.pairs wrote")
-    add("--split", choices=(*SPLITS, "all"), default="test", help="side of the patients' split (default: %(default)s)")
+    add_choice(parser)
     add("--shares", default=SHARES, help="the split's shares in percent, those of the training (default: %(default)s)")
-    add("--index", type=Path, help="CSV file with file and patient, for names that hold no patient id")
-    add("--limit", type=int, help="only so many images, evenly spread")
     add(
         "--runtimes",
         type=parse_runtimes,

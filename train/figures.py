@@ -25,7 +25,7 @@ from pipeline.pictures import comparison, enlarge, labelled_row, stack
 from pipeline.spec import PAPER, SCALE
 from pipeline.superres import upscale
 from train.augment import Augmentation, apply
-from train.data import PairDataset, list_pairs
+from train.data import PairDataset, evenly, list_pairs
 from train.methods import Method, bicubic
 from train.pairs import HR
 
@@ -34,14 +34,9 @@ DETAIL = 96
 Panels = Sequence[tuple[str, str, Image]]
 
 
-def spread(pairs: PairDataset, count: int = SHOWN) -> list[int]:
-    """Indices of a few images, evenly spread."""
-    return np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int).tolist()
-
-
 def samples_figure(pairs: PairDataset) -> Picture:
     """Figure 2: a few LR images, enlarged, above their HR images."""
-    shown = [pairs.unit_images(i) for i in spread(pairs)]
+    shown = [pairs.unit_images(i) for i in evenly(len(pairs), SHOWN)]
     lr: Panels = [("LR 64 x 64", "", enlarge(low)) for low, _ in shown]
     hr: Panels = [("HR 256 x 256", "", high) for _, high in shown]
     return stack([labelled_row(lr), labelled_row(hr)])
@@ -97,7 +92,7 @@ def curves_figure(runs: Sequence[Path]) -> Figure:
 def upscaled_figure(pairs: PairDataset, method: Method) -> Picture:
     """Figures 7 and 9: LR, bicubic, upscaled and HR of a few images."""
     rows = []
-    for i in spread(pairs):
+    for i in evenly(len(pairs), SHOWN):
         lr, hr = pairs.unit_images(i)
         rows.append(comparison(lr, method([lr], [hr], [i])[0], hr))
     return stack(rows)
@@ -109,7 +104,7 @@ def runtimes_figure(pairs: PairDataset, systems: Mapping[str, Method]) -> Pictur
     A map's white is that image's largest difference, which stands above it in gray levels of 255.
     """
     rows = []
-    for i in spread(pairs):
+    for i in evenly(len(pairs), SHOWN):
         lr, hr = pairs.unit_images(i)
         images = {name: method([lr], [hr], [i])[0] for name, method in systems.items()}
         (first, reference), *others = images.items()

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from pipeline.command_line import make_parser
 from pipeline.images import crop_square, downscale, resize_cubic
 from pipeline.spec import PAPER
+from pipeline.whole import whole_file
 
 HR = f"HR_{PAPER.data.hr_size}"
 LR = f"LR_{PAPER.data.lr_size}"
@@ -117,14 +118,11 @@ def pair_of(image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uin
 
 def write_whole(path: Path, image: NDArray[np.uint8]) -> None:
     """Write a PNG whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(cv2.imencode(".png", image, PNG)[1].tobytes())
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            partial.write_bytes(cv2.imencode(".png", image, PNG)[1].tobytes())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def make_pair(path: Path, out: Path) -> str | None:

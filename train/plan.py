@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pipeline.spec import PRESETS, Preset
 from train.config import DEVICES, choose_device, option, settings
-from train.data import SHARES, SPLITS, list_pairs, parse_split, patient_of, read_index, split_by_patient
+from train.data import SHARES, list_pairs, parse_split, patient_of, read_index, split_by_patient
 
 CHECKPOINT = "checkpoint.pt"
 LONGEST_WAIT = datetime.timedelta(hours=12)
@@ -47,25 +47,21 @@ def preset_of(config: Training) -> Preset:
     return PRESETS[config.preset]
 
 
-def split_files(config: Training) -> dict[str, list[Path]]:
-    """The HR files of each side of the patients' split.
+def split_files(config: Training) -> tuple[dict[str, list[Path]], str]:
+    """The HR files of each side of the patients' split, and a line on them.
 
     Raises:
         ValueError: training or validation gets none.
     """
-    files = split_by_patient(list_pairs(config.data), parse_split(config.split), read_index(config.index))
+    index = read_index(config.index)
+    files = split_by_patient(list_pairs(config.data), parse_split(config.split), index)
     if empty := [side for side in ("train", "val") if not files[side]]:
         raise ValueError(f"the split {config.split} gives {' and '.join(empty)} no patients")
-    return files
-
-
-def describe_split(config: Training, files: dict[str, list[Path]]) -> str:
-    index = read_index(config.index)
     counts = (
-        f"{side} {len(files[side])} images of {len({patient_of(path, index) for path in files[side]})} patients"
-        for side in SPLITS
+        f"{side} {len(paths)} images of {len({patient_of(path, index) for path in paths})} patients"
+        for side, paths in files.items()
     )
-    return f"'{config.data.resolve().name}': " + ", ".join(counts)
+    return files, f"'{config.data.resolve().name}': " + ", ".join(counts)
 
 
 def step_generator(config: Training, step: int) -> torch.Generator:

@@ -37,7 +37,6 @@ from train.lpips import LPIPS
 from train.plan import (
     Training,
     announce,
-    describe_split,
     make_accelerator,
     metadata,
     preset_of,
@@ -118,18 +117,18 @@ def train_unet(config: UNetTraining) -> None:
     accelerator = make_accelerator(config)
     if min(config.passes, config.image_share) < 1:
         raise ValueError("--passes and --image-share must be at least 1")
-    if config.loss == "eps-image" and samples_a_part(config, accelerator) % config.image_share:
+    samples = samples_a_part(config, accelerator)
+    if config.loss == "eps-image" and samples % config.image_share:
         raise ValueError(
-            f"--image-share {config.image_share} must divide the {samples_a_part(config, accelerator)} samples that a "
-            "process takes at a time (--batch, --accumulate)"
+            f"--image-share {config.image_share} must divide the {samples} samples that a process takes at a time "
+            "(--batch, --accumulate)"
         )
-    files = split_files(config)
+    files, description = split_files(config)
     vae = load_vae(config.weights / "vae", preset.vae).requires_grad_(False)
     out = config.out or config.weights
     check_folders(config, out, vae, preset)
     torch.manual_seed(config.seed)
     unet = load_unet(config.unet, preset).train() if config.unet else UNet(preset.unet)
-    description = describe_split(config, files)
     announce(config, accelerator, description, unet)
     pairs = PairDataset(
         files["train"],

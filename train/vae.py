@@ -34,7 +34,6 @@ from train.lpips import LPIPS
 from train.plan import (
     Training,
     announce,
-    describe_split,
     make_accelerator,
     metadata,
     preset_of,
@@ -84,19 +83,18 @@ def draw_crops(paths: list[Path], config: VAETraining, step: int, share: slice) 
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, x: Tensor) -> Tensor:
-    """The decoded mean of the posterior, on the CPU."""
-    y: Tensor = vae.decode(vae.encode(x.to(device_of(vae))).latent_dist.mean).sample
-    return y.clamp(-1, 1).cpu()
+    """The decoded mean of the posterior."""
+    y: Tensor = vae.decode(vae.encode(x).latent_dist.mean).sample
+    return y.clamp(-1, 1)
 
 
 def validation_loss(vae: AutoencoderKL, images: PairDataset, lpips: LPIPS, weight: float) -> float:
     """Mean of L1 + weight·LPIPS of the reconstructions of whole images."""
     total = 0.0
     for i in range(len(images)):
-        x = images[i][1][None]
+        x = images[i][1][None].to(device_of(vae))
         y = reconstruct(vae, x)
-        distance = lpips(y.to(device_of(vae)), x.to(device_of(vae)))
-        total += float((y - x).abs().mean()) + weight * float(distance)
+        total += float((y - x).abs().mean()) + weight * float(lpips(y, x))
     return total / len(images)
 
 
@@ -105,10 +103,8 @@ def reconstructions(vae: AutoencoderKL, images: PairDataset) -> Picture:
     panels: list[tuple[str, str, Image]] = []
     for i in range(min(2, len(images))):
         x = images[i][1][None]
-        panels += [
-            ("HR", "", from_network(x[0].numpy())),
-            ("decoded", "", from_network(reconstruct(vae, x)[0].numpy())),
-        ]
+        y = reconstruct(vae, x.to(device_of(vae))).cpu()
+        panels += [("HR", "", from_network(x[0].numpy())), ("decoded", "", from_network(y[0].numpy()))]
     return labelled_row(panels)
 
 
@@ -142,8 +138,7 @@ def train_vae(config: VAETraining) -> None:
     preset = preset_of(config)
     accelerator = make_accelerator(config)
     torch.manual_seed(config.seed)
-    files = split_files(config)
-    description = describe_split(config, files)
+    files, description = split_files(config)
     vae = load_vae(config.vae, preset.vae).train() if config.vae else make_vae(preset.vae)
     lpips = LPIPS("alex")
     every = max(1, len(files["val"]) // VALIDATION_IMAGES)
