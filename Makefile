@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 
+PRESET ?= best
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format serve export train bench clean
 
@@ -51,12 +53,12 @@ format: $(VENV)/testing ## format the sources
 serve: $(VENV)/serving ## start the server on model_repository/ in the foreground
 	@exec $(BIN)/python -m pipeline.serve
 
-export: $(VENV)/testing ## write the ONNX files and config.pbtxt of model_repository/ from weights/
-	$(BIN)/python -m pipeline.export
-	$(BIN)/python -m pipeline.triton_config
+export: $(VENV)/testing ## write the ONNX files and config.pbtxt of model_repository/ from weights/PRESET (best or paper)
+	$(BIN)/python -m pipeline.export --preset $(PRESET)
+	$(BIN)/python -m pipeline.triton_config --preset $(PRESET)
 
-train: $(VENV)/testing ## train both networks on DATA (default: data/nih), on a GPU or, by DEVICE=cpu, in hours
-	train/runs/paper.sh $(or $(DATA),data/nih)
+train: $(VENV)/testing ## train PRESET on DATA (default: data/nih), on a GPU or, by DEVICE=cpu, in hours
+	train/runs/$(PRESET).sh $(or $(DATA),data/nih)
 
 bench: $(VENV)/testing $(VENV)/perf_analyzer ## time a 300-step image: server, one process, PyTorch
 	$(BIN)/python benchmarks/overhead.py

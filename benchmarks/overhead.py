@@ -28,8 +28,8 @@ from pipeline import eager
 from pipeline.command_line import make_parser
 from pipeline.onnx_networks import onnx_networks
 from pipeline.serve import ROOT
-from pipeline.spec import PAPER
-from pipeline.superres import upscale
+from pipeline.spec import DEFAULT
+from pipeline.superres import generator, upscale
 
 
 def unet_seconds(url: str) -> tuple[int, float, float]:
@@ -43,13 +43,14 @@ def unet_seconds(url: str) -> tuple[int, float, float]:
 def measure(url: str, rounds: int, steps: int, side: int) -> dict[str, float]:
     """Median seconds of each way, the ratios, and the server's own account of its U-Net calls."""
     image = np.random.default_rng(0).random((side, side), dtype=np.float32)
-    networks = onnx_networks(ROOT / "model_repository")
-    pytorch = eager.load(ROOT / "weights" / PAPER.name, PAPER)
     with Client(url) as client:
+        preset = client.preset
+        one_process = generator(onnx_networks(ROOT / "model_repository", preset), preset, steps=steps, sampler="ddpm")
+        pytorch = eager.load(ROOT / "weights" / preset.name, preset).generator(steps=steps, sampler="ddpm")
         ways: dict[str, Callable[[], object]] = {
             "server": lambda: client.upscale(image, steps=steps, sampler="ddpm"),
-            "one_process": lambda: upscale([image], [0], networks, PAPER, steps=steps, sampler="ddpm"),
-            "pytorch_eager": lambda: pytorch.upscale([image], [0], steps=steps, sampler="ddpm"),
+            "one_process": lambda: upscale([image], [0], one_process, preset),
+            "pytorch_eager": lambda: upscale([image], [0], pytorch, preset),
         }
         for run in ways.values():
             run()
@@ -98,8 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=PAPER.diffusion.T, help="default: %(default)s")
-    parser.add_argument("--side", type=int, default=PAPER.data.lr_size, help="of the LR image (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=DEFAULT.diffusion.T, help="default: %(default)s")
+    parser.add_argument("--side", type=int, default=DEFAULT.data.lr_size, help="of the LR image (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
         with contextlib.ExitStack() as stack:

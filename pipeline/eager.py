@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.images import Image
-from pipeline.sampler import image_noise
+from pipeline.sampler import Seed, image_noise
 from pipeline.spec import Preset, SamplerName, Start
-from pipeline.superres import network_input, network_output, sample_with_defaults
+from pipeline.superres import Array, Generate, condition, draw_latents
 from pipeline.unet import UNet
-from pipeline.vae import Decoder, Encoder, load_vae
+from pipeline.vae import Decoder, Encoder, load_vae, vae_path
 from pipeline.weights import check_pair, load_unet
 
 
@@ -28,29 +27,45 @@ class Eager:
     preset: Preset
     device: torch.device
 
+    def tensor(self, array: Array) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def lr_seen(self, lr: Array) -> tuple[Tensor, ...]:
+        """The LR images as further argument of an autoencoder that sees them."""
+        return (self.tensor(lr),) if self.preset.vae.sees_lr else ()
+
     @torch.inference_mode()
-    def upscale(
-        self,
-        images: Sequence[Image],
-        seeds: Sequence[int],
-        *,
-        steps: int | None = None,
-        sampler: SamplerName | None = None,
-        start: Start | None = None,
-    ) -> list[Image]:
-        """As ``pipeline.superres.upscale``; the same seeds give the same noise."""
-        z_lr = self.encoder(torch.from_numpy(network_input(images, self.preset)).to(self.device))
-        draw = image_noise(seeds, tuple(z_lr.shape[1:]))
+    def encode(self, image: Array, lr: Array) -> Array:
+        """As ``pipeline.superres.Networks.encode``."""
+        latent: Array = self.encoder(self.tensor(image), *self.lr_seen(lr)).cpu().numpy()
+        return latent
 
-        def denoise(z_t: Tensor, z_lr: Tensor, t: int) -> Tensor:
-            eps: Tensor = self.unet(torch.cat([z_t, z_lr], dim=1), z_t.new_full((len(z_t), 1), t))
-            return eps
+    @torch.inference_mode()
+    def decode(self, latent: Tensor, lr: Array) -> Array:
+        image: Array = self.decoder(latent, *self.lr_seen(lr)).cpu().numpy()
+        return image
 
-        def noise() -> Tensor:
-            return torch.from_numpy(draw()).to(self.device)
+    def generator(
+        self, *, steps: int | None = None, sampler: SamplerName | None = None, start: Start | None = None
+    ) -> Generate:
+        """As ``pipeline.superres.generator``; the same seeds give the same noise."""
 
-        z_0 = sample_with_defaults(denoise, z_lr, noise, self.preset.diffusion, steps, sampler, start)
-        return network_output(self.decoder(z_0).cpu().numpy(), images)
+        @torch.inference_mode()
+        def generate(lr: Array, seeds: Sequence[Seed]) -> Array:
+            c = self.tensor(condition(lr, self.preset, self.encode))
+            draw = image_noise(seeds, (self.preset.vae.latent_channels, *c.shape[2:]))
+
+            def denoise(z_t: Tensor, t: int) -> Tensor:
+                predicted: Tensor = self.unet(torch.cat([z_t, c], dim=1), z_t.new_full((len(z_t), 1), t))
+                return predicted
+
+            def noise() -> Tensor:
+                return self.tensor(draw())
+
+            z_0 = draw_latents(denoise, noise, c, self.preset.diffusion, steps, sampler, start)
+            return self.decode(z_0, lr)
+
+        return generate
 
 
 def load(weights: Path, preset: Preset, *, vae: str | Path | None = None, device: str = "cpu") -> Eager:
@@ -59,7 +74,7 @@ def load(weights: Path, preset: Preset, *, vae: str | Path | None = None, device
     Raises:
         ValueError: weights are missing, damaged or of another network, or the folder's two networks are no pair.
     """
-    autoencoder = load_vae(vae or weights / "vae", preset.vae).to(device)
+    autoencoder = load_vae(vae or vae_path(weights, preset.vae), preset.vae).to(device)
     if vae is None:
         check_pair(weights, autoencoder)
     unet = load_unet(weights, preset).to(device)

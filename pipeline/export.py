@@ -1,7 +1,8 @@
 """Weights ⇒ the three ONNX files of the model repository, each checked before it replaces the old one.
 
 python -m pipeline.export
-python -m pipeline.export --vae stabilityai/sd-vae-ft-mse --weights my/weights --model-repository my/repository
+python -m pipeline.export --preset paper
+python -m pipeline.export --preset paper --vae stabilityai/sd-vae-ft-mse --weights my/weights --model-repository models
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from pipeline import eager
 from pipeline.command_line import make_parser
 from pipeline.images import psnr
 from pipeline.onnx_networks import onnx_networks, open_session
-from pipeline.spec import PAPER, Model, Preset, Tensor, network_models
-from pipeline.superres import upscale
+from pipeline.spec import DEFAULT, PRESETS, Model, Preset, Tensor, network_models
+from pipeline.superres import generator, upscale
 
 OPSET = 18
 MAX_RELATIVE_ERROR = 1e-4
@@ -120,7 +121,7 @@ def relative_error(network: nn.Module, model: Model, path: Path, batch: int, see
 
 
 def whole_image_parity(pipeline: eager.Eager, repository: Path, seed: int = 0) -> float:
-    """PSNR between PyTorch's and onnxruntime's upscaling of one synthetic image, same seed, all T steps."""
+    """PSNR between PyTorch's and onnxruntime's upscaling of one synthetic image, same seed, all T steps of DDPM."""
     preset = pipeline.preset
     rng = np.random.default_rng(seed)
     side = preset.data.lr_size
@@ -128,8 +129,11 @@ def whole_image_parity(pipeline: eager.Eager, repository: Path, seed: int = 0) -
     image = np.clip(0.5 + 0.3 * np.sin(5 * x + 3 * y) + 0.05 * rng.standard_normal((side, side)), 0, 1).astype(
         np.float32
     )
-    (ours,) = upscale([image], [seed], onnx_networks(repository), preset, sampler="ddpm")
-    (reference,) = pipeline.upscale([image], [seed], sampler="ddpm")
+    generators = (
+        generator(onnx_networks(repository, preset), preset, sampler="ddpm"),
+        pipeline.generator(sampler="ddpm"),
+    )
+    ours, reference = (upscale([image], [seed], generate, preset)[0].upscaled for generate in generators)
     return psnr(ours, reference)
 
 
@@ -168,12 +172,14 @@ def export(weights: Path, repository: Path, preset: Preset, vae: str | None = No
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m pipeline.export")
-    parser.add_argument("--weights", type=Path, default=Path("weights") / PAPER.name, help="default: %(default)s")
+    parser.add_argument("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
+    parser.add_argument("--weights", type=Path, help="default: weights/PRESET")
     parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
-    parser.add_argument("--vae", help="another AutoencoderKL: a save_pretrained folder or a hub name")
+    parser.add_argument("--vae", help="another AutoencoderKL for preset paper: a save_pretrained folder or a hub name")
     args = parser.parse_args(argv)
     try:
-        export(args.weights, args.model_repository, PAPER, args.vae)
+        weights = args.weights or Path("weights") / args.preset
+        export(weights, args.model_repository, PRESETS[args.preset], args.vae)
     except (ExportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -33,6 +33,37 @@ def downscale(image: NDArray[Any], factor: int = SCALE) -> NDArray[Any]:
     return resize_cubic(image[: height * factor, : width * factor], height, width)
 
 
+TAPS = np.array([-0.09375, 0.59375, 0.59375, -0.09375], np.float32)
+"""Weights of ``downscale`` by 4, each way: OpenCV's cubic (a = -0.75) at half a pixel. Footprints do not overlap."""
+
+KERNEL = np.outer(TAPS, TAPS)
+PROJECTIONS = 4
+
+
+def project(image: Image, lr: Image) -> Image:
+    """The image nearby that is in [0, 1] and downscales to ``lr``.
+
+    ``downscale`` is linear, D, and its rows are orthogonal, so x + Dᵀ(DDᵀ)⁻¹(lr - D·x) is the nearest image with
+    D·x = lr, in closed form. Clipping moves it a little off again, so the two take turns. Where ``lr`` is 0 or 1, D·x
+    may lie beyond, as LR images are clipped.
+
+    Args:
+        image: float32 [4H, 4W].
+        lr: float32 [H, W] in [0, 1].
+    """
+    back = KERNEL / np.square(KERNEL).sum()
+    for _ in range(PROJECTIONS):
+        missing = lr - np.clip(downscale(image), 0.0, 1.0)
+        image = np.clip(image + np.kron(missing, back), 0.0, 1.0)
+    return image
+
+
+def fold(images: NDArray[np.float32], n: int) -> NDArray[np.float32]:
+    """Space to depth: [B, C, H, W] ⇒ [B, C·n², H/n, W/n], as torch's ``pixel_unshuffle``."""
+    b, c, h, w = images.shape
+    return images.reshape(b, c, h // n, n, w // n, n).transpose(0, 1, 3, 5, 2, 4).reshape(b, c * n * n, h // n, w // n)
+
+
 def upsample(image: Image, factor: int = SCALE) -> Image:
     """Bicubic ×4 without clipping, equal to ``F.interpolate(mode="bicubic", align_corners=False)``."""
     return resize_cubic(image, image.shape[0] * factor, image.shape[1] * factor)
@@ -50,8 +81,8 @@ def to_network(image: Image, channels: int) -> NDArray[np.float32]:
 
 
 def from_network(image: NDArray[np.float32]) -> Image:
-    """[C, H, W] in [-1, 1] ⇒ [H, W] in [0, 1], the mean of the channels."""
-    return np.clip((image.mean(axis=0) + 1.0) / 2.0, 0.0, 1.0).astype(np.float32)
+    """[C, H, W] in [-1, 1] ⇒ [H, W] in [0, 1], the mean of the channels; nothing is clipped."""
+    return ((image.mean(axis=0) + 1.0) / 2.0).astype(np.float32)
 
 
 def to_integers(image: Image, bits: int) -> NDArray[np.uint8] | NDArray[np.uint16]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from pipeline.spec import Model, Preset, network_models
 from pipeline.superres import Networks
 
 
@@ -23,23 +25,32 @@ def open_session(path: Path) -> ort.InferenceSession:
         raise ValueError(f"cannot load '{path}': {str(error).splitlines()[0]}") from error
 
 
-def run(session: ort.InferenceSession, **inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The only output of a model."""
-    output: NDArray[np.float32] = session.run(None, inputs)[0]
-    return output
-
-
-def onnx_networks(repository: Path) -> Networks:
-    """Encoder, denoiser and decoder of ``repository``.
+def onnx_networks(repository: Path, preset: Preset) -> Networks:
+    """Encoder, denoiser and decoder of a ``repository`` that was exported from ``preset``.
 
     Raises:
-        ValueError: a file is missing or damaged.
+        ValueError: a file is missing, damaged or of another preset.
     """
-    encoder, unet, decoder = (
-        open_session(repository / name / "1" / "model.onnx") for name in ("vae_encoder", "unet_onnx", "vae_decoder")
-    )
+    denoise, encode, decode = (network(repository / m.name / "1" / "model.onnx", m) for m in network_models(preset))
     return Networks(
-        encode=lambda image: run(encoder, image=image),
-        denoise=lambda x, t: run(unet, x=x, t=t),
-        decode=lambda latent: run(decoder, latent=latent),
+        encode=lambda image, lr: encode(image=image, lr=lr),
+        denoise=lambda x, t: denoise(x=x, t=t),
+        decode=lambda latent, lr: decode(latent=latent, lr=lr),
     )
+
+
+def network(path: Path, model: Model) -> Callable[..., NDArray[np.float32]]:
+    """The model's only output as a function of its inputs by name; arguments that it does not have are ignored.
+
+    Raises:
+        ValueError: the file is missing, damaged or of another preset.
+    """
+    session, names = open_session(path), model.input_names
+    if (found := [tensor.name for tensor in session.get_inputs()]) != names:
+        raise ValueError(f"'{path}' has the inputs {', '.join(found)}, needed are {', '.join(names)}: another preset's")
+
+    def run(**inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        output: NDArray[np.float32] = session.run(None, {name: inputs[name] for name in names})[0]
+        return output
+
+    return run

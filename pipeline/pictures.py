@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
@@ -12,6 +14,8 @@ from pipeline.images import Image, psnr, ssim, to_integers, upsample
 from pipeline.spec import SCALE
 
 CAUTION = "generated detail, not for diagnosis"
+OPAQUE = 0.65
+"""How much of the image the hottest colour covers."""
 
 
 def labelled_row(panels: Sequence[tuple[str, str, Image]], caption: str = "") -> PILImage.Image:
@@ -63,3 +67,40 @@ def comparison(lr: Image, upscaled: Image, hr: Image | None = None, caption: str
         return labelled_row([(title, "", image) for title, image in panels], caption)
     rated = [(title, f"{psnr(image, hr):.2f} dB   SSIM {ssim(image, hr):.4f}", image) for title, image in panels]
     return labelled_row([*rated, (f"HR {hr.shape[1]} x {hr.shape[0]}", "reference", hr)], caption)
+
+
+def heat(values: Image) -> NDArray[np.uint8]:
+    """[H, W] in [0, 1] ⇒ RGB [H, W, 3], from black over red to light yellow."""
+    rgb: NDArray[np.uint8] = cv2.applyColorMap(to_integers(values, 8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    return rgb
+
+
+def uncertainty_map(image: Image, spread: Image, caption: str = CAUTION) -> PILImage.Image:
+    """The image under a heat map of its spread, and a colour bar in gray levels of 255.
+
+    Args:
+        image: [H, W] in [0, 1].
+        spread: [H, W], half the width of the band that holds nine of ten true pixels, in [0, 1].
+        caption: below.
+    """
+    height, width = image.shape
+    hottest = max(float(np.quantile(spread, 0.999)), 1e-6)
+    share = np.clip(spread / hottest, 0.0, 1.0).astype(np.float32)
+    cover = OPAQUE * share[..., None]
+    overlay = (1 - cover) * 255.0 * image[..., None] + cover * heat(share)
+    size = max(11, width // 18)
+    font, gap, bar = ImageFont.load_default(size), max(4, width // 64), max(8, width // 20)
+    head, foot = int(1.6 * size), int(1.8 * size)
+    picture = PILImage.new("RGB", (width + bar + 4 * gap + 4 * size, head + height + gap + foot), "white")
+    picture.paste(PILImage.fromarray(overlay.round().clip(0, 255).astype(np.uint8)), (gap, head))
+    ramp = np.repeat(np.linspace(1, 0, height, dtype=np.float32)[:, None], bar, axis=1)
+    left = width + 2 * gap
+    picture.paste(PILImage.fromarray(heat(ramp)), (left, head))
+    draw = ImageDraw.Draw(picture)
+    draw.text((gap, 0.2 * size), "half width of the 90 % band, gray levels of 255", font=font, fill="black")
+    for part in range(5):
+        y = head + (height - 1) * (1 - part / 4)
+        draw.line((left + bar, y, left + bar + gap, y), fill="black")
+        draw.text((left + bar + 2 * gap, y), f"{255 * hottest * part / 4:.1f}", font=font, fill="black", anchor="lm")
+    draw.text((gap, head + height + 0.5 * size), caption, font=font, fill="dimgray")
+    return picture

@@ -8,7 +8,19 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.spec import DENOISERS, MAX_SEED, MAX_SIDE, MIN_SIDE, SAMPLERS, STARTS, Preset, SamplerName, Start
+from pipeline.spec import (
+    DENOISERS,
+    MAX_SAMPLES,
+    MAX_SEED,
+    MAX_SIDE,
+    MIN_SIDE,
+    OUTPUTS,
+    SAMPLERS,
+    Output,
+    Preset,
+    SamplerName,
+    Start,
+)
 
 
 class BadRequest(ValueError):
@@ -17,11 +29,14 @@ class BadRequest(ValueError):
 
 @dataclass(frozen=True)
 class Options:
-    """How an image is upscaled; images with equal options and shape can run together."""
+    """How an image is upscaled; images with equal options and shape can run together. The names are the tensors'."""
 
     steps: int
     sampler: SamplerName
     start: Start
+    samples: int
+    output: Output
+    faithful: bool
     denoiser: str
 
     @classmethod
@@ -31,6 +46,9 @@ class Options:
         steps: int | None = None,
         sampler: str | None = None,
         start: str | None = None,
+        samples: int | None = None,
+        output: str | None = None,
+        faithful: bool | None = None,
         denoiser: str | None = None,
     ) -> Options:
         """The options with the preset's defaults for what is None.
@@ -44,11 +62,18 @@ class Options:
             steps=diffusion.default_steps(chosen) if steps is None else steps,
             sampler=chosen,
             start=diffusion.start if start is None else cast(Start, start),
+            samples=1 if samples is None else samples,
+            output="sample" if output is None else cast(Output, output),
+            faithful=preset.faithful if faithful is None else faithful,
             denoiser="auto" if denoiser is None else denoiser,
         )
         _check_number("steps", options.steps, 1, diffusion.T)
         _check_choice("sampler", options.sampler, SAMPLERS)
-        _check_choice("start", options.start, STARTS)
+        _check_choice("start", options.start, diffusion.starts)
+        _check_number("samples", options.samples, 1, MAX_SAMPLES)
+        _check_choice("output", options.output, OUTPUTS)
+        if options.output == "mean" and options.samples == 1:
+            raise BadRequest("'output' is 'mean', which needs 'samples' of 2 or more")
         _check_choice("denoiser", options.denoiser, DENOISERS)
         return options
 

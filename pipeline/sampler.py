@@ -1,8 +1,8 @@
 """DDPM and DDIM as one function (Ho et al. 2020; Song et al. 2021, eq. 12 and 16). NumPy only, no torch.
 
-Both samplers are one affine step, z_prev = a·z_t + b·ε + σ·noise; DDPM is DDIM with η = 1. The coefficients are
-Python floats, so the same code runs on NumPy arrays and on torch tensors of any device. The network and the
-source of noise are injected.
+Both samplers are one affine step, z_prev = a·z_t + b·prediction + σ·noise, whatever the network predicts; DDPM is
+DDIM with η = 1. The coefficients are Python floats, so the same code runs on NumPy arrays and on torch tensors of any
+device. The network and the source of noise are injected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.schedule import Schedule, add_noise
-from pipeline.spec import SamplerName, Start
+from pipeline.spec import Prediction, SamplerName
 
 Z = TypeVar("Z", bound=Any)
 
@@ -25,11 +25,11 @@ ETA: dict[SamplerName, float] = {"ddpm": 1.0, "ddim": 0.0}
 
 @dataclass(frozen=True)
 class Step:
-    """z_prev = ``z``·z_t + ``eps``·ε(z_t, t) + ``sigma``·noise."""
+    """z_prev = ``z``·z_t + ``predicted``·prediction(z_t, t) + ``sigma``·noise."""
 
     t: int
     z: float
-    eps: float
+    predicted: float
     sigma: float
 
 
@@ -44,11 +44,13 @@ def timesteps(T: int, steps: int) -> list[int]:
     return [round(T - i * T / steps) - 1 for i in range(steps)]
 
 
-def trajectory(schedule: Schedule, steps: int, eta: float) -> list[Step]:
+def trajectory(schedule: Schedule, steps: int, eta: float, prediction: Prediction = "eps") -> list[Step]:
     """The coefficients of every step.
 
     With ᾱ' = ᾱ of the next timestep (1 after the last), σ² = η²·(1-ᾱ')/(1-ᾱ)·(1-ᾱ/ᾱ') and
-    z_prev = √ᾱ'·ẑ_0 + √(1-ᾱ'-σ²)·ε + σ·noise, where ẑ_0 = (z_t - √(1-ᾱ)·ε)/√ᾱ.
+    z_prev = √ᾱ'·ẑ_0 + √(1-ᾱ'-σ²)·ε + σ·noise. A network that predicts ε gives ẑ_0 = (z_t - √(1-ᾱ)·ε)/√ᾱ; one that
+    predicts v gives ẑ_0 = √ᾱ·z_t - √(1-ᾱ)·v and ε = √(1-ᾱ)·z_t + √ᾱ·v, at pure noise (ᾱ = 0) too; one that predicts
+    ẑ_0 gives ε = (z_t - √ᾱ·ẑ_0)/√(1-ᾱ).
 
     Raises:
         ValueError: ``steps`` is not in 1 … T, or ``eta`` not in 0 … 1.
@@ -61,52 +63,62 @@ def trajectory(schedule: Schedule, steps: int, eta: float) -> list[Step]:
         alpha_bar = float(schedule.alpha_bar[t])
         alpha_bar_prev = 1.0 if previous is None else float(schedule.alpha_bar[previous])
         variance = eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
-        z = (alpha_bar_prev / alpha_bar) ** 0.5
-        eps = (1 - alpha_bar_prev - variance) ** 0.5 - z * (1 - alpha_bar) ** 0.5
-        result.append(Step(t, z, eps, variance**0.5))
+        signal, sigma = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+        signal_prev, direction = alpha_bar_prev**0.5, (1 - alpha_bar_prev - variance) ** 0.5
+        if prediction == "eps":
+            z, predicted = signal_prev / signal, direction - signal_prev * sigma / signal
+        elif prediction == "x0":
+            z, predicted = direction / sigma, signal_prev - direction * signal / sigma
+        else:
+            z, predicted = signal_prev * signal + direction * sigma, direction * signal - signal_prev * sigma
+        result.append(Step(t, z, predicted, variance**0.5))
     return result
 
 
-def image_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Callable[[], NDArray[np.float32]]:
-    """A source of standard normal noise, [len(seeds), *shape] a draw, with one generator an image.
+Seed = int | tuple[int, int]
+"""Of one sample: the image's seed, or that and the sample's number."""
 
-    An image's noise depends on its own seed only, not on the batch it shares.
+
+def image_noise(seeds: Sequence[Seed], shape: tuple[int, ...]) -> Callable[[], NDArray[np.float32]]:
+    """A source of standard normal noise, [len(seeds), *shape] a draw, with one generator a sample.
+
+    A sample's noise depends on its own seed only, not on the batch it shares.
     """
     generators = [np.random.default_rng(seed) for seed in seeds]
     return lambda: np.stack([g.standard_normal(shape, dtype=np.float32) for g in generators])
 
 
 def sample(
-    denoise: Callable[[Z, Z, int], Z],
-    z_lr: Z,
+    denoise: Callable[[Z, int], Z],
     schedule: Schedule,
     noise: Callable[[], Z],
     *,
     steps: int,
     eta: float,
-    start: Start,
+    prediction: Prediction = "eps",
+    z_lr: Z | None = None,
 ) -> Z:
-    """Draw HR latents given LR latents.
+    """Draw HR latents.
 
     Args:
-        denoise: (z_t, z_lr, t) ⇒ ε, all of z_lr's shape.
-        z_lr: LR latents, float32 [B, C, h, w].
+        denoise: (z_t, t) ⇒ ε, v or z_0, of z_t's shape.
         schedule: ᾱ_t.
-        noise: every call returns fresh standard normal noise of z_lr's shape.
+        noise: every call returns fresh standard normal noise of z_t's shape.
         steps: denoising steps, 1 … T.
         eta: 1 for DDPM, 0 for deterministic DDIM (see ``ETA``), or between.
-        start: "noise", pure noise as in the paper, or "lr", the LR latent noised to t = T-1.
+        prediction: what ``denoise`` returns.
+        z_lr: start from this LR latent noised to t = T-1; None: from pure noise, as in the paper.
 
     Returns:
-        z_0, of z_lr's shape and dtype.
+        z_0, of the noise's shape and dtype.
 
     Raises:
         ValueError: ``steps`` or ``eta`` is out of range.
     """
-    path = trajectory(schedule, steps, eta)
-    z = noise() if start == "noise" else add_noise(z_lr, noise(), schedule, path[0].t)
+    path = trajectory(schedule, steps, eta, prediction)
+    z = noise() if z_lr is None else add_noise(z_lr, noise(), schedule, path[0].t)
     for step in path:
-        z = z * step.z + denoise(z, z_lr, step.t) * step.eps
+        z = z * step.z + denoise(z, step.t) * step.predicted
         if step.sigma > 0:
             z = z + noise() * step.sigma
     return z

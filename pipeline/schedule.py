@@ -26,9 +26,13 @@ class Schedule:
 
 
 def make_schedule(diffusion: DiffusionSpec) -> Schedule:
-    """β linear from ``beta_start`` to ``beta_end`` over T steps; ᾱ_t = Π_{s ≤ t} (1 - β_s)."""
-    beta = np.linspace(diffusion.beta_start, diffusion.beta_end, diffusion.T)
-    return Schedule(beta, np.cumprod(1.0 - beta))
+    """The table of the preset's schedule; ᾱ_t = Π_{s ≤ t} (1 - β_s). See ``DiffusionSpec`` for the two shapes."""
+    if diffusion.schedule == "linear":
+        beta = np.linspace(diffusion.beta_start, diffusion.beta_end, diffusion.T)
+        return Schedule(beta, np.cumprod(1.0 - beta))
+    alpha_bar = np.cos(np.pi / 2 * np.arange(diffusion.T + 1) / diffusion.T) ** 2
+    alpha_bar[-1] = 0.0
+    return Schedule(1.0 - alpha_bar[1:] / alpha_bar[:-1], alpha_bar[1:])
 
 
 def noise_coefficients(schedule: Schedule, t: int) -> tuple[float, float]:

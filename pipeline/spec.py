@@ -10,12 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-Dtype = Literal["FP32", "INT32", "INT64", "STRING"]
+Dtype = Literal["FP32", "INT32", "INT64", "BOOL", "STRING"]
 SamplerName = Literal["ddpm", "ddim"]
 Start = Literal["noise", "lr"]
+ScheduleName = Literal["linear", "cosine"]
+Prediction = Literal["eps", "v", "x0"]
+Condition = Literal["latent", "lr"]
+Output = Literal["sample", "mean"]
 
 SAMPLERS: tuple[SamplerName, ...] = ("ddpm", "ddim")
 STARTS: tuple[Start, ...] = ("noise", "lr")
+OUTPUTS: tuple[Output, ...] = ("sample", "mean")
 DENOISERS: tuple[str, ...] = ("auto", "onnx", "trt")
 
 SCALE = 4
@@ -26,6 +31,12 @@ MIN_SIDE, MAX_SIDE = 2, 512
 
 MAX_BATCH = 16
 """Images that the networks take in one call, and requests that the server batches."""
+
+MAX_BATCH_PIXELS = MAX_SIDE**2
+"""LR pixels that go through the networks together: one image of the largest size, or many small ones."""
+
+MAX_SAMPLES = 16
+"""Samples of one image that a request may ask for."""
 
 MAX_SEED = 2**63 - 1
 
@@ -53,6 +64,12 @@ class Model:
     """Input dims, one tuple an input, of a request that Triton runs before it calls the model ready."""
     queue_delay_us: int = 0
     """How long the dynamic batcher may hold a request back to fill a batch."""
+    preset: str | None = None
+    """The preset whose method the model runs, of the model that runs it."""
+
+    @property
+    def input_names(self) -> list[str]:
+        return [tensor.name for tensor in self.inputs]
 
 
 @dataclass(frozen=True)
@@ -70,7 +87,7 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class AugmentationSpec:
-    """The paper's augmentation, LR and HR in step: ``share`` of the samples, each operation with its probability.
+    """Augmentation, by default the paper's, LR and HR in step: ``share`` of the samples, each operation by chance.
 
     Every augmented sample is turned by one of ``rotations``. The paper does not say how small a random resized crop
     may be: the crop's side is uniform in ``smallest_crop`` … 1 times the image's.
@@ -96,10 +113,33 @@ class VAESpec:
     layers_per_block: int = 1
     norm_groups: int = 8
 
+    @property
+    def sees_lr(self) -> bool:
+        """Whether encoder and decoder take the LR image too."""
+        return False
+
+
+@dataclass(frozen=True)
+class DetailVAESpec:
+    """An autoencoder of what an image has beyond its LR image, which encoder and decoder both see."""
+
+    factor: int = 8
+    channels: int = 1
+    latent_channels: int = 4
+    width: int = 64
+    encoder_blocks: int = 2
+    decoder_blocks: int = 8
+    tail: int = 8
+    """Features at full resolution."""
+
+    @property
+    def sees_lr(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 class UNetSpec:
-    """The denoiser: noisy HR latent ⊕ LR latent and a timestep in, ε out."""
+    """The denoiser: noisy HR latent ⊕ condition and a timestep in, ε or v out."""
 
     in_channels: int = 8
     out_channels: int = 4
@@ -119,24 +159,53 @@ class UNetSpec:
 
 @dataclass(frozen=True)
 class DiffusionSpec:
-    """The paper's schedule, β linear over T steps, and how images are sampled unless a request says otherwise.
+    """The schedule, what the U-Net predicts, and how images are sampled unless a request says otherwise.
 
-    The paper takes all T steps of DDPM from pure noise. With this schedule √ᾱ_T ≈ 0.22, so the network never saw pure
+    "linear" is the paper's: β from ``beta_start`` to ``beta_end`` over T steps. "cosine" is Nichol & Dhariwal's (2021)
+    ᾱ_t = cos²(π/2·(t+1)/T), which ends in pure noise. v = √ᾱ_t·ε - √(1-ᾱ_t)·z_0 (Salimans & Ho 2022) says something
+    there too, as does z_0 itself ("x0"); ε does not.
+
+    The paper takes all T steps of DDPM from pure noise. With its schedule √ᾱ_T ≈ 0.22, so the network never saw pure
     noise in training, and the result is darker than the scan. Starting from the LR latent noised to T-1 mends that, and
     ten DDIM steps from there look nearer to the scan than T of DDPM (docs/results.md). So both are the default here,
     and the paper's "ddpm" and "noise" are an option each.
     """
 
     T: int = 300
+    schedule: ScheduleName = "linear"
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    prediction: Prediction = "eps"
     sampler: SamplerName = "ddim"
     ddim_steps: int = 10
-    start: Start = "lr"
+    starts: tuple[Start, ...] = ("lr", "noise")
+    """Where sampling may start, the default first; "lr" needs the LR image as a latent."""
+
+    @property
+    def start(self) -> Start:
+        return self.starts[0]
 
     def default_steps(self, sampler: SamplerName) -> int:
         """How many steps a sampler takes unless told: DDPM all T."""
         return self.T if sampler == "ddpm" else self.ddim_steps
+
+
+@dataclass(frozen=True)
+class Band:
+    """How the scatter of samples becomes the half-width of the 90 % band: scale·(standard deviation + floor).
+
+    Calibrated on validation patients (split conformal: ``scales`` are 90 % quantiles of │HR - mean│ over the bracket)
+    by ``python -m train.calibrate``.
+    """
+
+    scales: tuple[tuple[int, float], ...]
+    """(number of samples, scale), ascending; a number between two takes the scale of the smaller."""
+    floor: float
+    """In [0, 1] of gray; keeps the band open where all samples agree."""
+
+    def scale(self, samples: int) -> float:
+        """The scale for so many samples, two or more."""
+        return next(scale for count, scale in reversed(self.scales) if count <= samples)
 
 
 @dataclass(frozen=True)
@@ -156,11 +225,16 @@ class Preset:
     """One complete system."""
 
     name: str
+    band: Band
     data: DataSpec = field(default_factory=DataSpec)
     augmentation: AugmentationSpec = field(default_factory=AugmentationSpec)
-    vae: VAESpec = field(default_factory=VAESpec)
+    vae: VAESpec | DetailVAESpec = field(default_factory=VAESpec)
     unet: UNetSpec = field(default_factory=UNetSpec)
     diffusion: DiffusionSpec = field(default_factory=DiffusionSpec)
+    condition: Condition = "latent"
+    """What the U-Net sees of the LR image: its bicubic upsampling's latent, or its pixels folded to a latent's size."""
+    faithful: bool = False
+    """Whether results are made to downscale to the LR image unless a request says otherwise."""
     reported: tuple[Reported, ...] = ()
 
     @property
@@ -171,6 +245,7 @@ class Preset:
 
 PAPER = Preset(
     name="paper",
+    band=Band(scales=((2, 2.0), (4, 2.0), (8, 2.0), (16, 2.0)), floor=0.01),
     reported=(
         Reported("nih", "bicubic", lpips=0.3472, psnr=29.59, ssim=0.9176),
         Reported("nih", "PyTorch", lpips=0.1232, psnr=27.34, ssim=0.8647, seconds=7.02),
@@ -181,7 +256,20 @@ PAPER = Preset(
     ),
 )
 
-PRESETS = {preset.name: preset for preset in (PAPER,)}
+BEST = Preset(
+    name="best",
+    band=Band(scales=((2, 2.0), (4, 2.0), (8, 2.0), (16, 2.0)), floor=0.01),
+    data=DataSpec(channels=1),
+    augmentation=AugmentationSpec(share=0.5, horizontal_flip=1.0, rotations=(0,), random_resized_crop=0.0, cutout=0.0),
+    vae=DetailVAESpec(),
+    unet=UNetSpec(base=48, parameters=1_755_508),
+    diffusion=DiffusionSpec(schedule="cosine", prediction="v", ddim_steps=4, starts=("noise",)),
+    condition="lr",
+    faithful=True,
+)
+
+PRESETS = {preset.name: preset for preset in (BEST, PAPER)}
+DEFAULT = BEST
 
 
 def network_models(preset: Preset) -> tuple[Model, Model, Model]:
@@ -190,6 +278,9 @@ def network_models(preset: Preset) -> tuple[Model, Model, Model]:
     image = Tensor("image", "FP32", (v.channels, -1, -1), range=d.range)
     latent = Tensor("latent", "FP32", (v.latent_channels, -1, -1))
     z = d.hr_size // v.factor
+    image_size, latent_size = (v.channels, d.hr_size, d.hr_size), (v.latent_channels, z, z)
+    lr = (Tensor("lr", "FP32", (v.channels, -1, -1), range=d.range),) if v.sees_lr else ()
+    lr_size = ((v.channels, d.lr_size, d.lr_size),) if v.sees_lr else ()
     return (
         Model(
             "unet_onnx",
@@ -198,23 +289,11 @@ def network_models(preset: Preset) -> tuple[Model, Model, Model]:
                 Tensor("x", "FP32", (u.in_channels, -1, -1)),
                 Tensor("t", "FP32", (1,), range=(0.0, preset.diffusion.T - 1.0)),
             ),
-            outputs=(Tensor("eps", "FP32", (u.out_channels, -1, -1)),),
+            outputs=(Tensor(preset.diffusion.prediction, "FP32", (u.out_channels, -1, -1)),),
             warmup=((u.in_channels, z, z), (1,)),
         ),
-        Model(
-            "vae_encoder",
-            "onnxruntime",
-            inputs=(image,),
-            outputs=(latent,),
-            warmup=((v.channels, d.hr_size, d.hr_size),),
-        ),
-        Model(
-            "vae_decoder",
-            "onnxruntime",
-            inputs=(latent,),
-            outputs=(image,),
-            warmup=((v.latent_channels, z, z),),
-        ),
+        Model("vae_encoder", "onnxruntime", inputs=(image, *lr), outputs=(latent,), warmup=(image_size, *lr_size)),
+        Model("vae_decoder", "onnxruntime", inputs=(latent, *lr), outputs=(image,), warmup=(latent_size, *lr_size)),
     )
 
 
@@ -234,10 +313,18 @@ def superres_model(preset: Preset) -> Model:
             Tensor("steps", "INT32", (1,), optional=True, range=(1, preset.diffusion.T)),
             Tensor("sampler", "STRING", (1,), optional=True),
             Tensor("start", "STRING", (1,), optional=True),
+            Tensor("samples", "INT32", (1,), optional=True, range=(1, MAX_SAMPLES)),
+            Tensor("output", "STRING", (1,), optional=True),
+            Tensor("faithful", "BOOL", (1,), optional=True),
             Tensor("denoiser", "STRING", (1,), optional=True),
         ),
-        outputs=(Tensor("upscaled", "FP32", (-1, -1), range=(0.0, 1.0)),),
+        outputs=(
+            Tensor("upscaled", "FP32", (-1, -1), range=(0.0, 1.0)),
+            Tensor("spread", "FP32", (-1, -1)),
+            Tensor("lr_error", "FP32", (1,)),
+        ),
         queue_delay_us=2000,
+        preset=preset.name,
     )
 
 

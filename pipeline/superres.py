@@ -1,6 +1,7 @@
-"""The whole method around any three networks: image ⇒ LR latent ⇒ denoising loop ⇒ image. NumPy only.
+"""The whole method around any three networks: image ⇒ condition ⇒ denoising loop ⇒ samples ⇒ result. NumPy only.
 
-The server runs it with networks that are Triton models, the exporter and the benchmarks with onnxruntime sessions.
+The server runs it with networks that are Triton models, the exporter and the benchmarks with onnxruntime sessions, and
+``pipeline.eager`` with PyTorch.
 """
 
 from __future__ import annotations
@@ -12,43 +13,64 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images import Image, from_network, pad_to_multiple, to_network, upsample
-from pipeline.sampler import ETA, image_noise, sample
+from pipeline.images import Image, downscale, fold, from_network, pad_to_multiple, project, to_network, upsample
+from pipeline.sampler import ETA, Seed, image_noise, sample
 from pipeline.schedule import make_schedule
-from pipeline.spec import SCALE, DiffusionSpec, Preset, SamplerName, Start
+from pipeline.spec import MAX_BATCH, MAX_BATCH_PIXELS, SCALE, DiffusionSpec, Output, Preset, SamplerName, Start
 
 Array = NDArray[np.float32]
 Z = TypeVar("Z", bound=Any)
 
+Generate = Callable[[Array, Sequence[Seed]], Array]
+"""LR images [B, C, h, w] in [-1, 1] and a seed for each ⇒ one sample of each, [B, C, 4h, 4w] in about [-1, 1]."""
+
 
 @dataclass(frozen=True)
 class Networks:
-    """The three networks on float32 arrays, as in the models' interfaces."""
+    """The three networks on float32 arrays, as in the models' interfaces; ``lr`` is for those that see it."""
 
-    encode: Callable[[Array], Array]
-    """image [B, 3, H, W] ⇒ latent [B, 4, H/8, W/8]"""
+    encode: Callable[[Array, Array], Array]
+    """(image [B, C, H, W], lr [B, C, H/4, W/4]) ⇒ latent [B, 4, H/8, W/8]"""
     denoise: Callable[[Array, Array], Array]
-    """(x [B, 8, h, w], t [B, 1]) ⇒ ε [B, 4, h, w]"""
-    decode: Callable[[Array], Array]
-    """latent [B, 4, h, w] ⇒ image [B, 3, 8h, 8w]"""
+    """(x [B, 8, h, w], t [B, 1]) ⇒ ε or v [B, 4, h, w]"""
+    decode: Callable[[Array, Array], Array]
+    """(latent [B, 4, h, w], lr [B, C, 2h, 2w]) ⇒ image [B, C, 8h, 8w]"""
 
 
-def network_input(images: Sequence[Image], preset: Preset) -> Array:
-    """LR images of one shape ⇒ the encoder's input: padded by reflection, ×4 bicubic, [B, 3, 4H', 4W'] in [-1, 1]."""
-    padded = [pad_to_multiple(image, preset.lr_multiple) for image in images]
-    return np.stack([to_network(upsample(image), preset.data.channels) for image in padded])
+@dataclass(frozen=True)
+class Result:
+    """What is known of one upscaled image."""
+
+    upscaled: Image
+    """[4H, 4W] in [0, 1]"""
+    spread: Image | None
+    """[4H, 4W], half the width of the band around the samples' mean that holds nine of ten HR pixels; None for one
+    sample, which has no scatter."""
+    lr_error: float
+    """max │LR - downscale(upscaled)│, in [0, 1]"""
 
 
-def network_output(decoded: Array, images: Sequence[Image]) -> list[Image]:
-    """The decoder's output ⇒ upscaled images in [0, 1], without the padding of ``network_input``."""
-    height, width = (side * SCALE for side in images[0].shape)
-    return [from_network(image[:, :height, :width]) for image in decoded]
+def network_lr(images: Sequence[Image], preset: Preset) -> Array:
+    """LR images of one shape ⇒ padded by reflection to the preset's multiple, [B, C, H', W'] in [-1, 1]."""
+    return np.stack([to_network(pad_to_multiple(image, preset.lr_multiple), preset.data.channels) for image in images])
 
 
-def sample_with_defaults(
-    denoise: Callable[[Z, Z, int], Z],
-    z_lr: Z,
+def upsample_all(lr: Array) -> Array:
+    """Bicubic ×4 of [B, C, h, w] whose channels are alike."""
+    return np.stack([np.repeat(upsample(image[0])[None], len(image), axis=0) for image in lr])
+
+
+def condition(lr: Array, preset: Preset, encode: Callable[[Array, Array], Array]) -> Array:
+    """What the U-Net sees of LR images: their upsampling's latent, or their pixels folded to a latent's size."""
+    if preset.condition == "lr":
+        return fold(lr, preset.vae.factor // SCALE)
+    return encode(upsample_all(lr), lr)
+
+
+def draw_latents(
+    denoise: Callable[[Z, int], Z],
     noise: Callable[[], Z],
+    z_lr: Z,
     diffusion: DiffusionSpec,
     steps: int | None,
     sampler: SamplerName | None,
@@ -58,51 +80,108 @@ def sample_with_defaults(
     sampler = sampler or diffusion.sampler
     return sample(
         denoise,
-        z_lr,
         make_schedule(diffusion),
         noise,
         steps=diffusion.default_steps(sampler) if steps is None else steps,
         eta=ETA[sampler],
-        start=start or diffusion.start,
+        prediction=diffusion.prediction,
+        z_lr=z_lr if (start or diffusion.start) == "lr" else None,
     )
 
 
-def upscale(
-    images: Sequence[Image],
-    seeds: Sequence[int],
+def generator(
     networks: Networks,
     preset: Preset,
     *,
     steps: int | None = None,
     sampler: SamplerName | None = None,
     start: Start | None = None,
-) -> list[Image]:
-    """Upscale images of one shape together.
+) -> Generate:
+    """The denoising loop around networks on arrays.
 
     Args:
-        images: float32 [H, W] in [0, 1], all of one shape.
-        seeds: one an image.
         networks: encoder, denoiser, decoder.
         preset: the schedule, and what is not given below.
         steps: denoising steps, 1 … T.
         sampler: "ddpm" or "ddim".
         start: "lr", the noised LR latent, or "noise".
+    """
 
-    Returns:
-        float32 [4H, 4W] in [0, 1], one an image.
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Array:
+        c = condition(lr, preset, networks.encode)
+        latent = (preset.vae.latent_channels, *c.shape[2:])
+        x = np.concatenate([np.empty((len(lr), *latent), np.float32), c], axis=1)
+        t = np.empty((len(lr), 1), np.float32)
+
+        def denoise(z_t: Array, time: int) -> Array:
+            x[:, : z_t.shape[1]] = z_t
+            t[:] = time
+            return networks.denoise(x, t)
+
+        z_0 = draw_latents(denoise, image_noise(seeds, latent), c, preset.diffusion, steps, sampler, start)
+        return networks.decode(z_0, lr)
+
+    return generate
+
+
+def finish(decoded: Array, image: Image, faithful: bool) -> Image:
+    """A decoder's output [C, H', W'] ⇒ [4H, 4W] in [0, 1], without the padding; faithful to ``image`` if asked for."""
+    height, width = (side * SCALE for side in image.shape)
+    gray = from_network(decoded[:, :height, :width])
+    return project(gray, image) if faithful else np.clip(gray, 0.0, 1.0)
+
+
+def combine(drawn: Sequence[Image], image: Image, preset: Preset, output: Output) -> Result:
+    """The samples of one image ⇒ its result: the first or their mean, with the calibrated spread."""
+    upscaled = drawn[0] if output == "sample" else np.mean(drawn, axis=0)
+    spread = None
+    if len(drawn) > 1:
+        band = preset.band
+        spread = band.scale(len(drawn)) * (np.std(drawn, axis=0, ddof=1, dtype=np.float32) + np.float32(band.floor))
+    return Result(upscaled, spread, float(np.abs(image - downscale(upscaled).clip(0.0, 1.0)).max()))
+
+
+def draw_samples(
+    images: Sequence[Image], seeds: Sequence[int], generate: Generate, preset: Preset, samples: int, faithful: bool
+) -> list[list[Image]]:
+    """Samples of images of one shape, [4H, 4W] in [0, 1]. The first of an image is the same however many are drawn."""
+    lr = network_lr(images, preset)
+    jobs: list[tuple[int, Seed]] = [
+        (i, seed if k == 0 else (seed, k)) for i, seed in enumerate(seeds) for k in range(samples)
+    ]
+    size = min(MAX_BATCH, max(1, MAX_BATCH_PIXELS // lr[0, 0].size))
+    drawn: list[list[Image]] = [[] for _ in images]
+    for chunk in (jobs[first : first + size] for first in range(0, len(jobs), size)):
+        rows, chunk_seeds = zip(*chunk, strict=True)
+        for i, decoded in zip(rows, generate(lr[list(rows)], chunk_seeds), strict=True):
+            drawn[i].append(finish(decoded, images[i], faithful))
+    return drawn
+
+
+def upscale(
+    images: Sequence[Image],
+    seeds: Sequence[int],
+    generate: Generate,
+    preset: Preset,
+    *,
+    samples: int = 1,
+    output: Output = "sample",
+    faithful: bool | None = None,
+) -> list[Result]:
+    """Upscale images of one shape together.
+
+    Args:
+        images: float32 [H, W] in [0, 1], all of one shape.
+        seeds: one an image.
+        generate: draws samples, see ``generator``.
+        preset: the system.
+        samples: how many to draw of each image.
+        output: "sample", the first, or "mean".
+        faithful: whether results are made to downscale to the images; None: the preset's choice.
 
     Raises:
-        ValueError: ``steps`` is out of range.
+        ValueError: ``generate``'s options are out of range.
     """
-    z_lr = networks.encode(network_input(images, preset))
-    x = np.concatenate([z_lr, z_lr], axis=1)
-    t = np.empty((len(images), 1), np.float32)
-
-    def denoise(z_t: Array, _: Array, time: int) -> Array:
-        x[:, : z_t.shape[1]] = z_t
-        t[:] = time
-        return networks.denoise(x, t)
-
-    draw = image_noise(seeds, z_lr.shape[1:])
-    z_0 = sample_with_defaults(denoise, z_lr, draw, preset.diffusion, steps, sampler, start)
-    return network_output(networks.decode(z_0), images)
+    faithful = preset.faithful if faithful is None else faithful
+    drawn = draw_samples(images, seeds, generate, preset, samples, faithful)
+    return [combine(of_one, image, preset, output) for of_one, image in zip(drawn, images, strict=True)]

@@ -1,6 +1,7 @@
 """``config.pbtxt`` of every model, generated from ``pipeline.spec`` through Triton's own protobuf.
 
-python -m pipeline.triton_config            write the files
+python -m pipeline.triton_config            write the files of preset best
+python -m pipeline.triton_config --preset paper
 python -m pipeline.triton_config --trt      write unet_trt/config.pbtxt too, for a plan that was built on this GPU
 python -m pipeline.triton_config --check    exit 1 where a file differs from the specification
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pipeline.spec import MAX_BATCH, PAPER, Model, Tensor, models, unet_trt_model
+from pipeline.spec import DEFAULT, MAX_BATCH, PRESETS, Model, Tensor, models, unet_trt_model
 
 MODEL_FILE = {"python": "model.py", "onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 REPOSITORY = Path("model_repository")
@@ -33,6 +34,8 @@ def config_of(model: Model) -> pb.ModelConfig:
         config.input.add(name=tensor.name, data_type=_data_type(tensor), dims=tensor.dims, optional=tensor.optional)
     for tensor in model.outputs:
         config.output.add(name=tensor.name, data_type=_data_type(tensor), dims=tensor.dims)
+    if model.preset:
+        config.parameters["preset"].string_value = model.preset
     config.dynamic_batching.max_queue_delay_microseconds = model.queue_delay_us
     if model.backend == "python":
         # two images of different shape or options can be under way at once; the networks' batchers join their calls
@@ -57,11 +60,13 @@ def main(argv: list[str] | None = None) -> int:
         description="Write every config.pbtxt of the model repository from pipeline/spec.py.",
     )
     parser.add_argument("--model-repository", type=Path, default=REPOSITORY, help="default: %(default)s")
+    parser.add_argument("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file differs")
     parser.add_argument("--trt", action="store_true", help="also for unet_trt, whose plan must then be there")
     args = parser.parse_args(argv)
     stale = []
-    for model in [*models(PAPER), *([unet_trt_model(PAPER)] if args.trt else [])]:
+    preset = PRESETS[args.preset]
+    for model in [*models(preset), *([unet_trt_model(preset)] if args.trt else [])]:
         path = args.model_repository / model.name / "config.pbtxt"
         text = config_text(model)
         if path.is_file() and path.read_text() == text:

@@ -1,22 +1,31 @@
-"""The autoencoder: diffusers' ``AutoencoderKL``, ours or any pretrained one, with the latent scale kept inside.
+"""The autoencoders: diffusers' ``AutoencoderKL``, ours or a pretrained one, and ``DetailVAE``, which sees the LR image.
 
-A latent here is always the *scaled* one, ``(mean - shift_factor)·scaling_factor``: nothing outside encode and
-decode knows the scale.
+A latent is *raw* inside an autoencoder, and scaled everywhere else: ``Encoder`` and ``Decoder`` scale it, and nothing
+outside them knows how.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.spec import VAESpec
+from pipeline.detail_vae import DetailVAE
+from pipeline.spec import DetailVAESpec, VAESpec
+
+VAE: TypeAlias = AutoencoderKL | DetailVAE
+DETAIL_FILE = "vae.safetensors"
 
 
-def make_vae(spec: VAESpec) -> AutoencoderKL:
-    """Our own small autoencoder, randomly initialised and without attention, so that it takes images of any size."""
+def make_vae(spec: VAESpec | DetailVAESpec) -> VAE:
+    """A new autoencoder. An ``AutoencoderKL`` of ours has no attention, so that it takes images of any size."""
+    if isinstance(spec, DetailVAESpec):
+        return DetailVAE(spec)
     n = len(spec.block_out_channels)
     return AutoencoderKL(
         in_channels=spec.channels,
@@ -33,14 +42,39 @@ def make_vae(spec: VAESpec) -> AutoencoderKL:
     )
 
 
-def load_vae(source: str | Path, spec: VAESpec) -> AutoencoderKL:
-    """Load a pretrained autoencoder: a ``save_pretrained`` folder or a hub name such as ``stabilityai/sd-vae-ft-mse``.
+def vae_path(weights: Path, spec: VAESpec | DetailVAESpec) -> Path:
+    """Where a weights folder holds its autoencoder: a ``save_pretrained`` folder or, of a ``DetailVAE``, a file."""
+    return weights / (DETAIL_FILE if isinstance(spec, DetailVAESpec) else "vae")
 
-    A ``Path`` is a folder, and nothing else is asked for it.
+
+def load_vae(source: str | Path, spec: VAESpec | DetailVAESpec) -> VAE:
+    """Load an autoencoder, in evaluation mode.
+
+    Args:
+        source: of a ``VAESpec`` a ``save_pretrained`` folder or a hub name such as ``stabilityai/sd-vae-ft-mse``; of a
+            ``DetailVAESpec`` a file. A ``Path`` is looked for on this machine only.
+        spec: what it must be like.
 
     Raises:
         ValueError: its latents are not of the shape that ``spec`` names, or it cannot be loaded.
     """
+    return load_detail_vae(Path(source), spec) if isinstance(spec, DetailVAESpec) else load_kl(source, spec)
+
+
+def load_detail_vae(path: Path, spec: DetailVAESpec) -> DetailVAE:
+    """See ``load_vae``."""
+    vae = DetailVAE(spec)
+    try:
+        vae.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read '{path}': {error}") from error
+    except RuntimeError as error:
+        raise ValueError(f"'{path}' does not hold an autoencoder of {spec}") from error
+    return vae.eval()
+
+
+def load_kl(source: str | Path, spec: VAESpec) -> AutoencoderKL:
+    """See ``load_vae``."""
     if isinstance(source, Path) and not source.is_dir():
         raise ValueError(f"no AutoencoderKL at '{source}': it is not a folder")
     try:
@@ -58,34 +92,69 @@ def load_vae(source: str | Path, spec: VAESpec) -> AutoencoderKL:
     return vae.eval()
 
 
-def set_latent_scale(vae: AutoencoderKL, mean: float, std: float) -> None:
-    """Make the latents of data with this raw mean and standard deviation zero-mean and of unit variance."""
+def posterior(vae: VAE, image: Tensor, lr: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(mean, log variance) of the raw latent of images [B, C, H, W] with LR images [B, C, H/4, W/4], in [-1, 1]."""
+    if isinstance(vae, DetailVAE):
+        assert lr is not None
+        return vae.posterior(image, lr)
+    distribution = vae.encode(image).latent_dist
+    return distribution.mean.float(), distribution.logvar.float()
+
+
+def decode(vae: VAE, latent: Tensor, lr: Tensor | None) -> Tensor:
+    """The image of a raw latent, float32 in about [-1, 1]; ``lr`` for those that see it."""
+    if isinstance(vae, DetailVAE):
+        assert lr is not None
+        return vae.decode(latent, lr)
+    image: Tensor = vae.decode(latent).sample.float()
+    return image
+
+
+def set_latent_scale(vae: VAE, latents: Tensor) -> tuple[list[float], list[float]]:
+    """Make latents like these, raw [N, C, h, w], zero-mean and of unit variance; returns their means and deviations.
+
+    A ``DetailVAE`` scales each channel by itself, an ``AutoencoderKL``, whose format has one scale, all alike.
+    """
+    if isinstance(vae, DetailVAE):
+        vae.latent_mean.copy_(latents.mean(dim=(0, 2, 3))[:, None, None])
+        vae.latent_std.copy_(latents.std(dim=(0, 2, 3))[:, None, None])
+        return vae.latent_mean.flatten().tolist(), vae.latent_std.flatten().tolist()
+    mean, std = float(latents.mean()), float(latents.std())
     vae.register_to_config(shift_factor=mean, scaling_factor=1.0 / std)
+    return [mean], [std]
+
+
+def latent_scale(vae: VAE) -> tuple[Tensor | float, Tensor | float]:
+    """(mean, standard deviation) by which latents are scaled."""
+    if isinstance(vae, DetailVAE):
+        return vae.latent_mean, vae.latent_std
+    return float(vae.config.shift_factor or 0.0), 1.0 / float(vae.config.scaling_factor)
 
 
 class Encoder(nn.Module):
-    """Image ⇒ latent: [B, 3, H, W] in [-1, 1] ⇒ [B, 4, H/8, W/8], the posterior's mean, scaled."""
+    """Image, and LR image where it is seen ⇒ latent: [B, C, H, W] in [-1, 1] ⇒ [B, 4, H/8, W/8], the mean, scaled."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: VAE) -> None:
         super().__init__()
         self.vae = vae
-        self.scale = float(vae.config.scaling_factor)
-        self.shift = float(vae.config.shift_factor or 0.0)
 
-    def forward(self, image: Tensor) -> Tensor:
-        mean = self.vae.encode(image).latent_dist.mean
-        return (mean - self.shift) * self.scale
+    def forward(self, image: Tensor, lr: Tensor | None = None) -> Tensor:
+        mean, std = latent_scale(self.vae)
+        latent: Tensor = (posterior(self.vae, image, lr)[0] - mean) / std
+        return latent
 
 
 class Decoder(nn.Module):
-    """Latent ⇒ image: [B, 4, h, w] ⇒ [B, 3, 8h, 8w], clamped to [-1, 1]."""
+    """Latent, and LR image where it is seen ⇒ image: [B, 4, h, w] ⇒ [B, C, 8h, 8w].
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    Without LR image it is clamped to [-1, 1]; with it, ``pipeline.images.project`` does that.
+    """
+
+    def __init__(self, vae: VAE) -> None:
         super().__init__()
         self.vae = vae
-        self.scale = float(vae.config.scaling_factor)
-        self.shift = float(vae.config.shift_factor or 0.0)
 
-    def forward(self, latent: Tensor) -> Tensor:
-        image: Tensor = self.vae.decode(latent / self.scale + self.shift).sample
-        return torch.clamp(image, -1.0, 1.0)
+    def forward(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
+        mean, std = latent_scale(self.vae)
+        image = decode(self.vae, latent * std + mean, lr)
+        return image if lr is not None else torch.clamp(image, -1.0, 1.0)

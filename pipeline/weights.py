@@ -1,4 +1,4 @@
-"""Weights on disk: ``<folder>/vae/`` (a ``save_pretrained`` folder), ``unet.safetensors``, and a JSON beside each."""
+"""Weights on disk: the autoencoder (see ``vae_path``), ``unet.safetensors``, and a JSON beside each."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import nn
 
 from pipeline.spec import Preset
 from pipeline.unet import UNet
+from pipeline.vae import DETAIL_FILE, VAE
 from pipeline.whole import whole_file
 
 
@@ -23,8 +24,22 @@ def write_metadata(path: Path, metadata: dict[str, Any]) -> None:
     path.write_text(json.dumps(metadata, indent=2) + "\n")
 
 
-def save_vae(vae: AutoencoderKL, folder: Path, metadata: dict[str, Any]) -> None:
-    """Write ``folder/vae/`` and ``folder/vae.json``, each file whole or not at all.
+def save_tensors(module: nn.Module, path: Path) -> None:
+    """Write a module's tensors, the file whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; an older one is kept.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with whole_file(path) as partial:
+            save_file({name: value.contiguous() for name, value in module.state_dict().items()}, partial)
+    except SafetensorError as error:
+        raise OSError(f"cannot write '{path}': {error}") from error
+
+
+def save_kl(vae: AutoencoderKL, folder: Path) -> None:
+    """Write ``folder/vae/``, each file whole or not at all.
 
     Raises:
         OSError: they cannot be written; older files are kept.
@@ -39,18 +54,20 @@ def save_vae(vae: AutoencoderKL, folder: Path, metadata: dict[str, Any]) -> None
         raise OSError(f"cannot write '{folder}/vae': {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_vae(vae: VAE, folder: Path, metadata: dict[str, Any]) -> None:
+    """Write the autoencoder and ``folder/vae.json``; raises OSError where that fails."""
+    if isinstance(vae, AutoencoderKL):
+        save_kl(vae, folder)
+    else:
+        save_tensors(vae, folder / DETAIL_FILE)
     write_metadata(folder / "vae.json", metadata)
 
 
 def save_unet(unet: UNet, folder: Path, metadata: dict[str, Any]) -> None:
-    """Write ``folder/unet.safetensors`` and ``folder/unet.json``; errors as ``save_vae``'s."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "unet.safetensors"
-    try:
-        with whole_file(path) as partial:
-            save_file({name: value.contiguous() for name, value in unet.state_dict().items()}, partial)
-    except SafetensorError as error:
-        raise OSError(f"cannot write '{path}': {error}") from error
+    """Write ``folder/unet.safetensors`` and ``folder/unet.json``; raises OSError where that fails."""
+    save_tensors(unet, folder / "unet.safetensors")
     write_metadata(folder / "unet.json", metadata)
 
 
@@ -64,14 +81,14 @@ def digest(module: nn.Module) -> str:
     return found.hexdigest()[:12]
 
 
-def check_pair(folder: Path, vae: AutoencoderKL) -> None:
+def check_pair(folder: Path, vae: VAE) -> None:
     """Raises ValueError where the metadata of the folder's U-Net tell of another autoencoder than ``vae``."""
     path = folder / "unet.json"
     trained_on = json.loads(path.read_text()).get("vae") if path.exists() else None
     if trained_on is not None and trained_on != (found := digest(vae)):
         raise ValueError(
             f"the U-Net in '{folder}' was trained on the latents of another autoencoder (vae {trained_on} in "
-            f"unet.json, '{folder}/vae' is {found}): train it anew with train.unet"
+            f"unet.json, the one there is {found}): train it anew with train.unet"
         )
 
 

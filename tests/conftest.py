@@ -53,14 +53,14 @@ def exact_tables(scheduler: Any) -> Any:
 def fake_networks() -> Networks:
     """Networks with the real ones' shapes that treat every image by itself."""
 
-    def encode(image: Array) -> Array:
+    def encode(image: Array, _lr: Array) -> Array:
         small = image[:, :1, ::8, ::8]
         return np.repeat(small, PAPER.vae.latent_channels, axis=1)
 
     def denoise(x: Array, t: Array) -> Array:
         return np.stack([fake_denoise(a[:4], a[4:], int(time[0])) for a, time in zip(x, t, strict=True)])
 
-    def decode(latent: Array) -> Array:
+    def decode(latent: Array, _lr: Array) -> Array:
         return np.tanh(np.repeat(np.repeat(latent[:, :3], 8, axis=2), 8, axis=3))
 
     return Networks(encode, denoise, decode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,33 +12,40 @@ import torch
 from pipeline import eager
 from pipeline.images import psnr
 from pipeline.onnx_networks import onnx_networks
-from pipeline.spec import PAPER
-from pipeline.superres import upscale
+from pipeline.spec import BEST, DEFAULT, PAPER
+from pipeline.superres import generator, upscale
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> eager.Eager:
-    return eager.load(ROOT / "weights" / "paper", PAPER)
+    return eager.load(ROOT / "weights" / DEFAULT.name, DEFAULT)
 
 
 def test_upscales_a_batch(pipeline: eager.Eager, rng: np.random.Generator) -> None:
     images = [rng.random((20, 33), dtype=np.float32) for _ in range(2)]
-    results = pipeline.upscale(images, [0, 1], steps=3)
-    assert [r.shape for r in results] == [(80, 132)] * 2
-    (alone,) = pipeline.upscale(images[1:], [1], steps=3)
-    np.testing.assert_allclose(alone, results[1], atol=1e-4)
+    generate = pipeline.generator(steps=3)
+    results = upscale(images, [0, 1], generate, DEFAULT)
+    assert [r.upscaled.shape for r in results] == [(80, 132)] * 2
+    (alone,) = upscale(images[1:], [1], generate, DEFAULT)
+    np.testing.assert_allclose(alone.upscaled, results[1].upscaled, atol=1e-4)
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 300), ("ddim", 25)])
 def test_the_shipped_onnx_files_are_the_shipped_weights(pipeline: eager.Eager, sampler: str, steps: int) -> None:
     y, x = np.mgrid[0:64, 0:64].astype(np.float32) / 64
     image = 0.5 + 0.4 * np.sin(6 * x) * np.cos(4 * y * y)
-    networks = onnx_networks(ROOT / "model_repository")
-    (served,) = upscale([image], [3], networks, PAPER, steps=steps, sampler=sampler)  # type: ignore[arg-type]
-    (reference,) = pipeline.upscale([image], [3], steps=steps, sampler=sampler)  # type: ignore[arg-type]
-    assert psnr(served, reference) > 50
+    options: dict[str, Any] = {"steps": steps, "sampler": sampler}
+    networks = onnx_networks(ROOT / "model_repository", DEFAULT)
+    (served,) = upscale([image], [3], generator(networks, DEFAULT, **options), DEFAULT)
+    (reference,) = upscale([image], [3], pipeline.generator(**options), DEFAULT)
+    assert psnr(served.upscaled, reference.upscaled) > 50
+
+
+def test_another_presets_onnx_files_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"has the inputs .*, needed are .*: another preset's"):
+        onnx_networks(ROOT / "model_repository", PAPER if DEFAULT == BEST else BEST)
 
 
 def test_another_autoencoder(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -46,8 +54,8 @@ def test_another_autoencoder(tmp_path: Path, rng: np.random.Generator) -> None:
     tiny_vae().save_pretrained(tmp_path)
     other = eager.load(ROOT / "weights" / "paper", PAPER, vae=tmp_path)
     image = rng.random((16, 16), dtype=np.float32)
-    (result,) = other.upscale([image], [0], steps=2)
-    assert result.shape == (64, 64)
+    (result,) = upscale([image], [0], other.generator(steps=2), PAPER)
+    assert result.upscaled.shape == (64, 64)
     assert torch.is_grad_enabled()
 
 
@@ -55,3 +63,5 @@ def test_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match="no AutoencoderKL at"):
         eager.load(tmp_path, PAPER)
+    with pytest.raises(ValueError, match=r"cannot read '.*vae\.safetensors'"):
+        eager.load(tmp_path, BEST)

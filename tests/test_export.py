@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import eager, export
-from pipeline.spec import PAPER, Model, UNetSpec, network_models
+from pipeline.spec import DEFAULT, PAPER, Model, UNetSpec, network_models
 from pipeline.unet import UNet
 from tests.test_vae import tiny_vae
 
 ROOT = Path(__file__).parents[1]
 UNET, ENCODER, DECODER = network_models(PAPER)
+WEIGHTS = ROOT / "weights" / DEFAULT.name
+SHIPPED = pytest.mark.parametrize("model", network_models(DEFAULT), ids=lambda m: m.name)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[UNet, Path]:
     return unet, path
 
 
-@pytest.mark.parametrize("model", [UNET, ENCODER, DECODER], ids=lambda m: m.name)
+@SHIPPED
 def test_the_shipped_graphs_fit_the_specification(model: Model) -> None:
     export.check_graph(ROOT / "model_repository" / model.name / "1" / "model.onnx", model)
 
@@ -81,7 +83,7 @@ def test_a_failed_export_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     target.write_bytes(b"the old file")
     monkeypatch.setattr(export, "write_onnx", lambda _network, _model, path: shutil.copy(SOURCE, path))
     monkeypatch.setattr(export, "relative_error", lambda *_: 0.5)
-    assert export.main(["--weights", str(ROOT / "weights" / "paper"), "--model-repository", str(repository)]) == 1
+    assert export.main(["--weights", str(WEIGHTS), "--model-repository", str(repository)]) == 1
     assert target.read_bytes() == b"the old file"
     assert [p.name for p in repository.iterdir()] == ["unet_onnx"]
 
@@ -102,15 +104,15 @@ class Halved(nn.Module):
 
 
 def test_whole_image_parity_notices_a_wrong_network() -> None:
-    pipeline = eager.load(ROOT / "weights" / "paper", PAPER)
+    pipeline = eager.load(WEIGHTS, DEFAULT)
     wrong = replace(pipeline, unet=Halved(pipeline.unet))  # type: ignore[arg-type]
     assert export.whole_image_parity(wrong, ROOT / "model_repository") < 40
 
 
-@pytest.mark.parametrize("model", [UNET, ENCODER, DECODER], ids=lambda m: m.name)
+@SHIPPED
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_the_shipped_graphs_equal_pytorch(model: Model, batch: int) -> None:
-    pipeline = eager.load(ROOT / "weights" / "paper", PAPER)
+    pipeline = eager.load(WEIGHTS, DEFAULT)
     network = {"unet_onnx": pipeline.unet, "vae_encoder": pipeline.encoder, "vae_decoder": pipeline.decoder}[model.name]
     path = ROOT / "model_repository" / model.name / "1" / "model.onnx"
     assert export.relative_error(network, model, path, batch) < export.MAX_RELATIVE_ERROR
@@ -120,7 +122,16 @@ def test_exports_a_pretrained_autoencoder_with_attention(tmp_path: Path, capsys:
     tiny_vae().save_pretrained(tmp_path / "vae")
     repository = tmp_path / "repository"
     weights = str(ROOT / "weights" / "paper")
-    arguments = ["--weights", weights, "--vae", str(tmp_path / "vae"), "--model-repository", str(repository)]
+    arguments = [
+        "--preset",
+        "paper",
+        "--weights",
+        weights,
+        "--vae",
+        str(tmp_path / "vae"),
+        "--model-repository",
+        str(repository),
+    ]
     assert export.main(arguments) == 0, capsys.readouterr().err
     for model in (UNET, ENCODER, DECODER):
         export.check_graph(repository / model.name / "1" / "model.onnx", model)
@@ -131,5 +142,8 @@ def test_missing_weights_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert export.main(["--weights", str(tmp_path / "none"), "--model-repository", str(tmp_path)]) == 1
+    arguments = ["--weights", str(tmp_path / "none"), "--model-repository", str(tmp_path)]
+    assert export.main([*arguments, "--preset", "paper"]) == 1
     assert capsys.readouterr().err.startswith("error: no AutoencoderKL at")
+    assert export.main(arguments) == 1
+    assert capsys.readouterr().err.startswith("error: cannot read")

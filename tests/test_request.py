@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 
 from pipeline.request import BadRequest, Options, check_image, check_seed
-from pipeline.spec import MAX_SEED, PAPER
+from pipeline.spec import BEST, MAX_SEED, PAPER
 
 
 def test_defaults_are_the_presets() -> None:
-    assert Options.of(PAPER) == Options(steps=10, sampler="ddim", start="lr", denoiser="auto")
-    assert Options.of(PAPER, sampler="ddpm", start="noise") == Options(300, "ddpm", "noise", "auto"), "the paper's way"
+    rest = {"samples": 1, "output": "sample", "denoiser": "auto"}
+    assert Options.of(PAPER) == Options(steps=10, sampler="ddim", start="lr", faithful=False, **rest)  # type: ignore[arg-type]
+    assert Options.of(BEST) == Options(
+        steps=BEST.diffusion.ddim_steps,
+        sampler="ddim",
+        start="noise",
+        faithful=True,
+        **rest,  # type: ignore[arg-type]
+    )
+    papers_way = Options.of(PAPER, sampler="ddpm", start="noise")
+    assert (papers_way.steps, papers_way.sampler, papers_way.start) == (300, "ddpm", "noise")
 
 
 def test_equal_options_group_together() -> None:
@@ -28,13 +37,22 @@ def test_equal_options_group_together() -> None:
         ({"steps": 301}, "'steps' is 301, allowed are 1 to 300"),
         ({"steps": 2.5}, "'steps' is 2.5, allowed are 1 to 300"),
         ({"sampler": "euler"}, "'sampler' is 'euler', allowed are ddpm, ddim"),
-        ({"start": "middle"}, "'start' is 'middle', allowed are noise, lr"),
+        ({"start": "middle"}, "'start' is 'middle', allowed are lr, noise"),
+        ({"samples": 0}, "'samples' is 0, allowed are 1 to 16"),
+        ({"samples": 17}, "'samples' is 17, allowed are 1 to 16"),
+        ({"output": "median"}, "'output' is 'median', allowed are sample, mean"),
+        ({"output": "mean"}, "'output' is 'mean', which needs 'samples' of 2 or more"),
         ({"denoiser": "tpu"}, "'denoiser' is 'tpu', allowed are auto, onnx, trt"),
     ],
 )
 def test_option_not_allowed(options: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRequest, match=message):
         Options.of(PAPER, **options)
+
+
+def test_a_preset_without_lr_latent_cannot_start_from_it() -> None:
+    with pytest.raises(BadRequest, match="'start' is 'lr', allowed are noise$"):
+        Options.of(BEST, start="lr")
 
 
 @pytest.mark.parametrize("seed", [-1, MAX_SEED + 1])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.sampler import image_noise, sample, timesteps, trajectory
 from pipeline.schedule import make_schedule
-from pipeline.spec import PAPER
+from pipeline.spec import BEST, PAPER, Prediction
 from tests.conftest import Array, exact_tables, fake_denoise
 
 SCHEDULE = make_schedule(PAPER.diffusion)
@@ -35,6 +35,11 @@ def diffusers_sample(
         z = scheduler.step(eps, t, z, **step_options(fresh)).prev_sample
     result: Array = z.numpy()
     return result
+
+
+def network(z_lr: Array) -> Callable[[Array, int], Array]:
+    """A denoiser that sees these LR latents."""
+    return lambda z_t, t: fake_denoise(z_t, z_lr, t)
 
 
 def assert_equal(found: Array, expected: Array) -> None:
@@ -62,9 +67,7 @@ def test_ddpm_equals_diffusers(seed: int, steps: int, monkeypatch: pytest.Monkey
         return {}
 
     expected = diffusers_sample(scheduler, z_lr, image_noise([seed, seed + 9], SHAPE), steps, options)
-    found = sample(
-        fake_denoise, z_lr, SCHEDULE, image_noise([seed, seed + 9], SHAPE), steps=steps, eta=1.0, start="noise"
-    )
+    found = sample(network(z_lr), SCHEDULE, image_noise([seed, seed + 9], SHAPE), steps=steps, eta=1.0)
     assert_equal(found, expected)
 
 
@@ -84,9 +87,7 @@ def test_ddim_equals_diffusers(seed: int, steps: int, eta: float) -> None:
         steps,
         lambda noise: {"eta": eta, **({"variance_noise": torch.from_numpy(noise)} if eta > 0 else {})},
     )
-    found = sample(
-        fake_denoise, z_lr, SCHEDULE, image_noise([seed, seed + 9], SHAPE), steps=steps, eta=eta, start="noise"
-    )
+    found = sample(network(z_lr), SCHEDULE, image_noise([seed, seed + 9], SHAPE), steps=steps, eta=eta)
     assert_equal(found, expected)
 
 
@@ -98,7 +99,8 @@ def test_an_image_does_not_depend_on_its_batch(start: Any, eta: float) -> None:
 
     def run(rows: list[int]) -> Array:
         noise = image_noise([seeds[r] for r in rows], SHAPE)
-        return sample(fake_denoise, z_lr[rows], SCHEDULE, noise, steps=30, eta=eta, start=start)
+        z = z_lr[rows]
+        return sample(network(z), SCHEDULE, noise, steps=30, eta=eta, z_lr=z if start == "lr" else None)
 
     together = run([0, 1, 2, 3])
     for rows in ([2], [3, 0], [1, 2, 0]):
@@ -114,12 +116,12 @@ def test_seeds_decide_the_noise() -> None:
 def test_starting_from_the_lr_latent_noises_it_to_the_last_timestep() -> None:
     seen: list[tuple[int, Array]] = []
 
-    def denoise(z_t: Array, _: Array, t: int) -> Array:
+    def denoise(z_t: Array, t: int) -> Array:
         seen.append((t, z_t.copy()))
         return np.zeros_like(z_t)
 
     z_lr = z_lr_of(0)
-    sample(denoise, z_lr, SCHEDULE, image_noise([0, 1], SHAPE), steps=1, eta=0.0, start="lr")
+    sample(denoise, SCHEDULE, image_noise([0, 1], SHAPE), steps=1, eta=0.0, z_lr=z_lr)
     ((t, z_t),) = seen
     assert t == 299
     signal = SCHEDULE.alpha_bar[299]
@@ -127,32 +129,70 @@ def test_starting_from_the_lr_latent_noises_it_to_the_last_timestep() -> None:
     np.testing.assert_allclose(z_t, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_perfect_denoiser_recovers_the_latent() -> None:
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [300, 4, 1])
+def test_a_perfect_denoiser_recovers_the_latent(eta: float, steps: int) -> None:
     z_0 = z_lr_of(1)
 
-    def denoise(z_t: Array, _: Array, t: int) -> Array:
+    def eps_of(z_t: Array, t: int) -> Array:
         a = float(SCHEDULE.alpha_bar[t])
         eps: Array = (z_t - a**0.5 * z_0) / (1 - a) ** 0.5
         return eps
 
-    for eta in (0.0, 1.0):
-        found = sample(denoise, z_0, SCHEDULE, image_noise([0, 1], SHAPE), steps=300, eta=eta, start="noise")
-        np.testing.assert_allclose(found, z_0, atol=1e-3)
+    found = sample(eps_of, SCHEDULE, image_noise([0, 1], SHAPE), steps=steps, eta=eta)
+    np.testing.assert_allclose(found, z_0, atol=1e-3)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [300, 4, 1])
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_a_perfect_network_recovers_the_latent_from_pure_noise(eta: float, steps: int, prediction: Prediction) -> None:
+    z_0, schedule = z_lr_of(1), make_schedule(BEST.diffusion)
+
+    def v_of(z_t: Array, t: int) -> Array:
+        a = float(schedule.alpha_bar[t])
+        eps = (z_t - a**0.5 * z_0) / (1 - a) ** 0.5
+        v: Array = a**0.5 * eps - (1 - a) ** 0.5 * z_0
+        return v.astype(np.float32)
+
+    network = v_of if prediction == "v" else lambda *_: z_0
+    found = sample(network, schedule, image_noise([0, 1], SHAPE), steps=steps, eta=eta, prediction=prediction)
+    np.testing.assert_allclose(found, z_0, atol=1e-3)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_v_and_eps_of_one_network_give_the_same_steps(eta: float) -> None:
+    z_lr = z_lr_of(3)
+
+    def v_of(z_t: Array, t: int) -> Array:
+        a = float(SCHEDULE.alpha_bar[t])
+        eps = fake_denoise(z_t, z_lr, t)
+        v: Array = (eps - (1 - a) ** 0.5 * z_t) / a**0.5
+        return v
+
+    expected = sample(network(z_lr), SCHEDULE, image_noise([1, 2], SHAPE), steps=30, eta=eta)
+    found = sample(v_of, SCHEDULE, image_noise([1, 2], SHAPE), steps=30, eta=eta, prediction="v")
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("steps", [300, 100, 20, 4, 1])
+def test_v_equals_diffusers(steps: int) -> None:
+    z_lr = z_lr_of(0)
+    scheduler = exact_tables(DDIMScheduler(300, **BETAS, clip_sample=False, prediction_type="v_prediction"))
+    source = [image_noise([0, 9], SHAPE)()]
+    expected = diffusers_sample(
+        scheduler, z_lr, lambda: source.pop() if source else np.zeros_like(z_lr), steps, lambda _: {"eta": 0.0}
+    )
+    found = sample(network(z_lr), SCHEDULE, image_noise([0, 9], SHAPE), steps=steps, eta=0.0, prediction="v")
+    assert_equal(found, expected)
 
 
 def test_runs_on_torch_tensors() -> None:
     z_lr = z_lr_of(2)
     draw = image_noise([0, 1], SHAPE)
-    found = sample(
-        fake_denoise,  # type: ignore[arg-type]
-        torch.from_numpy(z_lr),
-        SCHEDULE,
-        lambda: torch.from_numpy(draw()),
-        steps=20,
-        eta=1.0,
-        start="noise",
-    )
-    expected = sample(fake_denoise, z_lr, SCHEDULE, image_noise([0, 1], SHAPE), steps=20, eta=1.0, start="noise")
+    tensors: Any = torch.from_numpy(z_lr)
+    found: Any = sample(network(tensors), SCHEDULE, lambda: torch.from_numpy(draw()), steps=20, eta=1.0)  # type: ignore[misc]
+    expected = sample(network(z_lr), SCHEDULE, image_noise([0, 1], SHAPE), steps=20, eta=1.0)
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from pipeline.schedule import add_noise, make_schedule
-from pipeline.spec import PAPER
+from pipeline.spec import BEST, PAPER
 from tests.conftest import exact_tables
 
 SCHEDULE = make_schedule(PAPER.diffusion)
@@ -25,6 +25,15 @@ def test_equals_diffusers() -> None:
 
 def test_the_last_step_is_not_pure_noise() -> None:
     assert 0.21 < SCHEDULE.alpha_bar[-1] ** 0.5 < 0.23
+
+
+def test_cosine_falls_to_pure_noise() -> None:
+    schedule = make_schedule(BEST.diffusion)
+    signal = schedule.alpha_bar**0.5
+    np.testing.assert_allclose(signal, np.cos(np.pi / 2 * np.arange(1, schedule.T + 1) / schedule.T), atol=1e-12)
+    assert signal[-1] == 0
+    assert (np.diff(signal) < 0).all()
+    np.testing.assert_allclose(np.cumprod(1 - schedule.beta), schedule.alpha_bar, atol=1e-12)
 
 
 def test_add_noise_equals_diffusers_on_arrays_and_tensors(rng: np.random.Generator) -> None:

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from pipeline.spec import PAPER, SCALE, models, superres_model
+from pipeline.spec import BEST, DEFAULT, PAPER, PRESETS, SCALE, Band, Preset, VAESpec, models, superres_model
+
+EACH = pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda p: p.name)
 
 
 def test_paper_preset_has_the_papers_numbers() -> None:
@@ -26,12 +28,37 @@ def test_paper_preset_has_the_papers_numbers() -> None:
     }
 
 
-def test_sizes_agree_with_each_other() -> None:
-    assert PAPER.data.hr_size == SCALE * PAPER.data.lr_size
+@EACH
+def test_sizes_agree_with_each_other(preset: Preset) -> None:
+    assert preset.data.hr_size == SCALE * preset.data.lr_size
+    assert preset.data.channels == preset.vae.channels
+    latent, folded = preset.vae.latent_channels, preset.vae.channels * (preset.vae.factor // SCALE) ** 2
+    assert preset.unet.in_channels == latent + (latent if preset.condition == "latent" else folded)
+    assert preset.unet.out_channels == latent
+    assert preset.lr_multiple * SCALE == preset.vae.factor * preset.unet.factor
+    assert preset.data.lr_size % preset.lr_multiple == 0
+    assert preset.condition == "latent" or "lr" not in preset.diffusion.starts
+
+
+def test_the_papers_autoencoder_halves_between_its_levels() -> None:
+    assert isinstance(PAPER.vae, VAESpec)
     assert PAPER.vae.factor == 2 ** (len(PAPER.vae.block_out_channels) - 1)
-    assert PAPER.unet.in_channels == 2 * PAPER.vae.latent_channels
-    assert PAPER.lr_multiple * SCALE == PAPER.vae.factor * PAPER.unet.factor
-    assert PAPER.data.lr_size % PAPER.lr_multiple == 0
+
+
+def test_best_is_the_default_and_takes_few_steps() -> None:
+    assert DEFAULT is BEST
+    assert BEST.diffusion.ddim_steps <= 4
+
+
+def test_a_band_takes_the_scale_of_the_number_of_samples_below() -> None:
+    band = Band(scales=((2, 3.0), (4, 2.0), (16, 1.5)), floor=0.0)
+    assert [band.scale(n) for n in (2, 3, 4, 15, 16)] == [3.0, 3.0, 2.0, 2.0, 1.5]
+
+
+@EACH
+def test_bands_have_a_scale_for_every_number_of_samples(preset: Preset) -> None:
+    scales = [preset.band.scale(n) for n in range(2, 17)]
+    assert scales == sorted(scales, reverse=True), "more samples, less doubt about their scatter"
 
 
 def test_presets_cannot_be_changed() -> None:
@@ -39,14 +66,16 @@ def test_presets_cannot_be_changed() -> None:
         PAPER.diffusion.T = 10  # type: ignore[misc]
 
 
-def test_every_option_of_the_front_model_may_be_left_out() -> None:
-    image, *options = superres_model(PAPER).inputs
+@EACH
+def test_every_option_of_the_front_model_may_be_left_out(preset: Preset) -> None:
+    image, *options = superres_model(preset).inputs
     assert not image.optional
     assert all(tensor.optional for tensor in options)
 
 
-def test_warmups_fit_their_inputs() -> None:
-    for model in models(PAPER):
+@EACH
+def test_warmups_fit_their_inputs(preset: Preset) -> None:
+    for model in models(preset):
         for tensor, dims in zip(model.inputs, model.warmup, strict=False):
             assert len(dims) == len(tensor.dims)
             assert all(wanted in (-1, given) for wanted, given in zip(tensor.dims, dims, strict=True))

@@ -1,43 +1,67 @@
-"""The method around any networks: padding, sizes, batches, seeds, options."""
+"""The method around any networks: padding, sizes, batches, seeds, options, samples, faithfulness."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.images import upsample
-from pipeline.spec import PAPER
-from pipeline.superres import Networks, network_input, network_output, upscale
+from pipeline.images import downscale, fold, upsample
+from pipeline.sampler import Seed
+from pipeline.spec import BEST, MAX_BATCH, PAPER, PRESETS, Preset
+from pipeline.superres import Networks, condition, finish, generator, network_lr, upscale
 from tests.conftest import Array
 
 
+def run(networks: Networks, image: Array, seed: int = 0, preset: Preset = PAPER, **options: Any) -> Array:
+    """The upscaled image; ``options`` are the generator's."""
+    return upscale([image], [seed], generator(networks, preset, **options), preset)[0].upscaled
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda p: p.name)
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 97), (128, 96), (16, 16), (2, 2), (3, 50)])
-def test_any_size_is_padded_and_cropped_back(fake_networks: Networks, height: int, width: int) -> None:
+def test_any_size_is_padded_and_cropped_back(fake_networks: Networks, preset: Preset, height: int, width: int) -> None:
     seen: list[tuple[int, ...]] = []
 
-    def encode(image: Array) -> Array:
-        seen.append(image.shape)
-        return fake_networks.encode(image)
+    def decode(latent: Array, lr: Array) -> Array:
+        seen.append(lr.shape)
+        return fake_networks.decode(latent, lr)[:, : preset.data.channels]
 
     image = np.random.default_rng(0).random((height, width), dtype=np.float32)
-    (result,) = upscale([image], [0], replace(fake_networks, encode=encode), PAPER, steps=3)
+    result = run(replace(fake_networks, decode=decode), image, preset=preset, steps=3)
     assert result.shape == (4 * height, 4 * width)
     assert result.dtype == np.float32
     assert result.min() >= 0
     assert result.max() <= 1
-    assert seen[0][:2] == (1, 3)
-    assert all(side % 64 == 0 for side in seen[0][2:])
+    assert seen[0][:2] == (1, preset.data.channels)
+    assert all(side % 16 == 0 for side in seen[0][2:])
 
 
-def test_the_encoder_sees_the_bicubic_image(rng: np.random.Generator) -> None:
+def test_the_encoder_sees_the_bicubic_image(fake_networks: Networks, rng: np.random.Generator) -> None:
     images = [rng.random((64, 64), dtype=np.float32) for _ in range(2)]
-    x = network_input(images, PAPER)
-    assert x.shape == (2, 3, 256, 256)
-    np.testing.assert_allclose((x[1, 2] + 1) / 2, upsample(images[1]), atol=1e-6)
-    for found, image in zip(network_output(x, images), images, strict=True):
-        np.testing.assert_allclose(found, np.clip(upsample(image), 0, 1), atol=1e-6)
+    seen: list[Array] = []
+
+    def encode(image: Array, lr: Array) -> Array:
+        seen.append(image)
+        return fake_networks.encode(image, lr)
+
+    condition(network_lr(images, PAPER), PAPER, encode)
+    assert seen[0].shape == (2, 3, 256, 256)
+    np.testing.assert_allclose((seen[0][1, 2] + 1) / 2, upsample(images[1]), atol=1e-6)
+    for found, image in zip(seen[0], images, strict=True):
+        np.testing.assert_allclose(finish(found, image, faithful=False), np.clip(upsample(image), 0, 1), atol=1e-6)
+
+
+def test_a_unet_that_sees_the_lr_image_needs_no_encoder(rng: np.random.Generator) -> None:
+    lr = network_lr([rng.random((32, 48), dtype=np.float32)], BEST)
+
+    def encode(*_: Array) -> Array:
+        raise AssertionError("was called")
+
+    np.testing.assert_array_equal(condition(lr, BEST, encode), fold(lr, 2))
 
 
 def test_the_denoiser_sees_noisy_latent_lr_latent_and_time(fake_networks: Networks, rng: np.random.Generator) -> None:
@@ -48,8 +72,9 @@ def test_the_denoiser_sees_noisy_latent_lr_latent_and_time(fake_networks: Networ
         return fake_networks.denoise(x, t)
 
     images = [rng.random((16, 16), dtype=np.float32) for _ in range(2)]
-    upscale(images, [0, 1], replace(fake_networks, denoise=denoise), PAPER, sampler="ddpm")
-    z_lr = fake_networks.encode(network_input(images, PAPER))
+    generate = generator(replace(fake_networks, denoise=denoise), PAPER, sampler="ddpm")
+    upscale(images, [0, 1], generate, PAPER)
+    z_lr = condition(network_lr(images, PAPER), PAPER, fake_networks.encode)
     assert [int(t[0, 0]) for _, t in calls] == list(range(299, -1, -1))
     for x, t in calls:
         assert t.shape == (2, 1)
@@ -59,35 +84,92 @@ def test_the_denoiser_sees_noisy_latent_lr_latent_and_time(fake_networks: Networ
 
 def test_an_image_is_the_same_alone_and_in_any_batch(fake_networks: Networks, rng: np.random.Generator) -> None:
     images = [rng.random((20, 30), dtype=np.float32) for _ in range(4)]
-    seeds = [5, 6, 5, 7]
-    together = upscale(images, seeds, fake_networks, PAPER, steps=10)
+    seeds, generate = [5, 6, 5, 7], generator(fake_networks, PAPER, steps=10)
+    together = upscale(images, seeds, generate, PAPER, samples=3, output="mean")
     for i in range(4):
-        (alone,) = upscale([images[i]], [seeds[i]], fake_networks, PAPER, steps=10)
-        np.testing.assert_array_equal(alone, together[i])
+        (alone,) = upscale([images[i]], [seeds[i]], generate, PAPER, samples=3, output="mean")
+        np.testing.assert_array_equal(alone.upscaled, together[i].upscaled)
+        assert alone.spread is not None
+        np.testing.assert_array_equal(alone.spread, together[i].spread)  # type: ignore[arg-type]
+        assert alone.lr_error == together[i].lr_error
 
 
 def test_seed_and_options_change_the_result(fake_networks: Networks, rng: np.random.Generator) -> None:
     image = rng.random((16, 16), dtype=np.float32)
-
-    def run(seed: int, **options: object) -> Array:
-        return upscale([image], [seed], fake_networks, PAPER, **options)[0]  # type: ignore[arg-type]
-
-    base = run(0, steps=10, sampler="ddpm")
-    assert not np.array_equal(run(0, steps=10, sampler="ddpm", start="noise"), base)
-    np.testing.assert_array_equal(run(0, steps=10, sampler="ddpm"), base)
-    for other in (run(1, steps=10, sampler="ddpm"), run(0, steps=11, sampler="ddpm"), run(0, steps=10, sampler="ddim")):
+    base = run(fake_networks, image, steps=10, sampler="ddpm")
+    assert not np.array_equal(run(fake_networks, image, steps=10, sampler="ddpm", start="noise"), base)
+    np.testing.assert_array_equal(run(fake_networks, image, steps=10, sampler="ddpm"), base)
+    for other in (
+        run(fake_networks, image, 1, steps=10, sampler="ddpm"),
+        run(fake_networks, image, steps=11, sampler="ddpm"),
+        run(fake_networks, image, steps=10, sampler="ddim"),
+    ):
         assert not np.array_equal(other, base)
 
 
-def test_the_default_is_the_presets(fake_networks: Networks, rng: np.random.Generator) -> None:
-    image = rng.random((16, 16), dtype=np.float32)
-    (default,) = upscale([image], [0], fake_networks, PAPER)
-    (explicit,) = upscale([image], [0], fake_networks, PAPER, steps=10, sampler="ddim", start="lr")
-    np.testing.assert_array_equal(default, explicit)
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda p: p.name)
+def test_the_default_is_the_presets(fake_networks: Networks, rng: np.random.Generator, preset: Preset) -> None:
+    image, d = rng.random((16, 16), dtype=np.float32), preset.diffusion
+    explicit = run(fake_networks, image, preset=preset, steps=d.ddim_steps, sampler="ddim", start=d.starts[0])
+    np.testing.assert_array_equal(run(fake_networks, image, preset=preset), explicit)
 
 
 def test_ddpm_takes_all_steps_unless_told(fake_networks: Networks, rng: np.random.Generator) -> None:
     image = rng.random((16, 16), dtype=np.float32)
-    (default,) = upscale([image], [0], fake_networks, PAPER, sampler="ddpm")
-    (explicit,) = upscale([image], [0], fake_networks, PAPER, steps=300, sampler="ddpm", start="lr")
-    np.testing.assert_array_equal(default, explicit)
+    explicit = run(fake_networks, image, steps=300, sampler="ddpm", start="lr")
+    np.testing.assert_array_equal(run(fake_networks, image, sampler="ddpm"), explicit)
+
+
+def noisy(scale: float, batches: list[int] | None = None) -> Any:
+    """Draws the bicubic image plus noise of its seed."""
+
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Array:
+        if batches is not None:
+            batches.append(len(lr))
+        rows = [upsample(image[0]) + scale * noise(seed, image[0].shape) for image, seed in zip(lr, seeds, strict=True)]
+        return np.stack(rows)[:, None]
+
+    def noise(seed: Seed, shape: tuple[int, ...]) -> Array:
+        return np.random.default_rng(seed).standard_normal([4 * side for side in shape], dtype=np.float32)
+
+    return generate
+
+
+IMAGE = np.random.default_rng(0).uniform(0.3, 0.7, (16, 32)).astype(np.float32)
+
+
+def test_the_first_sample_is_the_one_without_others() -> None:
+    (one,) = upscale([IMAGE], [3], noisy(0.1), BEST)
+    (first,) = upscale([IMAGE], [3], noisy(0.1), BEST, samples=5)
+    np.testing.assert_array_equal(one.upscaled, first.upscaled)
+    assert one.spread is None
+    assert first.spread is not None
+
+
+def test_the_mean_is_that_of_the_samples_and_the_spread_their_scaled_scatter() -> None:
+    generate, lr = noisy(0.1), network_lr([IMAGE], BEST)
+    drawn = [finish(generate(lr, [seed])[0], IMAGE, True) for seed in (3, (3, 1), (3, 2), (3, 3))]
+    (result,) = upscale([IMAGE], [3], generate, BEST, samples=4, output="mean")
+    np.testing.assert_allclose(result.upscaled, np.mean(drawn, axis=0), atol=1e-6)
+    assert result.spread is not None
+    expected = BEST.band.scale(4) * (np.std(drawn, axis=0, ddof=1) + BEST.band.floor)
+    np.testing.assert_allclose(result.spread, expected, rtol=1e-4)
+
+
+def test_faithful_results_downscale_to_the_image() -> None:
+    for options in ({}, {"samples": 4, "output": "mean"}):
+        (result,) = upscale([IMAGE], [0], noisy(0.1), BEST, **options)  # type: ignore[arg-type]
+        assert np.abs(downscale(result.upscaled) - IMAGE).max() < 1e-3
+        assert result.lr_error == pytest.approx(np.abs(downscale(result.upscaled) - IMAGE).max(), abs=1e-6)
+    (free,) = upscale([IMAGE], [0], noisy(0.1), BEST, faithful=False)
+    assert free.lr_error > 0.05
+
+
+def test_no_more_than_a_batch_goes_through_the_networks_at_once() -> None:
+    batches: list[int] = []
+    upscale([IMAGE] * 5, [0, 1, 2, 3, 4], noisy(0.1, batches), BEST, samples=10)
+    assert sum(batches) == 50
+    assert max(batches) == MAX_BATCH
+    batches.clear()
+    upscale([np.zeros((512, 512), np.float32)], [0], noisy(0.1, batches), BEST, samples=3)
+    assert batches == [1, 1, 1]

@@ -8,11 +8,13 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pipeline.spec import MAX_BATCH, PAPER, Model, models
+from pipeline.spec import MAX_BATCH, PRESETS, Model, models
 from pipeline.triton_config import config_text, main
 
 
-@pytest.mark.parametrize("model", models(PAPER), ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "model", [m for preset in PRESETS.values() for m in models(preset)], ids=lambda m: f"{m.name}-{m.preset}"
+)
 def test_says_what_the_specification_says(model: Model) -> None:
     config = text_format.Parse(config_text(model), pb.ModelConfig())
     assert config.name == model.name
@@ -22,6 +24,7 @@ def test_says_what_the_specification_says(model: Model) -> None:
         assert (found.name, tuple(found.dims)) == (tensor.name, tensor.dims)
         assert pb.DataType.Name(found.data_type) == f"TYPE_{tensor.dtype}"
     assert bool(config.model_warmup) == bool(model.warmup)
+    assert config.parameters["preset"].string_value == (model.preset or "")
 
 
 def test_the_plans_configuration_is_written_on_demand(tmp_path: Path) -> None:

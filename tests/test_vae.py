@@ -1,15 +1,19 @@
-"""The autoencoder: ours, and any pretrained one through ``from_pretrained``."""
+"""The autoencoders: ``AutoencoderKL``, ours or any pretrained one; and the one that sees the LR image."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from pipeline.spec import PAPER
-from pipeline.vae import Decoder, Encoder, load_vae, make_vae, set_latent_scale
+from pipeline.detail_vae import DetailVAE
+from pipeline.images import upsample
+from pipeline.spec import BEST, PAPER
+from pipeline.vae import Decoder, Encoder, load_vae, make_vae, set_latent_scale, vae_path
+from pipeline.weights import save_vae
 
 SPEC = PAPER.vae
 
@@ -50,9 +54,10 @@ def test_loads_a_save_pretrained_folder(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_latent_scale_is_saved_and_applied_inside(tmp_path: Path) -> None:
     vae = make_vae(SPEC).eval()
+    assert isinstance(vae, AutoencoderKL)
     x = torch.randn(4, 3, 64, 64)
     raw = vae.encode(x).latent_dist.mean
-    set_latent_scale(vae, float(raw.mean()), float(raw.std()))
+    set_latent_scale(vae, raw)
     vae.save_pretrained(tmp_path)
     loaded = load_vae(tmp_path, SPEC)
     latent = Encoder(loaded)(x)
@@ -84,3 +89,49 @@ def test_autoencoder_with_other_latents(tmp_path: Path) -> None:
     tiny_vae(levels=3).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"\(3, 4, 4\), needed is \(3, 4, 8\)"):
         load_vae(tmp_path, SPEC)
+
+
+def detail_vae() -> DetailVAE:
+    torch.manual_seed(0)
+    vae = make_vae(BEST.vae)
+    assert isinstance(vae, DetailVAE)
+    return vae.eval()
+
+
+@torch.no_grad()
+def test_a_new_detail_decoder_is_nearly_bicubic() -> None:
+    lr = torch.rand(1, 1, 16, 24) * 2 - 1
+    image = Decoder(detail_vae())(torch.randn(1, 4, 8, 12), lr)
+    assert image.shape == (1, 1, 64, 96)
+    torch.testing.assert_close(image[0, 0], torch.from_numpy(upsample(lr[0, 0].numpy())), atol=0.2, rtol=0)
+
+
+@torch.no_grad()
+def test_a_detail_latent_is_scaled_channel_by_channel(tmp_path: Path) -> None:
+    vae, image, lr = detail_vae(), torch.randn(8, 1, 64, 64), torch.randn(8, 1, 16, 16)
+    raw = vae.posterior(image, lr)[0]
+    assert raw.shape == (8, 4, 8, 8)
+    set_latent_scale(vae, raw)
+    save_vae(vae, tmp_path, {})
+    loaded = load_vae(vae_path(tmp_path, BEST.vae), BEST.vae)
+    assert not loaded.training
+    latent = Encoder(loaded)(image, lr)
+    torch.testing.assert_close(latent.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latent.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(Decoder(loaded)(latent, lr), vae.decode(raw, lr), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_detail_vae_decodes_a_tile_as_it_decodes_the_whole() -> None:
+    vae, latent, lr = detail_vae(), torch.randn(1, 4, 48, 48), torch.randn(1, 1, 96, 96)
+    whole = vae.decode(latent, lr)[..., 128:256, 128:256]
+    tile = vae.decode(latent[..., 2:46, 2:46], lr[..., 4:92, 4:92])[..., 112:240, 112:240]
+    torch.testing.assert_close(tile, whole, atol=1e-4, rtol=0)
+
+
+def test_a_file_that_holds_another_autoencoder(tmp_path: Path) -> None:
+    save_vae(make_vae(replace(BEST.vae, width=32)), tmp_path, {})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"does not hold an autoencoder of DetailVAESpec\("):
+        load_vae(vae_path(tmp_path, BEST.vae), BEST.vae)
+    with pytest.raises(ValueError, match="cannot read 'nowhere'"):
+        load_vae("nowhere", BEST.vae)

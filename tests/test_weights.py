@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.spec import PAPER
+from pipeline.spec import BEST, PAPER, PRESETS, Preset
 from pipeline.unet import UNet
 from pipeline.vae import make_vae, set_latent_scale
 from pipeline.weights import digest, load_unet, save_unet, save_vae
@@ -43,10 +43,12 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
         load_unet(tmp_path, PAPER)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", ["vae", "unet"])
-def test_shipped_metadata_tells_where_the_weights_come_from(name: str) -> None:
-    metadata = json.loads((Path(__file__).parents[1] / "weights" / "paper" / f"{name}.json").read_text())
-    assert {"preset", "data", "config", "metrics", "date", "parameters"} <= metadata.keys()
+def test_shipped_metadata_tells_where_the_weights_come_from(preset: str, name: str) -> None:
+    metadata = json.loads((Path(__file__).parents[1] / "weights" / preset / f"{name}.json").read_text())
+    assert metadata["preset"] == preset
+    assert {"data", "config", "metrics", "date", "parameters"} <= metadata.keys()
     assert {"steps", "seed"} <= metadata["config"].keys()
 
 
@@ -59,8 +61,9 @@ def test_a_disk_that_fills_up_keeps_the_weights_before(tmp_path: Path) -> None:
     try:
         with pytest.raises(OSError, match=r"cannot write '.*unet\.safetensors'|File too large"):
             save_unet(second, tmp_path, {})
-        with pytest.raises(OSError, match=r"cannot write '.*vae'|File too large"):
-            save_vae(make_vae(PAPER.vae), tmp_path, {})
+        for preset in (PAPER, BEST):
+            with pytest.raises(OSError, match=r"cannot write '.*vae|File too large"):
+                save_vae(make_vae(preset.vae), tmp_path, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     kept = load_unet(tmp_path, PAPER).state_dict()
@@ -68,12 +71,13 @@ def test_a_disk_that_fills_up_keeps_the_weights_before(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["unet.json", "unet.safetensors"]
 
 
-def test_digest_tells_weights_and_scales_apart() -> None:
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda p: p.name)
+def test_digest_tells_weights_and_scales_apart(preset: Preset) -> None:
     torch.manual_seed(0)
-    vae = make_vae(PAPER.vae)
+    vae = make_vae(preset.vae)
     before = digest(vae)
     assert digest(vae) == before
-    set_latent_scale(vae, 0.5, 2.0)
+    set_latent_scale(vae, 0.5 + 2 * torch.randn(2, 4, 8, 8))
     scaled = digest(vae)
     assert scaled != before
     with torch.no_grad():

@@ -1,0 +1,91 @@
+"""The autoencoder of preset ``best``: its latent holds what an image has beyond its LR image, which it sees.
+
+No normalisation anywhere, so that an image is decoded alike whatever its size and whatever lies beside it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.spec import SCALE, DetailVAESpec
+
+SMALL = 0.1
+"""Factor on the first weights of what is added to something: a new network starts as bicubic upsampling."""
+
+
+def small(conv: nn.Conv2d) -> nn.Conv2d:
+    with torch.no_grad():
+        conv.weight.mul_(SMALL)
+    return conv
+
+
+def conv3(c_in: int, c_out: int) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 3, padding=1)
+
+
+class Residual(nn.Module):
+    """x + conv(SiLU(conv(x))), 3×3 both."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv3(width, width), small(conv3(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.conv2(F.silu(self.conv1(x)))
+        return y
+
+
+def upsample(lr: Tensor) -> Tensor:
+    """Bicubic, as ``pipeline.images.upsample``."""
+    return F.interpolate(lr, scale_factor=SCALE, mode="bicubic", align_corners=False)
+
+
+class DetailVAE(nn.Module):
+    """Image and LR image ⇄ latent, at an eighth of the image's resolution, or a quarter: the LR image's.
+
+    ``latent_mean`` and ``latent_std`` are those of the training images' latents, [4, 1, 1]: with them
+    ``pipeline.vae.Encoder`` and ``Decoder`` standardise every channel.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, spec: DetailVAESpec) -> None:
+        super().__init__()
+        w, z, blocks, shrink = spec.width, spec.latent_channels, spec.encoder_blocks, spec.factor // SCALE
+        self.spec = spec
+        self.encoder = nn.Sequential(
+            conv3((SCALE**2 + 1) * spec.channels, w),
+            *(Residual(w) for _ in range(blocks)),
+            nn.Conv2d(w, w, 4, stride=2, padding=1) if shrink == 2 else conv3(w, w),
+            *(Residual(w) for _ in range(blocks)),
+            nn.SiLU(),
+            conv3(w, 2 * z),
+        )
+        self.from_latent = nn.Sequential(conv3(z, w), Residual(w), conv3(w, shrink**2 * w), nn.PixelShuffle(shrink))
+        self.from_lr = conv3(spec.channels, w)
+        self.blocks = nn.Sequential(*(Residual(w) for _ in range(spec.decoder_blocks)))
+        self.up = nn.Sequential(conv3(w, SCALE**2 * spec.tail), nn.PixelShuffle(SCALE), nn.SiLU())
+        self.out = small(conv3(spec.tail, spec.channels))
+        self.register_buffer("latent_mean", torch.zeros(z, 1, 1))
+        self.register_buffer("latent_std", torch.ones(z, 1, 1))
+
+    def posterior(self, image: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, log variance) of the latent, both [B, 4, H/8, W/8] float32.
+
+        Args:
+            image: [B, 1, H, W] in [-1, 1].
+            lr: [B, 1, H/4, W/4] in [-1, 1].
+        """
+        detail = F.pixel_unshuffle(image - upsample(lr), SCALE)
+        # detail is small against gray values: brought to their size
+        mean, logvar = self.encoder(torch.cat([SCALE * detail, lr], dim=1)).float().chunk(2, dim=1)
+        return mean, logvar.clamp(-10, 2)
+
+    def decode(self, latent: Tensor, lr: Tensor) -> Tensor:
+        """Raw latent [B, 4, h, w] and LR image [B, 1, 2h, 2w] ⇒ image [B, 1, 8h, 8w] in about [-1, 1], float32."""
+        features = self.blocks(self.from_latent(latent) + self.from_lr(lr))
+        image: Tensor = upsample(lr) + self.out(self.up(features)).float()
+        return image
