@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import ModuleType, TracebackType
@@ -29,9 +29,11 @@ from tritonclient.utils import InferenceServerException
 
 from pipeline import request
 from pipeline.images import Image
-from pipeline.spec import PAPER, superres_model
+from pipeline.spec import DEFAULT, PRESETS, Preset, superres_model
 
-MODEL = superres_model(PAPER)
+MODEL = superres_model(DEFAULT)
+"""Its name and tensors are the same for every preset."""
+
 DEFAULT_URL = {"grpc": "localhost:8001", "http": "localhost:8000"}
 LOST_STATUS = {"StatusCode.UNAVAILABLE", "StatusCode.CANCELLED"}
 BAD_STATUS = {"StatusCode.INVALID_ARGUMENT", "400"}
@@ -67,17 +69,20 @@ class Upscaled:
 
     image: Image
     """float32 [4H, 4W] in [0, 1]"""
+    spread: Image | None
+    """float32 [4H, 4W], half the width of the band around the samples' mean that holds nine of ten true pixels; None
+    for one sample"""
+    lr_error: float
+    """largest difference, of [0, 1], between the LR image and the result's reduction to its size"""
+    preset: str
     seed: int
-    steps: int
-    sampler: str
-    start: str
-    denoiser: str
+    options: request.Options
     seconds: float
     """from sending the request to holding the answer"""
 
 
 class Client:
-    """A connection to the server; it may be used from several threads at once.
+    """A connection to the server; it may be used from several threads at once. ``preset`` is what the server runs.
 
     Args:
         url: host:port; by default localhost with Triton's default port of the protocol.
@@ -87,7 +92,10 @@ class Client:
 
     Raises:
         ServerUnavailable: no ready server within ``wait``.
+        ServerError: its preset is not known here.
     """
+
+    preset: Preset
 
     def __init__(
         self,
@@ -151,25 +159,33 @@ class Client:
         ) as error:  # RuntimeError: geventhttpclient cannot resolve the host
             raise _ConnectionLost(str(error)) from error
 
-    def _is_ready(self, limit: float) -> bool:
-        """Ask whether the model is ready; an answer that takes longer than ``limit`` seconds counts as none."""
+    def _ready_preset(self, limit: float) -> str | None:
+        """The preset of the model, None where it is not ready; an answer that takes over ``limit`` s counts as none."""
         options = {} if self.protocol == "grpc" else {"connection_timeout": limit, "network_timeout": limit}
         with self._library.InferenceServerClient(self.url, **options) as connection:
             timeout = {"client_timeout": limit} if self.protocol == "grpc" else {}
-            return bool(connection.is_model_ready(MODEL.name, **timeout))
+            if not connection.is_model_ready(MODEL.name, **timeout):
+                return None
+            if self.protocol == "grpc":
+                config = connection.get_model_config(MODEL.name, as_json=True, **timeout)["config"]
+            else:
+                config = connection.get_model_config(MODEL.name)
+            return str(config.get("parameters", {}).get("preset", {}).get("string_value", ""))
 
     def wait_until_ready(self) -> None:
         """Return when the server can upscale.
 
         Raises:
             ServerUnavailable: it could not within ``wait`` seconds.
+            ServerError: its preset is not known here.
         """
         deadline = time.monotonic() + self.wait
         while True:
             limit = max(0.2, deadline - time.monotonic())
             try:
-                if self._ask(partial(self._is_ready, limit)):
-                    return
+                name = self._ask(partial(self._ready_preset, limit))
+                if name is not None:
+                    break
                 reason = f"its model '{MODEL.name}' is not ready"
             except (_ConnectionLost, UpscaleError):
                 reason = "nothing answers"
@@ -179,6 +195,9 @@ class Client:
                     "start one with `python -m pipeline.serve`"
                 )
             time.sleep(0.1)
+        if name not in PRESETS:
+            raise ServerError(f"server {self.url} runs preset '{name}', known here are {', '.join(PRESETS)}")
+        self.preset = PRESETS[name]
 
     def _inputs(self, image: Image, options: dict[str, Any]) -> list[Any]:
         values = {"image": image[None], **{name: np.array([[value]]) for name, value in options.items()}}
@@ -191,11 +210,23 @@ class Client:
                 inputs[-1].set_data_from_numpy(array)
         return inputs
 
-    def _infer(self, inputs: list[Any]) -> Image:
+    def _infer(self, inputs: list[Any], outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         limit = {"client_timeout": self.timeout} if self.protocol == "grpc" else {}
-        answer = self._ask(lambda: self._connection().infer(MODEL.name, inputs, **limit))
-        upscaled: Image = answer.as_numpy(MODEL.outputs[0].name)[0]
-        return upscaled
+        wanted = [self._library.InferRequestedOutput(name) for name in outputs]
+        answer = self._ask(lambda: self._connection().infer(MODEL.name, inputs, outputs=wanted, **limit))
+        return {name: answer.as_numpy(name)[0] for name in outputs}
+
+    def check(self, seed: int = 0, **options: Any) -> request.Options:
+        """The options of ``upscale`` with the defaults of the server's preset.
+
+        Raises:
+            BadRequest: one is not allowed.
+        """
+        try:
+            request.check_seed(seed)
+            return request.Options.of(self.preset, **options)
+        except request.BadRequest as error:
+            raise BadRequest(str(error)) from error
 
     def upscale(
         self,
@@ -205,6 +236,9 @@ class Client:
         steps: int | None = None,
         sampler: str | None = None,
         start: str | None = None,
+        samples: int | None = None,
+        output: str | None = None,
+        faithful: bool | None = None,
         denoiser: str | None = None,
     ) -> Upscaled:
         """Upscale one image ×4.
@@ -216,9 +250,12 @@ class Client:
         Args:
             image: floating point [H, W] in [0, 1], 2 to 512 pixels a side.
             seed: of the noise, 0 … 2^63-1.
-            steps: denoising steps, 1 … T; unless given, 10 for "ddim" and T for "ddpm".
+            steps: denoising steps, 1 … T; unless given, the preset's few for "ddim" and T for "ddpm".
             sampler: "ddim", the default, or "ddpm", the paper's.
-            start: "lr", the noised LR latent, or "noise", as the paper has it.
+            start: "noise", or, of preset paper, "lr", the noised LR latent.
+            samples: how many to draw, 1 … 16; from two on their spread tells where they were guessed.
+            output: "sample", the first of them, or "mean".
+            faithful: whether the result must downscale to ``image``; unless given, the preset's choice.
             denoiser: "auto", "onnx" or "trt".
 
         Raises:
@@ -228,25 +265,42 @@ class Client:
             raise BadRequest(f"'image' has shape {image.shape}, needed is [H, W], one gray image")
         if not np.issubdtype(image.dtype, np.floating):
             raise BadRequest(f"'image' is {image.dtype}, needed is floating point from 0 to 1")
+        options = self.check(
+            seed,
+            steps=steps,
+            sampler=sampler,
+            start=start,
+            samples=samples,
+            output=output,
+            faithful=faithful,
+            denoiser=denoiser,
+        )
         try:
-            chosen = request.Options.of(PAPER, steps, sampler, start, denoiser)
-            request.check_seed(seed)
             request.check_image(image)
         except request.BadRequest as error:
             raise BadRequest(str(error)) from error
-        options = {"seed": seed, **asdict(chosen)}
-        inputs = self._inputs(image, options)
+        preset = self.preset.name
+        inputs = self._inputs(image, {"seed": seed, **asdict(options)})
+        outputs = ["upscaled", "lr_error", *(["spread"] if options.samples > 1 else [])]
         began = time.monotonic()
         try:
-            upscaled = self._infer(inputs)
+            found = self._infer(inputs, outputs)
         except _ConnectionLost:
             try:
                 self.wait_until_ready()
-                upscaled = self._infer(inputs)
+                found = self._infer(inputs, outputs)
             except ServerUnavailable as error:
                 raise ServerLost(
                     f"server {self.url} went away during a request and was not back within {self.wait:g} s"
                 ) from error
             except _ConnectionLost as error:
                 raise ServerLost(f"server {self.url} went away twice during a request: {error}") from error
-        return Upscaled(upscaled, **options, seconds=time.monotonic() - began)
+        return Upscaled(
+            found["upscaled"],
+            found.get("spread"),
+            float(found["lr_error"][0]),
+            preset,
+            seed,
+            options,
+            seconds=time.monotonic() - began,
+        )

@@ -3,6 +3,7 @@
 python client/upscale.py scan.png
 python client/upscale.py scans/ -o upscaled/ --steps 4
 python client/upscale.py scan.dcm -o out.png --url gpu-server:8001 --seed 7
+python client/upscale.py scan.png --samples 16 --mean --uncertainty doubt.png
 python client/upscale.py full-size.png --downscale 4 --compare full-size.png
 """
 
@@ -14,28 +15,32 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 # run as a script, `client` is client/client.py beside this file; in the package, the package: the names are the same
-from client import BadRequest, Client, ServerLost, ServerUnavailable, Upscaled, UpscaleError
+from client import BadRequest, Client, ServerLost, Upscaled, UpscaleError
 from pipeline import request
 from pipeline.command_line import make_parser
 from pipeline.files import SUFFIXES, FileError, Source, list_images, read_image, write_png
 from pipeline.images import downscale
-from pipeline.pictures import CAUTION, comparison
-from pipeline.spec import DENOISERS, MAX_SEED, MAX_SIDE, PAPER, SAMPLERS, SCALE, STARTS
+from pipeline.pictures import CAUTION, comparison, uncertainty_map
+from pipeline.spec import DEFAULT, DENOISERS, MAX_SAMPLES, MAX_SEED, MAX_SIDE, PRESETS, SAMPLERS, SCALE, STARTS
 
 IN_FLIGHT = 8
 """Requests of a folder that are under way at once, for the server to batch."""
 
 SUFFIX = f"_x{SCALE}"
 
+SEVERAL = 8
+"""Samples where their mean or scatter is asked for, but no number."""
+
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    diffusion = PAPER.diffusion
+    diffusion = DEFAULT.diffusion
     summary = (__doc__ or "").splitlines()[0]
     description = f"{summary} Detail in the result is generated: it is not for diagnosis."
     parser = make_parser(__doc__, "upscale.py", description)
@@ -59,16 +64,31 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--steps",
         type=int,
-        help=f"denoising steps, 1 to {diffusion.T} (default: "
+        help=f"denoising steps, 1 to {diffusion.T} (default of preset {DEFAULT.name}: "
         + ", ".join(f"{diffusion.default_steps(sampler)} for {sampler}" for sampler in SAMPLERS)
         + ")",
     )
-    add("--sampler", choices=SAMPLERS, default=diffusion.sampler, help="default: %(default)s")
+    add("--sampler", choices=SAMPLERS, help="default: the preset's")
     add(
-        "--start",
-        choices=STARTS,
-        default=diffusion.start,
-        help="denoise from the noised LR latent or, as the paper does, from pure noise (default: %(default)s)",
+        "--start", choices=STARTS, help="pure noise or, preset paper only, the noised LR latent (default: the preset's)"
+    )
+    add(
+        "--samples",
+        type=int,
+        metavar="N",
+        help=f"draw so many, 1 to {MAX_SAMPLES} (default: 1, {SEVERAL} with --mean or --uncertainty)",
+    )
+    add("--mean", action="store_true", help="write the samples' mean: nearer to the truth, with less texture")
+    add(
+        "--uncertainty",
+        type=Path,
+        metavar="FILE",
+        help="also write a PNG that shows where the samples differ: half the width of the 90 %% band, in gray levels",
+    )
+    add(
+        "--faithful",
+        action=argparse.BooleanOptionalAction,
+        help="make the result downscale exactly to the image (default: the preset's)",
     )
     add(
         "--denoiser", choices=DENOISERS, default="auto", help="the U-Net's runtime on the server (default: %(default)s)"
@@ -81,16 +101,41 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     if args.downscale is not None and args.downscale < 2:
         parser.error(f"argument --downscale: {args.downscale}, allowed are 2 and more")
+    if args.samples is None and (args.mean or args.uncertainty):
+        args.samples = SEVERAL
     try:
-        request.Options.of(PAPER, args.steps, args.sampler, args.start, args.denoiser)
         request.check_seed(args.seed)
+        check_options(args)
     except request.BadRequest as error:
         parser.error(str(error))
+    if args.uncertainty and args.samples < 2:
+        parser.error("argument --uncertainty: needs --samples of 2 or more")
     if args.out and args.out.suffix.lower() in set(SUFFIXES) - {".png"}:
         parser.error(f"argument -o: '{args.out}', outputs are PNG files or a folder")
-    if args.compare and (len(args.inputs) > 1 or args.inputs[0].is_dir()):
-        parser.error("argument --compare: goes with one image")
+    for name in ("compare", "uncertainty"):
+        if getattr(args, name) and (len(args.inputs) > 1 or args.inputs[0].is_dir()):
+            parser.error(f"argument --{name}: goes with one image")
+    if args.uncertainty and args.uncertainty.suffix.lower() != ".png":
+        parser.error(f"argument --uncertainty: '{args.uncertainty}', needed is a name that ends in .png")
     return args
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``Client.upscale`` takes beside image and seed; None is the preset's choice."""
+    names = ("steps", "sampler", "start", "samples", "faithful", "denoiser")
+    return {**{name: getattr(args, name) for name in names}, "output": "mean" if args.mean else None}
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises BadRequest where no preset takes the options; which one the server runs is not known yet."""
+    errors = []
+    for preset in PRESETS.values():
+        try:
+            request.Options.of(preset, **options_of(args))
+        except request.BadRequest as error:
+            errors.append(error)
+    if len(errors) == len(PRESETS):
+        raise errors[0]
 
 
 def plan(inputs: Iterable[Path], out: Path | None) -> tuple[dict[Path, Path], list[str]]:
@@ -136,15 +181,18 @@ def provenance(result: Upscaled) -> dict[str, str]:
     return {
         "Software": "cxr-superres",
         "Description": f"Super-resolved x{SCALE} by latent diffusion: {CAUTION}.",
-        "Parameters": f"seed={result.seed} steps={result.steps} sampler={result.sampler} start={result.start} "
-        f"denoiser={result.denoiser}",
+        "Parameters": " ".join(
+            [f"preset={result.preset} seed={result.seed}"]
+            + [f"{name}={value}" for name, value in asdict(result.options).items()]
+        ),
     }
 
 
 def upscale_file(client: Client, path: Path, target: Path, args: argparse.Namespace) -> tuple[Source, Upscaled]:
-    """Read, upscale, write; the comparison too where it is asked for."""
+    """Read, upscale, write; the comparison and the map of uncertainty too where they are asked for."""
     picture = target.with_name(f"{target.stem}_compare.png")
-    for path_out in [target, *([picture] if args.compare else [])]:
+    pictures = [picture] if args.compare else []
+    for path_out in [target, *pictures, *([args.uncertainty] if args.uncertainty else [])]:
         if path_out.exists() and not args.force:
             raise FileError(f"'{path_out}' exists already: give --force to overwrite it")
     source = read(path, args.downscale)
@@ -156,20 +204,15 @@ def upscale_file(client: Client, path: Path, target: Path, args: argparse.Namesp
             raise FileError(f"'{args.compare}' is {hr.shape[1]}×{hr.shape[0]}, needed is {width}×{height} to compare")
         hr = hr[:height, :width]
     try:
-        result = client.upscale(
-            source.image,
-            seed=args.seed,
-            steps=args.steps,
-            sampler=args.sampler,
-            start=args.start,
-            denoiser=args.denoiser,
-        )
+        result = client.upscale(source.image, seed=args.seed, **options_of(args))
     except BadRequest as error:
         hint = " (--downscale N makes it smaller)" if max(source.image.shape) > MAX_SIDE else ""
         raise BadRequest(f"'{path}': {error}{hint}") from error
     write_png(target, result.image, source.bits, provenance(result))
     if hr is not None:
         write_png(picture, comparison(source.image, result.image, hr), text=provenance(result))
+    if args.uncertainty and result.spread is not None:
+        write_png(args.uncertainty, uncertainty_map(result.image, result.spread), text=provenance(result))
     return source, result
 
 
@@ -226,8 +269,9 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         try:
             with Client(args.url, protocol=args.protocol, wait=args.wait, timeout=args.timeout) as client:
+                client.check(args.seed, **options_of(args))
                 problems += upscale_all(jobs, client, args, bar)
-        except ServerUnavailable as error:
+        except UpscaleError as error:
             report(str(error), bar)
             return 1
         except KeyboardInterrupt:

@@ -13,7 +13,9 @@ import pytest
 
 from client import BadRequest, Client, ServerError, ServerLost, ServerUnavailable, UpscaleError
 from client.demo import free_ports
+from pipeline.request import Options
 from pipeline.serve import ROOT
+from pipeline.spec import DEFAULT
 from tests.conftest import RunningServer, StartServer
 
 Protocol = Literal["grpc", "http"]
@@ -29,10 +31,36 @@ def test_upscales_and_says_how(server: RunningServer, protocol: Protocol) -> Non
         again = client.upscale(IMAGE, seed=4, steps=3, sampler="ddim", denoiser="onnx")
     assert result.image.shape == (64, 80)
     assert result.image.dtype == np.float32
-    assert (result.seed, result.steps, result.sampler, result.start) == (4, 3, "ddim", "lr")
-    assert result.denoiser == "auto"
+    assert (result.preset, result.seed) == (DEFAULT.name, 4)
+    assert result.options == Options.of(DEFAULT, steps=3, sampler="ddim")
+    assert result.spread is None
+    assert 0 <= result.lr_error < 1
     assert 0 < result.seconds < 60
     np.testing.assert_array_equal(result.image, again.image)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_several_samples_come_with_their_spread(server: RunningServer, protocol: Protocol) -> None:
+    with Client(server.url(protocol), protocol=protocol) as client:
+        mean = client.upscale(IMAGE, samples=3, output="mean")
+        first = client.upscale(IMAGE, samples=3)
+        one = client.upscale(IMAGE)
+    assert mean.spread is not None
+    assert first.spread is not None
+    assert mean.spread.shape == mean.image.shape
+    assert (mean.spread > 0).all()
+    np.testing.assert_allclose(first.spread, mean.spread, atol=1e-4)
+    np.testing.assert_allclose(first.image, one.image, atol=1e-4)
+    assert not np.allclose(first.image, mean.image, atol=1e-4)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_server_of_an_unknown_preset(
+    server: RunningServer, protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.client.PRESETS", {"other": DEFAULT})
+    with pytest.raises(ServerError, match=f"runs preset '{DEFAULT.name}', known here are other"):
+        Client(server.url(protocol), protocol=protocol)
 
 
 def test_protocols_agree(server: RunningServer) -> None:
@@ -64,13 +92,15 @@ def test_works_from_many_threads(server: RunningServer, protocol: Protocol) -> N
         (IMAGE, {"steps": 301}, "'steps' is 301, allowed are 1 to 300"),
         (IMAGE, {"sampler": "x"}, "'sampler' is 'x', allowed are ddpm, ddim"),
         (IMAGE, {"seed": -1}, "'seed' is -1"),
+        (IMAGE, {"samples": 17}, "'samples' is 17, allowed are 1 to 16"),
+        (IMAGE, {"output": "mean"}, "'output' is 'mean', which needs 'samples' of 2 or more"),
     ],
 )
 def test_bad_requests_are_found_before_sending(
     server: RunningServer, image: Any, options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Client(server.url("grpc")) as client:
-        monkeypatch.setattr(client, "_infer", lambda _: pytest.fail("was sent"))
+        monkeypatch.setattr(client, "_infer", lambda *_: pytest.fail("was sent"))
         with pytest.raises(BadRequest, match=message):
             client.upscale(image, **options)
 

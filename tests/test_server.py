@@ -14,11 +14,13 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from client import Client
+from pipeline import export, triton_config
 from pipeline.images import psnr
 from pipeline.onnx_networks import onnx_networks
 from pipeline.serve import ROOT
-from pipeline.spec import PAPER
-from pipeline.superres import upscale
+from pipeline.spec import DEFAULT, PAPER
+from pipeline.superres import generator, upscale
 from tests.conftest import Array, RunningServer, StartServer
 
 REPOSITORY = ROOT / "model_repository"
@@ -31,14 +33,21 @@ def tensor(name: str, array: NDArray[Any]) -> triton.InferInput:
     return result
 
 
-def request(client: triton.InferenceServerClient, image: NDArray[Any], **options: Any) -> Array:
-    """Send ``image`` [B, H, W] as it is, with options [B] of the dtypes that the model names."""
-    dtypes = {"seed": np.int64, "steps": np.int32, "sampler": np.object_, "start": np.object_, "denoiser": np.object_}
+DTYPES = {"seed": np.int64, "steps": np.int32, "samples": np.int32, "faithful": np.bool_}
+"""Of options that are no strings."""
+
+
+def answer(client: triton.InferenceServerClient, image: NDArray[Any], **options: Any) -> dict[str, Array]:
+    """Every output for ``image`` [B, H, W], sent as it is, with options [B] of the dtypes that the model names."""
     inputs = [tensor("image", image)]
     for name, values in options.items():
-        inputs.append(tensor(name, np.array(values, dtypes[name]).reshape(-1, 1)))
-    result: Array = client.infer("superres", inputs).as_numpy("upscaled")
-    return result
+        inputs.append(tensor(name, np.array(values, DTYPES.get(name, np.object_)).reshape(-1, 1)))
+    result = client.infer("superres", inputs)
+    return {name: result.as_numpy(name) for name in ("upscaled", "spread", "lr_error")}
+
+
+def request(client: triton.InferenceServerClient, image: NDArray[Any], **options: Any) -> Array:
+    return answer(client, image, **options)["upscaled"]
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +68,51 @@ def test_any_size_gives_what_the_same_files_give_in_one_process(
     served = request(client, images, seed=[5], steps=[12])
     assert served.shape == (1, 4 * height, 4 * width)
     assert served.dtype == np.float32
-    (local,) = upscale(list(images), [5], onnx_networks(REPOSITORY), PAPER, steps=12)
-    assert psnr(served[0], local) > 50
+    generate = generator(onnx_networks(REPOSITORY, DEFAULT), DEFAULT, steps=12)
+    (local,) = upscale(list(images), [5], generate, DEFAULT)
+    assert psnr(served[0], local.upscaled) > 50
+
+
+def test_samples_mean_spread_and_lr_error_are_those_of_one_process(client: triton.InferenceServerClient) -> None:
+    images = random_images(20, 24, count=2)
+    served = answer(client, images, seed=[5, 6], samples=[3, 3], output=["mean"] * 2, faithful=[True] * 2)
+    generate = generator(onnx_networks(REPOSITORY, DEFAULT), DEFAULT)
+    local = upscale(list(images), [5, 6], generate, DEFAULT, samples=3, output="mean", faithful=True)
+    for i, result in enumerate(local):
+        assert result.spread is not None
+        np.testing.assert_allclose(served["upscaled"][i], result.upscaled, atol=1e-3)
+        np.testing.assert_allclose(served["spread"][i], result.spread, atol=1e-3)
+        assert served["lr_error"][i] == pytest.approx(result.lr_error, abs=1e-3)
+
+
+def test_one_sample_has_no_spread(client: triton.InferenceServerClient) -> None:
+    found = answer(client, random_images(16, 16))
+    assert np.isnan(found["spread"]).all()
+    assert found["spread"].shape == found["upscaled"].shape
+
+
+def test_faithful_results_downscale_to_the_image(client: triton.InferenceServerClient) -> None:
+    images = random_images(16, 16) * 0.4 + 0.3
+    errors = {choice: answer(client, images, faithful=[choice])["lr_error"][0, 0] for choice in (True, False)}
+    assert errors[True] < 1 / 255
+    assert errors[True] < errors[False]
 
 
 def test_defaults_are_the_presets(client: triton.InferenceServerClient) -> None:
     images = random_images(16, 16)
-    explicit = request(client, images, seed=[0], steps=[10], sampler=["ddim"], start=["lr"], denoiser=["auto"])
+    d = DEFAULT.diffusion
+    explicit = request(
+        client,
+        images,
+        seed=[0],
+        steps=[d.ddim_steps],
+        sampler=["ddim"],
+        start=[d.start],
+        samples=[1],
+        output=["sample"],
+        faithful=[DEFAULT.faithful],
+        denoiser=["auto"],
+    )
     np.testing.assert_array_equal(request(client, images), explicit)
 
 
@@ -77,7 +124,8 @@ def test_same_input_gives_the_same_bytes_and_options_matter(client: triton.Infer
         request(client, images, seed=[2], steps=[8], sampler=["ddpm"]),
         request(client, images, seed=[1], steps=[9], sampler=["ddpm"]),
         request(client, images, seed=[1], steps=[8], sampler=["ddim"]),
-        request(client, images, seed=[1], steps=[8], sampler=["ddpm"], start=["noise"]),
+        request(client, images, seed=[1], steps=[8], sampler=["ddpm"], faithful=[False]),
+        request(client, images, seed=[1], steps=[8], sampler=["ddpm"], samples=[2], output=["mean"]),
     ):
         assert not np.array_equal(other, base)
 
@@ -144,7 +192,12 @@ BAD = [
     (lambda a: a, {"seed": [-1]}, "'seed' is -1, allowed are 0 to"),
     (lambda a: a, {"sampler": ["euler"]}, "'sampler' is 'euler', allowed are ddpm, ddim"),
     (lambda a: a, {"sampler": [b"\xff\xfe"]}, "'sampler' is '.*', allowed are ddpm, ddim"),
-    (lambda a: a, {"start": ["middle"]}, "'start' is 'middle', allowed are noise, lr"),
+    (lambda a: a, {"start": ["middle"]}, "'start' is 'middle', allowed are noise"),
+    (lambda a: a, {"start": ["lr"]}, "'start' is 'lr', allowed are noise"),
+    (lambda a: a, {"samples": [0]}, "'samples' is 0, allowed are 1 to 16"),
+    (lambda a: a, {"samples": [17]}, "'samples' is 17, allowed are 1 to 16"),
+    (lambda a: a, {"output": ["median"]}, "'output' is 'median', allowed are sample, mean"),
+    (lambda a: a, {"output": ["mean"]}, "'output' is 'mean', which needs 'samples' of 2 or more"),
     (lambda a: a, {"denoiser": ["tpu"]}, "'denoiser' is 'tpu', allowed are auto, onnx, trt"),
     (lambda a: a, {"denoiser": ["trt"]}, "the TensorRT plan is not built: build it .*trtexec --onnx="),
     (lambda a: a, {"seed": [1, 2]}, "batch-size|unexpected shape|batch size"),
@@ -192,3 +245,22 @@ def test_a_missing_network_is_named_in_the_answer(start_server: StartServer, tmp
             request(client, IMAGE, steps=[2])
         client.load_model("unet_onnx")
         assert request(client, IMAGE, steps=[2]).shape == (1, 64, 64)
+
+
+def test_a_repository_of_preset_paper(
+    start_server: StartServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = tmp_path / "models"
+    shutil.copytree(REPOSITORY / "superres", repository / "superres")
+    for command in (export.main, triton_config.main):
+        assert command(["--preset", "paper", "--model-repository", str(repository)]) == 0, capsys.readouterr().err
+    server = start_server(repository, "--disable-auto-complete-config")
+    image = random_images(20, 33)[0]
+    generate = generator(onnx_networks(repository, PAPER), PAPER)
+    for protocol in ("grpc", "http"):
+        with Client(server.url(protocol), protocol=protocol) as client:
+            assert client.preset == PAPER
+            result = client.upscale(image)
+            assert (result.preset, result.options.steps, result.options.start) == ("paper", 10, "lr")
+            assert not result.options.faithful
+            assert psnr(result.image, upscale([image], [0], generate, PAPER)[0].upscaled) > 50

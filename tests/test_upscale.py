@@ -53,7 +53,9 @@ def test_as_a_script_on_one_image(server: RunningServer, tmp_path: Path) -> None
     with PILImage.open(tmp_path / "scan_x4.png") as upscaled:
         assert upscaled.size == (80, 64)
         assert "not for diagnosis" in upscaled.text["Description"]
-        assert upscaled.text["Parameters"] == "seed=0 steps=2 sampler=ddim start=lr denoiser=auto"
+        assert upscaled.text["Parameters"] == (
+            "preset=best seed=0 steps=2 sampler=ddim start=noise samples=1 output=sample faithful=True denoiser=auto"
+        )
 
 
 def test_help_has_examples() -> None:
@@ -117,6 +119,39 @@ def test_an_existing_comparison_is_kept_too(at: list[str], tmp_path: Path, capsy
     assert kept.read_bytes() == b"precious"
     assert "full_x4_compare.png' exists already" in capsys.readouterr().err
     assert not (tmp_path / "full_x4.png").exists()
+
+
+def test_mean_of_samples_and_map_of_uncertainty(at: list[str], tmp_path: Path) -> None:
+    image, doubt = picture(tmp_path / "a.png"), tmp_path / "doubt.png"
+    assert main([str(image), "--samples", "3", "--mean", "--uncertainty", str(doubt), *at]) == 0
+    with PILImage.open(doubt) as shown, PILImage.open(tmp_path / "a_x4.png") as upscaled:
+        assert shown.mode == "RGB"
+        assert shown.width > 80
+        assert "not for diagnosis" in shown.text["Description"]
+        assert "samples=3 output=mean" in upscaled.text["Parameters"]
+    assert main([str(image), "--mean", "--no-faithful", "-o", str(tmp_path / "b.png"), *at]) == 0
+    with PILImage.open(tmp_path / "b.png") as upscaled:
+        assert "samples=8 output=mean faithful=False" in upscaled.text["Parameters"]
+
+
+def test_an_existing_map_of_uncertainty_is_kept(
+    at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, kept = picture(tmp_path / "a.png"), tmp_path / "doubt.png"
+    kept.write_bytes(b"precious")
+    assert main([str(image), "--uncertainty", str(kept), *at]) == 1
+    assert kept.read_bytes() == b"precious"
+    assert "doubt.png' exists already" in capsys.readouterr().err
+    assert not (tmp_path / "a_x4.png").exists()
+
+
+def test_an_option_that_the_servers_preset_does_not_take(
+    at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "in" / "a.png")
+    picture(tmp_path / "in" / "b.png")
+    assert main([str(tmp_path / "in"), "--start", "lr", *at]) == 1
+    assert error_lines(capsys) == ["error: 'start' is 'lr', allowed are noise"]
 
 
 def test_an_output_without_suffix_is_a_folder(at: list[str], tmp_path: Path) -> None:
@@ -203,6 +238,12 @@ def test_empty_folder(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
         (["-o", "out.jpg"], "-o: 'out.jpg', outputs are PNG files or a folder"),
         (["--no-such-option"], "--no-such-option"),
         (["--compare", "hr.png", "another.png"], "--compare: goes with one image"),
+        (["--samples", "0"], "'samples' is 0, allowed are 1 to 16"),
+        (["--samples", "17"], "'samples' is 17, allowed are 1 to 16"),
+        (["--samples", "1", "--mean"], "'output' is 'mean', which needs 'samples' of 2 or more"),
+        (["--samples", "1", "--uncertainty", "u.png"], "--uncertainty: needs --samples of 2 or more"),
+        (["--uncertainty", "u.jpg"], "--uncertainty: 'u.jpg', needed is a name that ends in .png"),
+        (["--uncertainty", "u.png", "another.png"], "--uncertainty: goes with one image"),
     ],
 )
 def test_options_not_allowed(

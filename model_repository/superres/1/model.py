@@ -1,11 +1,12 @@
 """Triton model ``superres``: decodes requests, runs them together through the networks, answers each.
 
 The method itself is ``pipeline.superres``; its networks are the models ``vae_encoder``, ``unet_onnx`` or ``unet_trt``
-and ``vae_decoder`` of this server, called by BLS.
+and ``vae_decoder`` of this server, called by BLS. The preset is a parameter in ``config.pbtxt``.
 """
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pipeline.request import BadRequest, Options, check_image, check_seed
-from pipeline.spec import MAX_SIDE, PAPER
-from pipeline.superres import Array, Networks, upscale
+from pipeline.spec import PRESETS, Model, Preset, network_models
+from pipeline.superres import Array, Networks, Result, generator, upscale
 
-PRESET = PAPER
-OPTIONS = ("seed", "steps", "sampler", "start", "denoiser")
-MAX_BATCH_PIXELS = MAX_SIDE**2
-"""LR pixels that go through the networks together: one image of the largest size, or many small ones."""
+OPTIONS = ("seed", "steps", "sampler", "start", "samples", "output", "faithful", "denoiser")
 
 
 @dataclass(frozen=True)
@@ -43,32 +41,41 @@ def values(request: Any, name: str, count: int) -> list[Any]:
     return [v.decode(errors="replace") if isinstance(v, bytes) else v for v in tensor.as_numpy().reshape(-1).tolist()]
 
 
-def call(model: str, output: str, **inputs: Array) -> Array:
-    """Run a model of this server and return its output in CPU memory."""
+def call(name: str, model: Model, **inputs: Array) -> Array:
+    """Run model ``name`` of this server and return its output in CPU memory.
+
+    Args:
+        name: of the model.
+        model: what it is like; arguments that it does not have are ignored.
+        inputs: its inputs by name.
+    """
+    output = model.outputs[0].name
     response = pb_utils.InferenceRequest(
-        model_name=model,
+        model_name=name,
         requested_output_names=[output],
-        inputs=[pb_utils.Tensor(name, array) for name, array in inputs.items()],
+        inputs=[pb_utils.Tensor(tensor, inputs[tensor]) for tensor in model.input_names],
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
     ).exec()
     if response.has_error():
-        raise pb_utils.TritonModelException(f"{model}: {response.error().message()}")
+        raise pb_utils.TritonModelException(f"{name}: {response.error().message()}")
     result: Array = pb_utils.get_output_tensor_by_name(response, output).as_numpy()
     return result
 
 
-def networks(denoiser: str) -> Networks:
+def networks(preset: Preset, denoiser: str) -> Networks:
     """The networks as models of this server; "auto" is the ONNX U-Net."""
-    unet = "unet_trt" if denoiser == "trt" else "unet_onnx"
+    unet, encoder, decoder = network_models(preset)
+    name = "unet_trt" if denoiser == "trt" else unet.name
     return Networks(
-        encode=lambda image: call("vae_encoder", "latent", image=image),
-        denoise=lambda x, t: call(unet, "eps", x=x, t=t),
-        decode=lambda latent: call("vae_decoder", "image", latent=latent),
+        encode=lambda image, lr: call(encoder.name, encoder, image=image, lr=lr),
+        denoise=lambda x, t: call(name, unet, x=x, t=t),
+        decode=lambda latent, lr: call(decoder.name, decoder, latent=latent, lr=lr),
     )
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
+        self.preset = PRESETS[json.loads(args["model_config"])["parameters"]["preset"]["string_value"]]
         self.plan = Path(args["model_repository"]).parent / "unet_trt" / "1" / "model.plan"
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -81,26 +88,35 @@ class TritonPythonModel:
                     groups[job.image.shape, job.options].append(job)
             except Exception as error:  # whatever is wrong with a request is its own answer, not the batch's
                 errors[index] = error
-        results: dict[int, dict[int, Array]] = defaultdict(dict)
-        for (shape, options), jobs in groups.items():
-            size = max(1, MAX_BATCH_PIXELS // (shape[0] * shape[1]))
-            for chunk in (jobs[i : i + size] for i in range(0, len(jobs), size)):
-                try:
-                    images = upscale(
-                        [job.image for job in chunk],
-                        [job.seed for job in chunk],
-                        networks(options.denoiser),
-                        PRESET,
-                        steps=options.steps,
-                        sampler=options.sampler,
-                        start=options.start,
-                    )
-                except Exception as error:  # whatever fails is these requests' answer, and the server lives on
-                    errors.update({job.request: error for job in chunk})
-                else:
-                    for job, image in zip(chunk, images, strict=True):
-                        results[job.request][job.row] = image
-        return [self._respond(errors.get(i), results[i]) for i in range(len(requests))]
+        results: dict[int, dict[int, Result]] = defaultdict(dict)
+        for (_, options), jobs in groups.items():
+            try:
+                found = self._upscale(jobs, options)
+            except Exception as error:  # whatever fails is these requests' answer, and the server lives on
+                errors.update({job.request: error for job in jobs})
+            else:
+                for job, result in zip(jobs, found, strict=True):
+                    results[job.request][job.row] = result
+        return [self._respond(request, errors.get(i), results[i]) for i, request in enumerate(requests)]
+
+    def _upscale(self, jobs: list[Job], options: Options) -> list[Result]:
+        """Jobs of one shape with the same options."""
+        generate = generator(
+            networks(self.preset, options.denoiser),
+            self.preset,
+            steps=options.steps,
+            sampler=options.sampler,
+            start=options.start,
+        )
+        return upscale(
+            [job.image for job in jobs],
+            [job.seed for job in jobs],
+            generate,
+            self.preset,
+            samples=options.samples,
+            output=options.output,
+            faithful=options.faithful,
+        )
 
     def _decode(self, index: int, request: Any) -> list[Job]:
         images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
@@ -109,7 +125,7 @@ class TritonPythonModel:
         jobs = []
         for row, (image, seed, *chosen) in enumerate(zip(images, seeds, *options, strict=True)):
             check_seed(seed or 0)
-            jobs.append(Job(index, row, image, seed or 0, Options.of(PRESET, *chosen)))
+            jobs.append(Job(index, row, image, seed or 0, Options.of(self.preset, *chosen)))
         if any(job.options.denoiser == "trt" for job in jobs) and not self.plan.is_file():
             raise BadRequest(
                 "'denoiser' is 'trt', but the TensorRT plan is not built: build it on the server's GPU with trtexec "
@@ -118,10 +134,18 @@ class TritonPythonModel:
         return jobs
 
     @staticmethod
-    def _respond(error: Exception | None, images: dict[int, Array]) -> Any:
-        if error is None:
-            return pb_utils.InferenceResponse(
-                [pb_utils.Tensor("upscaled", np.stack([images[row] for row in sorted(images)]))]
-            )
-        code = pb_utils.TritonError.INVALID_ARG if isinstance(error, BadRequest) else pb_utils.TritonError.INTERNAL
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+    def _respond(request: Any, error: Exception | None, results: dict[int, Result]) -> Any:
+        if error is not None:
+            bad = isinstance(error, BadRequest)
+            code = pb_utils.TritonError.INVALID_ARG if bad else pb_utils.TritonError.INTERNAL
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+        rows = [results[row] for row in sorted(results)]
+        # made when asked for: a spread is as large as the image
+        outputs = {
+            "upscaled": lambda: [r.upscaled for r in rows],
+            "spread": lambda: [np.full_like(r.upscaled, np.nan) if r.spread is None else r.spread for r in rows],
+            "lr_error": lambda: [[r.lr_error] for r in rows],
+        }
+        wanted = request.requested_output_names()
+        tensors = [pb_utils.Tensor(name, np.array(outputs[name](), np.float32)) for name in outputs if name in wanted]
+        return pb_utils.InferenceResponse(tensors)
