@@ -15,24 +15,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from client.demo import free_ports
 from pipeline import eager
 from pipeline.serve import ROOT
-from pipeline.spec import PAPER
-from pipeline.vae import load_vae, set_latent_scale
+from pipeline.spec import BEST, PAPER, Preset
+from pipeline.superres import upscale
+from pipeline.vae import load_vae, set_latent_scale, vae_path
 from pipeline.weights import load_unet
-from train import loop, unet, vae
+from train import loop, tune, unet, vae
 from train.losses import AdversaryLoss, Discriminator
 from train.schedule import learning_rate
 
 
 def vae_config(data: Path, folder: Path, **changes: Any) -> vae.VAETraining:
     config = vae.VAETraining(
-        data=data, out=folder, run_dir=folder / "vae", steps=2, batch=1, crop=64, precision="fp32", device="cpu"
-    )
+        data=data, out=folder, run_dir=folder / "run-vae", steps=2, batch=1, crop=64, precision="fp32", device="cpu",
+        preset="paper",
+    )  # fmt: skip
     return replace(config, **changes)
 
 
@@ -46,14 +50,14 @@ def weights(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unet_config(data: Path, weights: Path, out: Path, **changes: Any) -> unet.UNetTraining:
     config = unet.UNetTraining(
         data=data, weights=weights, out=out, run_dir=out / "run", steps=6, validate_every=2, batch=4, passes=1, ema=0.5,
-        precision="fp32", device="cpu",
+        precision="fp32", device="cpu", preset="paper",
     )  # fmt: skip
     return replace(config, **changes)
 
 
-def state_of(folder: Path | None) -> dict[str, torch.Tensor]:
+def state_of(folder: Path | None, preset: Preset = PAPER) -> dict[str, torch.Tensor]:
     assert folder is not None
-    return load_unet(folder, PAPER).state_dict()
+    return load_unet(folder, preset).state_dict()
 
 
 def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -63,8 +67,9 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
 def test_vae_training_writes_a_loadable_autoencoder_with_its_scale(weights: Path) -> None:
     loaded = load_vae(weights / "vae", PAPER.vae)
     metadata = json.loads((weights / "vae.json").read_text())
-    assert loaded.config.scaling_factor == pytest.approx(1 / metadata["latent_std"])
-    assert loaded.config.shift_factor == pytest.approx(metadata["latent_mean"])
+    assert isinstance(loaded, AutoencoderKL)
+    assert loaded.config.scaling_factor == pytest.approx(1 / metadata["latent_std"][0])
+    assert loaded.config.shift_factor == pytest.approx(metadata["latent_mean"][0])
     assert metadata["config"]["steps"] == 2
 
 
@@ -136,7 +141,8 @@ def command(config: unet.UNetTraining, *extra: str) -> list[str]:
     return [
         "-m", "train.unet", f"--data={config.data}", f"--weights={config.weights}", f"--out={config.out}",
         f"--run-dir={config.run_dir}", f"--steps={config.steps}", f"--validate-every={config.validate_every}",
-        f"--batch={config.batch}", "--passes=1", f"--ema={config.ema}", "--precision=fp32", "--device=cpu", *extra,
+        f"--batch={config.batch}", "--passes=1", f"--ema={config.ema}", "--precision=fp32", "--device=cpu",
+        "--preset=paper", *extra,
     ]  # fmt: skip
 
 
@@ -180,7 +186,7 @@ def one_step(data: Path, weights: Path, out: Path, **changes: Any) -> unet.UNetT
     return unet_config(data, weights, out, **{"steps": 1, "warmup": 0, "ema": 0.0, "clip": 1e9, "batch": 8, **changes})
 
 
-@pytest.mark.parametrize("loss", ["eps-mse", "eps-image"])
+@pytest.mark.parametrize("loss", ["mse", "eps-image"])
 def test_two_processes_train_as_one(data: Path, weights: Path, tmp_path: Path, loss: str) -> None:
     alone = one_step(data, weights, tmp_path / "alone", loss=loss, image_share=4)
     unet.train_unet(alone)
@@ -195,7 +201,7 @@ def test_two_processes_train_as_one(data: Path, weights: Path, tmp_path: Path, l
     assert_same_training(alone, shared)
 
 
-@pytest.mark.parametrize("loss", ["eps-mse", "eps-image"])
+@pytest.mark.parametrize("loss", ["mse", "eps-image"])
 def test_accumulated_gradients_are_those_of_the_whole_batch(
     data: Path, weights: Path, tmp_path: Path, loss: str
 ) -> None:
@@ -233,6 +239,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
         ({"steps": 0}, r"--steps is 0, it must be at least 1"),
         ({"accumulate": 0}, r"--batch, --accumulate and --validate-every must be at least 1, and --clip above 0"),
         ({"loss": "eps-image", "image_share": 3}, r"--image-share 3 must divide the 4 samples"),
+        ({"loss": "eps-lpips", "preset": "best"}, r"--loss eps-lpips: the U-Net of preset 'best' does not predict ε"),
     ],
 )
 def test_impossible_settings(data: Path, weights: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -277,6 +284,7 @@ def test_the_whole_recipe_trains_both_networks_and_continues(data: Path, tmp_pat
         ({"crop": 24}, r"--crop 24: it must be a multiple of 8 from 32 to 256"),
         ({"crop": 100}, r"--crop 100: it must be a multiple of 8 from 32 to 256"),
         ({"steps": 0}, r"--steps 0 trains nothing: it needs a pretrained --vae"),
+        ({"latent_drop": 0.1}, r"--latent-drop: the decoder of preset 'paper' sees nothing but the latent"),
         ({"adversarial": 0.1, "precision": "fp16"}, r"--adversarial does not go with --precision fp16"),
     ],
 )
@@ -299,12 +307,87 @@ def test_latents_of_another_scale_are_not_taken(data: Path, weights: Path, tmp_p
     config = unet_config(data, mine, mine, run_dir=tmp_path / "run", steps=1, validate_every=1)
     unet.train_unet(config)
     rescaled = load_vae(mine / "vae", PAPER.vae)
-    set_latent_scale(rescaled, 0.0, 3.0)
+    assert isinstance(rescaled, AutoencoderKL)
+    set_latent_scale(rescaled, 3 * torch.randn(1, 4, 8, 8))
     rescaled.save_pretrained(mine / "vae")
     with pytest.raises(ValueError, match=r"latents\.pt' is of another run \(vae "):
         unet.train_unet(replace(config, resume=True))
     with pytest.raises(ValueError, match=r"was trained on the latents of another autoencoder"):
         eager.load(mine, PAPER)
+
+
+@pytest.fixture(scope="module")
+def best_weights(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both networks of preset best, hardly trained."""
+    folder = tmp_path_factory.mktemp("best")
+    spoilt = {"latent_noise": 0.5, "latent_drop": 0.2, "vgg": 0.1, "whole_every": 0}
+    vae.train_vae(vae_config(data, folder, preset="best", **spoilt))
+    unet.train_unet(unet_config(data, folder, folder, preset="best", steps=2, augment=True))
+    return folder
+
+
+def tuning(data: Path, weights: Path, out: Path, **changes: Any) -> tune.Tuning:
+    config = tune.Tuning(
+        data=data, weights=weights, out=out, run_dir=out / "run", steps=3, batch=2, crop=64, validate_every=1,
+        precision="fp32", device="cpu", ema=0.5,
+    )  # fmt: skip
+    return replace(config, **changes)
+
+
+def test_the_trainings_of_best_make_a_system(best_weights: Path, rng: np.random.Generator) -> None:
+    metadata = json.loads((best_weights / "vae.json").read_text())
+    assert len(metadata["latent_std"]) == 4, "every channel has a scale of its own"
+    system = eager.load(best_weights, BEST)
+    (result,) = upscale([rng.random((32, 32), dtype=np.float32)], [0], system.generator(), BEST)
+    assert result.upscaled.shape == (128, 128)
+
+
+def test_tuning_changes_unet_and_decoder_together_and_not_the_encoder(
+    data: Path, best_weights: Path, tmp_path: Path
+) -> None:
+    tune.tune(tuning(data, best_weights, tmp_path, warmup=0))
+    before, after = (load_vae(vae_path(f, BEST.vae), BEST.vae).state_dict() for f in (best_weights, tmp_path))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {name for name in before if name.startswith(("encoder.", "latent_"))}
+    assert not torch.equal(state_of(best_weights, BEST)["out.weight"], state_of(tmp_path, BEST)["out.weight"])
+    eager.load(tmp_path, BEST)
+
+
+def test_a_stopped_tuning_continues_to_the_same_bits(
+    data: Path, best_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = tuning(data, best_weights, tmp_path / "straight")
+    tune.tune(straight)
+    stopped = replace(straight, out=tmp_path / "stopped", run_dir=tmp_path / "stopped" / "run")
+    save = loop.Run.save
+
+    def stop_after_the_first(run: loop.Run) -> None:
+        if run.step > 1:
+            raise KeyboardInterrupt
+        save(run)
+
+    monkeypatch.setattr(loop.Run, "save", stop_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        tune.tune(stopped)
+    monkeypatch.undo()
+    tune.tune(replace(stopped, resume=True))
+    assert_equal(state_of(straight.out, BEST), state_of(stopped.out, BEST))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "paper"}, r"--preset paper: only presets whose U-Net sees the LR image itself are tuned"),
+        ({"crop": 96}, r"--crop 96: it must be a multiple of 64 up to 256"),
+        ({"sampler_steps": "1,0"}, r"--sampler-steps '1,0': needed are numbers from 1 to 300, such as 1,2,4"),
+        ({"sampler_steps": "few"}, r"--sampler-steps 'few': needed are numbers"),
+    ],
+)
+def test_impossible_settings_of_tuning(
+    data: Path, best_weights: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        tune.tune(tuning(data, best_weights, tmp_path, **changes))
 
 
 def test_a_full_gpu_is_one_line_of_advice(
@@ -329,7 +412,7 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert all(a >= b for a, b in itertools.pairwise(rates[50:]))
 
 
-@pytest.mark.parametrize("main", [vae.main, unet.main])
+@pytest.mark.parametrize("main", [vae.main, unet.main, tune.main])
 def test_missing_data_is_one_line(
     main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,9 +72,12 @@ def test_frequencies_are_the_papers() -> None:
 
 
 def test_random_crop_is_a_piece_or_its_mirror_image() -> None:
-    image = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
-    whole = {random_crop(image, 64, np.random.default_rng(s)).tobytes() for s in range(20)}
-    assert whole == {image.tobytes(), np.ascontiguousarray(image[:, ::-1]).tobytes()}
-    piece = random_crop(image, 16, np.random.default_rng(3))
-    assert abs(int(piece[0, 1]) - int(piece[0, 0])) == 1
-    assert piece[1, 0] - piece[0, 0] == 64
+    lr = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    hr = np.kron(lr, np.ones((4, 4), np.uint16))
+    whole = {random_crop(lr, hr, 64, np.random.default_rng(s))[0].tobytes() for s in range(20)}
+    assert whole == {lr.tobytes(), np.ascontiguousarray(lr[:, ::-1]).tobytes()}
+    for seed in range(5):
+        piece, same = random_crop(lr, hr, 16, np.random.default_rng(seed))
+        assert abs(int(piece[0, 1]) - int(piece[0, 0])) == 1
+        assert piece[1, 0] - piece[0, 0] == 64
+        np.testing.assert_array_equal(same, np.kron(piece, np.ones((4, 4), np.uint16)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,15 +15,17 @@ from PIL import Image as PILImage
 from client.client import Upscaled
 from pipeline import eager
 from pipeline.images import Image, upsample
+from pipeline.request import Options
 from pipeline.serve import ROOT
-from pipeline.spec import PAPER
+from pipeline.spec import BEST, DEFAULT, PAPER
+from tests.conftest import RunningServer
 from train import evaluate, methods
 from train.data import PairDataset, list_pairs
-from train.evaluate import choose, measure, seconds_an_image
-from train.methods import Run, bicubic, parse_run, parse_runtimes
+from train.evaluate import choose, lr_error, measure, seconds_an_image
+from train.methods import Run, bicubic, check_run, parse_run, parse_runtimes
 from train.report import Measured
 
-WEIGHTS = ROOT / "weights" / "paper"
+WEIGHTS = ROOT / "weights" / DEFAULT.name
 
 
 @pytest.fixture
@@ -37,6 +40,7 @@ def test_the_reference_itself_is_perfect_and_bicubic_is_not(pairs: PairDataset) 
     assert perfect["ssim"].tolist() == pytest.approx([1.0] * 3)
     assert perfect["lpips_alex"].tolist() == [0.0] * 3
     assert (measured["psnr"] < 60).all()
+    assert perfect["lr_error"] == pytest.approx([0.0] * 3, abs=0.51), "LR images are rounded to 8 bits"
     assert (measured["lpips_alex"] > 0).all()
 
 
@@ -66,6 +70,9 @@ def test_choose_takes_one_side_evenly_spread(data: Path) -> None:
 def test_run_on_the_command_line() -> None:
     assert parse_run("ddim:50:lr") == Run("ddim", 50, "lr")
     assert str(parse_run("ddpm:300:noise")) == "DDPM, 300 steps, from pure noise"
+    assert parse_run("ddim:4:noise:mean16:free") == Run("ddim", 4, "noise", 16, "mean", False)
+    assert str(parse_run("ddim:1:noise:mean2:free")) == "DDIM, 1 step, from pure noise, mean of 2, not projected"
+    assert parse_run("ddim:4:noise:faithful").faithful
     assert parse_runtimes("torch,onnx") == ("torch", "onnx")
 
 
@@ -74,7 +81,18 @@ def test_command_reports_runtimes_side_by_side(data: Path, tmp_path: Path) -> No
     shutil.copytree(WEIGHTS, weights)
     status = evaluate.main(
         [
-            *("--data", str(data), "--limit", "2", "--runtimes", "torch,onnx", "--run", "ddim:2:lr", "--lpips", "alex"),
+            *(
+                "--data",
+                str(data),
+                "--limit",
+                "2",
+                "--runtimes",
+                "torch,onnx",
+                "--run",
+                "ddim:2:noise",
+                "--lpips",
+                "alex",
+            ),
             *("--report", str(tmp_path / "report"), "--reported", "nih", "--record", "tiny", "--weights", str(weights)),
         ]
     )
@@ -84,7 +102,7 @@ def test_command_reports_runtimes_side_by_side(data: Path, tmp_path: Path) -> No
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
     assert rows[2:] == [
         "bicubic", "autoencoder alone (ceiling)",
-        "PyTorch: DDIM, 2 steps, from the LR latent", "ONNX: DDIM, 2 steps, from the LR latent",
+        "PyTorch: DDIM, 2 steps, from pure noise", "ONNX: DDIM, 2 steps, from pure noise",
         "*paper: bicubic*", "*paper: PyTorch*", "*paper: TensorRT*",
     ]  # fmt: skip
     with open(tmp_path / "report" / "images.csv", newline="", encoding="utf-8") as file:
@@ -118,7 +136,9 @@ def test_measured_values_reach_the_record(tmp_path: Path) -> None:
         (["--device", "cuda"], "--device cuda: PyTorch finds no GPU here"),
         (["--shares", "70/30"], "the split '70/30' is not three percentages"),
         (["--weights", "nowhere"], "nowhere"),
-        (["--model-repository", "nowhere"], "'nowhere/vae_encoder/1/model.onnx'"),
+        (["--model-repository", "nowhere"], "'nowhere/unet_onnx/1/model.onnx'"),
+        (["--run", "ddim:4:lr"], "preset 'best': 'start' is 'lr', allowed are noise"),
+        (["--run", "ddim:301:noise"], "preset 'best': 'steps' is 301, allowed are 1 to 300"),
         (["--index", "nowhere.csv"], "nowhere.csv"),
     ],
 )
@@ -139,21 +159,26 @@ def test_tensorrt_is_asked_of_the_server_with_each_images_seed(
     asked = []
 
     class Server:
+        preset = DEFAULT
+
         def __init__(self, url: str) -> None:
             assert url == "gpu-server:8001"
 
         def upscale(self, image: Image, **options: object) -> Upscaled:
             asked.append(options)
-            return Upscaled(upsample(image), 0, 0, "", "", "", 0.0)
+            return Upscaled(upsample(image), None, 0.0, "best", 0, Options.of(DEFAULT), 0.0)
 
     monkeypatch.setattr(methods, "Client", Server)
-    system = eager.load(WEIGHTS, PAPER)
-    run = Run("ddim", 4, "lr")
+    system = eager.load(WEIGHTS, DEFAULT)
+    run = Run("ddim", 4, "noise", 8, "mean")
     made = methods.make_methods(("trt",), [run], system, ROOT / "model_repository", "gpu-server:8001")
     lr = [pairs.unit_images(i)[0] for i in range(2)]
-    images = made["TensorRT: DDIM, 4 steps, from the LR latent"](lr, [], [3, 4])
+    images = made["TensorRT: DDIM, 4 steps, from pure noise, mean of 8"](lr, [], [3, 4])
     np.testing.assert_array_equal(images[1], upsample(lr[1]))
-    common = {"denoiser": "trt", "steps": 4, "sampler": "ddim", "start": "lr"}
+    common = {
+        **{"denoiser": "trt", "steps": 4, "sampler": "ddim", "start": "noise"},
+        **{"samples": 8, "output": "mean", "faithful": None},
+    }
     assert asked == [{"seed": 3, **common}, {"seed": 4, **common}]
 
 
@@ -168,14 +193,38 @@ def test_tensorrt_without_a_plan_is_one_line(server: object, data: Path, capsys:
     assert "'denoiser' is 'trt'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["ddim", "ddim:0:lr", "ddim:301:lr", "euler:5:lr", "ddim:5:zero"])
+def test_the_served_images_are_those_of_pytorch(server: RunningServer, pairs: PairDataset) -> None:
+    system, run = eager.load(WEIGHTS, DEFAULT), Run("ddim", 2, "noise")
+    url = server.url("grpc")
+    made = methods.make_methods(("server", "torch"), [run], system, ROOT / "model_repository", url)
+    lr = [pairs.unit_images(i)[0] for i in range(2)]
+    served, local = (made[f"{name}: {run}"](lr, [], [3, 4]) for name in ("Triton", "PyTorch"))
+    np.testing.assert_allclose(served, local, atol=1e-3)
+    other = dataclasses.replace(system, preset=PAPER)
+    with pytest.raises(ValueError, match="runs preset 'best', not 'paper'"):
+        methods.make_methods(("server",), [], other, ROOT / "model_repository", url)
+
+
+def test_the_lr_error_is_that_of_eight_bits(pairs: PairDataset) -> None:
+    lr, hr = pairs.unit_images(0)
+    assert lr_error(hr, lr) <= 0.51
+    assert lr_error(np.clip(hr + 0.1, 0, 1), lr) == pytest.approx(25.5, abs=1)
+
+
+def test_runs_are_checked_against_the_preset() -> None:
+    check_run(Run("ddim", 4, "lr"), PAPER)
+    with pytest.raises(ValueError, match="'output' is 'mean', which needs 'samples' of 2 or more"):
+        check_run(Run("ddim", 4, "noise", 1, "mean"), BEST)
+
+
+@pytest.mark.parametrize("text", ["ddim", "ddim:x:lr", "euler:5:lr", "ddim:5:zero", "ddim:5:lr:mean", "ddim:5:lr:x"])
 def test_unknown_runs_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         evaluate.main(["--data", ".", "--run", text])
-    assert f"'{text}', allowed are ddpm|ddim:1…300:noise|lr" in capsys.readouterr().err
+    assert f"'{text}', needed is ddpm|ddim:STEPS:noise|lr" in capsys.readouterr().err
 
 
 def test_unknown_runtimes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         evaluate.main(["--data", ".", "--runtimes", "onnx,cuda"])
-    assert "'cuda', allowed are bicubic, torch, onnx, trt" in capsys.readouterr().err
+    assert "'cuda', allowed are bicubic, torch, onnx, server, trt" in capsys.readouterr().err

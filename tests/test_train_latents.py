@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pipeline.images import to_network
-from pipeline.spec import PAPER
-from pipeline.superres import network_input
+from pipeline.spec import BEST, PAPER
+from pipeline.superres import network_lr, upsample_all
 from pipeline.vae import Encoder, make_vae
 from train.data import PairDataset, list_pairs
 from train.latents import cached_latents
@@ -25,9 +25,10 @@ def test_latents_are_encoded_once(data: Path, tmp_path: Path, encoder: Encoder) 
     pairs = PairDataset(list_pairs(data)[:3], PAPER.data)
     cpu, path = torch.device("cpu"), tmp_path / "latents.pt"
     first = cached_latents(path, {"vae": "a"}, encoder, {"train": pairs}, PAPER, cpu)["train"]
-    assert (first.shape, first.dtype) == ((3, 2, 4, 32, 32), torch.float16)
+    assert (first.shape, first.dtype) == ((3, 8, 32, 32), torch.float16)
     lr, hr = pairs.unit_images(1)
-    for latent, image in ((first[1, 0], to_network(hr, 3)[None]), (first[1, 1], network_input([lr], PAPER))):
+    bicubic = upsample_all(network_lr([lr], PAPER))
+    for latent, image in ((first[1, :4], to_network(hr, 3)[None]), (first[1, 4:], bicubic)):
         expected = encoder(torch.from_numpy(image))[0].detach()
         torch.testing.assert_close(latent.float(), expected, atol=1e-2, rtol=1e-2)
     written = path.stat().st_mtime_ns
@@ -36,3 +37,14 @@ def test_latents_are_encoded_once(data: Path, tmp_path: Path, encoder: Encoder) 
     assert path.stat().st_mtime_ns == written
     with pytest.raises(ValueError, match=r"is of another run \(vae a, not b\)"):
         cached_latents(path, {"vae": "b"}, encoder, {"train": pairs}, PAPER, cpu)
+
+
+def test_a_preset_that_sees_the_lr_image_keeps_it_beside_the_latent(data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pairs = PairDataset(list_pairs(data)[:2], BEST.data)
+    encoder = Encoder(make_vae(BEST.vae))
+    path, cpu = tmp_path / "latents.pt", torch.device("cpu")
+    latents = cached_latents(path, {}, encoder, {"train": pairs}, BEST, cpu)["train"]
+    lr, hr = (image[None] for image in pairs[1])
+    expected = torch.cat([encoder(hr, lr).detach(), torch.pixel_unshuffle(lr, 2)], dim=1)
+    torch.testing.assert_close(latents[1:].float(), expected, atol=1e-2, rtol=1e-2)

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.spec import PAPER
-from pipeline.vae import Decoder, make_vae
-from train.losses import AdversaryLoss, AutoencoderLoss, DiffusionLoss, Discriminator, EpsLoss, eps_lpips
+from pipeline import images
+from pipeline.eager import Eager
+from pipeline.images import downscale, upsample
+from pipeline.sampler import image_noise
+from pipeline.spec import BEST, PAPER, Preset
+from pipeline.unet import UNet
+from pipeline.vae import Decoder, Encoder, make_vae
+from train.losses import (
+    AdversaryLoss,
+    AutoencoderLoss,
+    DiffusionLoss,
+    DiffusionLossKind,
+    Discriminator,
+    FewStepLoss,
+    Perceptual,
+    eps_lpips,
+    project,
+)
 from train.lpips import LPIPS
 
 
@@ -37,16 +53,16 @@ def noise() -> Tensor:
 
 @pytest.fixture
 def pairs() -> Tensor:
-    return torch.randn(2, 2, 4, 32, 32, generator=torch.Generator().manual_seed(1))
+    return torch.randn(2, 8, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 ALPHA_BAR = torch.tensor([0.9, 0.1])
 TIMES = torch.tensor([0, 1])
 
 
-@pytest.mark.parametrize("kind", ["eps-mse", "eps-lpips"])
+@pytest.mark.parametrize("kind", ["mse", "eps-lpips"])
 def test_the_true_noise_costs_nothing_and_errors_cost_more(
-    kind: EpsLoss, lpips: LPIPS, pairs: Tensor, noise: Tensor
+    kind: DiffusionLossKind, lpips: LPIPS, pairs: Tensor, noise: Tensor
 ) -> None:
     losses = [
         DiffusionLoss(Oracle(noise, error), ALPHA_BAR, kind, lpips)(pairs, TIMES, noise)["loss"].item()  # type: ignore[arg-type]
@@ -54,7 +70,7 @@ def test_the_true_noise_costs_nothing_and_errors_cost_more(
     ]
     assert losses[0] == 0
     assert losses[0] < losses[1] < losses[2]
-    if kind == "eps-mse":
+    if kind == "mse":
         assert losses[1:] == pytest.approx([0.01, 0.25], rel=1e-4)
 
 
@@ -70,7 +86,7 @@ def test_eps_image_compares_what_the_estimate_decodes_to(lpips: LPIPS, pairs: Te
     decoder = Decoder(make_vae(PAPER.vae).requires_grad_(False))
     where = torch.tensor([[3, 5]])
     with torch.no_grad():
-        hr = decoder(pairs[:1, 0, :, 3:11, 5:13])
+        hr = decoder(pairs[:1, :4, 3:11, 5:13])
     terms = {}
     for error in (0.0, 0.5):
         loss = DiffusionLoss(Oracle(noise, error), ALPHA_BAR, "eps-image", lpips, decoder, image_weight=0.1)  # type: ignore[arg-type]
@@ -83,19 +99,107 @@ def test_eps_image_compares_what_the_estimate_decodes_to(lpips: LPIPS, pairs: Te
     assert oracle.error.grad > 0, "a smaller error decodes to something nearer"  # type: ignore[operator]
 
 
-def test_the_autoencoders_terms_add_up(lpips: LPIPS) -> None:
+def test_v_is_learnt_where_the_preset_predicts_it(pairs: Tensor, noise: Tensor) -> None:
+    a = ALPHA_BAR[TIMES][:, None, None, None]
+    v = a.sqrt() * noise - (1 - a).sqrt() * pairs[:, :4]
+    for error, expected in ((0.0, 0.0), (0.5, 0.25)):
+        loss = DiffusionLoss(Oracle(v, error), ALPHA_BAR, prediction="v")  # type: ignore[arg-type]
+        assert loss(pairs, TIMES, noise)["loss"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_projected_images_downscale_to_the_lr_image(rng: np.random.Generator) -> None:
+    lr = rng.uniform(0.3, 0.7, (2, 1, 8, 12)).astype(np.float32)
+    y = np.stack([upsample(image[0])[None] for image in lr]) + 0.02 * rng.standard_normal((2, 1, 32, 48))
+    found = project(torch.from_numpy(y), torch.from_numpy(lr)).numpy()
+    for image, small, before in zip(found, lr, y, strict=True):
+        np.testing.assert_allclose(downscale(image[0]), small[0], atol=1e-6)
+        np.testing.assert_allclose(image[0], images.project(before[0].astype(np.float32), small[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", [PAPER, BEST], ids=lambda p: p.name)
+def test_the_autoencoders_terms_add_up(preset: Preset) -> None:
     torch.manual_seed(0)
-    vae = make_vae(PAPER.vae)
-    x, noise = torch.rand(2, 3, 64, 64) * 2 - 1, torch.randn(2, 4, 8, 8)
-    loss = AutoencoderLoss(vae, lpips, lpips_weight=0.3, kl_weight=0.01, adversarial_weight=0.05)
-    terms = loss(x, noise, Discriminator(3))
+    vae = make_vae(preset.vae)
+    x, noise = torch.rand(2, preset.data.channels, 64, 64) * 2 - 1, torch.randn(2, 2, 4, 8, 8)
+    lr, chance = torch.rand(2, preset.data.channels, 16, 16) * 2 - 1, torch.rand(2, 2)
+    loss = AutoencoderLoss(vae, Perceptual(0.3), kl_weight=0.01, adversarial_weight=0.05)
+    terms = loss(x, lr, noise, chance, Discriminator(preset.data.channels))
     assert terms.keys() == {"l1", "lpips", "kl", "adversarial", "loss", "reconstruction"}
     torch.testing.assert_close(
         terms["loss"], terms["l1"] + 0.3 * terms["lpips"] + 0.01 * terms["kl"] + 0.05 * terms["adversarial"]
     )
     assert terms["reconstruction"].shape == x.shape
     torch.testing.assert_close(terms["l1"], (terms["reconstruction"] - x).abs().mean())
-    assert "adversarial" not in loss(x, noise)
+    assert "adversarial" not in loss(x, lr, noise, chance)
+
+
+def test_latents_are_spoilt_by_chance() -> None:
+    loss = AutoencoderLoss(make_vae(BEST.vae), Perceptual(0.3), 0.0, latent_noise=0.5, latent_drop=0.2)
+    latent, noise = torch.ones(3, 4, 8, 8), torch.full((3, 4, 8, 8), 2.0)
+    spoilt = loss.spoil(latent, noise, torch.tensor([[0.5, 0.9], [0.0, 0.2], [1.0, 0.19]]))
+    assert [value.unique().tolist() for value in spoilt] == [[1.5], [1.0], [0.0]]
+
+
+def test_a_faithful_autoencoder_is_judged_after_projection() -> None:
+    torch.manual_seed(0)
+    x, lr = torch.rand(1, 1, 64, 64), torch.rand(1, 1, 16, 16)
+    loss = AutoencoderLoss(make_vae(BEST.vae), Perceptual(0.3), 0.0, faithful=True)
+    y = loss(x, lr, torch.zeros(2, 1, 4, 8, 8), torch.ones(1, 2))["reconstruction"][0, 0].numpy()
+    np.testing.assert_allclose(downscale(y), lr[0, 0], atol=1e-5)
+
+
+def test_vgg_counts_where_it_has_a_weight() -> None:
+    x, y = torch.rand(2, 4, 1, 64, 64) * 2 - 1
+    terms = Perceptual(0.2, 0.1, share=2)(y, x)
+    torch.testing.assert_close(terms["vgg"], LPIPS("vgg")(y[::2], x[::2]).mean())
+    assert Perceptual(0.2)(y, x).keys() == {"lpips"}
+
+
+class TestFewSteps:
+    """The few-step loss."""
+
+    def loss(self, diversity: float = 0.0, faithful_share: float = 0.0) -> FewStepLoss:
+        torch.manual_seed(0)
+        vae = make_vae(BEST.vae)
+        # a decoder that has learnt something: a new one hardly looks at the latent
+        with torch.no_grad():
+            vae.out.weight.mul_(30)
+        return FewStepLoss(UNet(BEST.unet), vae, Perceptual(0.2), BEST, diversity, faithful_share)
+
+    def arguments(self) -> tuple[Tensor, ...]:
+        torch.manual_seed(1)
+        lr = torch.rand(2, 1, 16, 16)
+        return torch.rand(2, 1, 64, 64), lr, torch.pixel_unshuffle(lr, 2), torch.randn(2, 2, 4, 8, 8)
+
+    def test_draws_what_the_pipeline_draws(self) -> None:
+        loss, (_, lr, condition, noise) = self.loss(), self.arguments()
+        system = Eager(
+            Encoder(loss.networks["vae"]),
+            loss.networks["unet"],  # type: ignore[arg-type]
+            Decoder(loss.networks["vae"]),
+            BEST,
+            torch.device("cpu"),
+        )
+        expected = system.generator(steps=2)(lr.numpy(), [3, 4])
+        noise = torch.from_numpy(image_noise([3, 4], (4, 8, 8))())
+        with torch.no_grad():
+            found = loss.draw(lr, condition, noise, 2).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+    def test_samples_that_differ_cost_less_where_diversity_is_wanted(self) -> None:
+        plain, diverse = (self.loss(diversity)(*self.arguments(), 2, 1.0) for diversity in (0.0, 0.3))
+        assert plain["apart"] > 0
+        torch.testing.assert_close(diverse["loss"], plain["loss"] - 0.3 * plain["apart"])
+
+    def test_every_step_learns(self) -> None:
+        loss = self.loss()
+        loss(*self.arguments(), 4, 1.0)["loss"].backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.networks["unet"].parameters())
+
+    def test_chance_decides_on_projection(self) -> None:
+        loss, arguments = self.loss(faithful_share=0.5), self.arguments()
+        projected, free = (loss(*arguments, 1, chance)["l1"] for chance in (0.4, 0.6))
+        assert projected != free
 
 
 def test_the_discriminator_learns_to_tell_noise_from_gray() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.images import resize_cubic
-from pipeline.spec import AugmentationSpec
+from pipeline.spec import SCALE, AugmentationSpec
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,15 @@ def apply(augmentation: Augmentation, image: NDArray[Any], factor: int) -> NDArr
     return image
 
 
-def random_crop(image: NDArray[Any], size: int, rng: np.random.Generator) -> NDArray[Any]:
-    """A ``size``² crop, flipped left to right half of the time: what the autoencoder is trained on."""
-    top, left = rng.integers(0, np.array(image.shape) - size + 1)
-    crop = image[top : top + size, left : left + size]
-    return np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop)
+def random_crop(
+    lr: NDArray[Any], hr: NDArray[Any], size: int, rng: np.random.Generator
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A ``size``² square of an LR image and the same of its HR image, flipped left to right half of the time."""
+    top, left = rng.integers(0, np.array(lr.shape) - size + 1)
+    flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
+
+    def cut(image: NDArray[Any], factor: int) -> NDArray[Any]:
+        square = image[factor * top : factor * (top + size), factor * left : factor * (left + size)]
+        return np.ascontiguousarray(square[:, flip])
+
+    return cut(lr, 1), cut(hr, SCALE)

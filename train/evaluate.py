@@ -2,8 +2,9 @@
 
 python -m train.evaluate --data data/nih --report results/nih --reported nih
 python -m train.evaluate --data data/iu --split all --limit 64 --runtimes bicubic,torch,onnx
-python -m train.evaluate --data data/nih --run ddpm:300:lr ddpm:300:noise ddim:10:lr --lpips alex
-python -m train.evaluate --data data/nih --runtimes torch,trt --url gpu-server:8001
+python -m train.evaluate --data data/nih --run ddim:4:noise ddim:1:noise ddim:4:noise:mean16 ddim:4:noise:free
+python -m train.evaluate --data data/nih --preset paper --runtimes torch --run ddpm:300:lr ddpm:300:noise ddim:10:lr
+python -m train.evaluate --data data/nih --runtimes server,trt --url gpu-server:8001
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from tqdm import tqdm
 from client import UpscaleError
 from pipeline import eager
 from pipeline.command_line import make_parser
-from pipeline.images import psnr, ssim, to_network
-from pipeline.spec import PAPER
+from pipeline.images import Image, downscale, from_integers, psnr, ssim, to_integers, to_network
+from pipeline.spec import DEFAULT, PAPER, PRESETS, DataSpec
 from pipeline.weights import write_metadata
 from train.config import DEVICES, choose_device
 from train.data import (
@@ -40,7 +41,7 @@ from train.data import (
 )
 from train.figures import runtimes_figure, upscaled_figure
 from train.lpips import LPIPS, LPIPSNet
-from train.methods import RUNTIMES, Method, Run, make_methods, name_of, parse_run, parse_runtimes
+from train.methods import RUNTIMES, Method, default_run, make_methods, name_of, parse_run, parse_runtimes
 from train.report import Measured, table, write_csv
 
 BATCH = 16
@@ -48,19 +49,26 @@ TIMED = 5
 NETS: tuple[LPIPSNet, ...] = ("alex", "vgg")
 
 
+def lr_error(image: Image, lr: Image) -> float:
+    """max │LR - downscale(image)│ in gray levels of 255, of the image in 8 bits; LR images are clipped."""
+    reduced = downscale(from_integers(to_integers(image, 8))).clip(0, 1)
+    return 255.0 * float(np.abs(reduced - lr).max())
+
+
 def measure(pairs: PairDataset, methods: dict[str, Method], nets: Sequence[LPIPSNet] = NETS) -> dict[str, Measured]:
-    """PSNR (dB, 8 bit), SSIM and LPIPS of each method on each image, and its time for one; image i has seed i."""
+    """Every metric of ``train.report`` of each method on each image, and its time for one; image i has seed i."""
     distances = {f"lpips_{net}": LPIPS(net) for net in nets}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     for start in tqdm(range(0, len(pairs), BATCH), desc="evaluate", unit="batch", leave=False):
         seeds = list(range(start, min(start + BATCH, len(pairs))))
         lr, hr = (list(side) for side in zip(*map(pairs.unit_images, seeds), strict=True))
         for name, method in methods.items():
-            for image, reference in zip(method(lr, hr, seeds), hr, strict=True):
+            for image, small, reference in zip(method(lr, hr, seeds), lr, hr, strict=True):
                 with torch.inference_mode():
                     x, y = (torch.from_numpy(to_network(a, 3))[None] for a in (image, reference))
                     row = {metric: lpips(x, y).item() for metric, lpips in distances.items()}
-                rows[name].append({**row, "psnr": psnr(image, reference), "ssim": ssim(image, reference)})
+                fidelity = {"psnr": psnr(image, reference), "ssim": ssim(image, reference)}
+                rows[name].append({**row, **fidelity, "lr_error": lr_error(image, small)})
     return {
         name: Measured(
             {metric: np.array([row[metric] for row in rows[name]]) for metric in rows[name][0]},
@@ -98,14 +106,14 @@ def choose(
         if limit < 1:
             raise ValueError(f"--limit is {limit}, it must be at least 1")
         paths = [paths[i] for i in evenly(len(paths), limit)]
-    return PairDataset(paths, PAPER.data), [patient_of(path, index) for path in paths]
+    return PairDataset(paths, DataSpec()), [patient_of(path, index) for path in paths]
 
 
-def add_choice(parser: argparse.ArgumentParser) -> None:
-    """Add the options that ``choose`` takes, but for the split's shares."""
+def add_choice(parser: argparse.ArgumentParser, split: str = "test") -> None:
+    """Add the options that ``choose`` takes, but for the split's shares; ``split`` is the side taken by default."""
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder that train.pairs wrote")
-    add("--split", choices=(*SPLITS, "all"), default="test", help="side of the patients' split (default: %(default)s)")
+    add("--split", choices=(*SPLITS, "all"), default=split, help="side of the patients' split (default: %(default)s)")
     add("--index", type=Path, help="CSV file with file and patient, for names that hold no patient id")
     add("--limit", type=int, help="only so many images, evenly spread")
 
@@ -113,27 +121,26 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, "python -m train.evaluate")
     add = parser.add_argument
-    d = PAPER.diffusion
     add_choice(parser)
+    add("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
     add("--shares", default=SHARES, help="the split's shares in percent, those of the training (default: %(default)s)")
     add(
         "--runtimes",
         type=parse_runtimes,
         default=("bicubic", "onnx"),
         metavar="NAME,…",
-        help=f"of {', '.join(RUNTIMES)}; trt runs on the server at --url (default: bicubic,onnx)",
+        help=f"of {', '.join(RUNTIMES)}; server and trt run at --url (default: bicubic,onnx)",
     )
     add(
         "--run",
         type=parse_run,
         nargs="+",
-        default=[Run(d.sampler, d.default_steps(d.sampler), d.start)],
         metavar="SAMPLER:STEPS:START",
-        help="such as ddim:50:lr (default: the preset's)",
+        help="such as ddim:4:noise, ddim:4:noise:mean16, or :free, :faithful (default: the preset's)",
     )
     add("--lpips", nargs="+", choices=NETS, default=NETS, help="backbones (default: both; VGG is slow)")
     add("--device", choices=DEVICES, default="auto", help="of PyTorch; auto takes a GPU where there is one")
-    add("--weights", type=Path, default=Path("weights") / PAPER.name, help="default: %(default)s")
+    add("--weights", type=Path, help="default: weights/PRESET")
     add("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
     add("--url", default="localhost:8001", help="gRPC address of a running server (default: %(default)s)")
     add("--report", type=Path, help="folder for results.md, images.csv and pictures of the first run")
@@ -152,8 +159,11 @@ def evaluate(args: argparse.Namespace) -> None:
         raise ValueError("--lpips needs alex, the backbone of the paper's figures; vgg may come beside it")
     pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
     device = choose_device(args.device)
-    system = eager.load(args.weights, PAPER, device=device)
-    methods = make_methods(args.runtimes, args.run, system, args.model_repository, args.url)
+    preset = PRESETS[args.preset]
+    weights = args.weights or Path("weights") / preset.name
+    runs = args.run or [default_run(preset)]
+    system = eager.load(weights, preset, device=device)
+    methods = make_methods(args.runtimes, runs, system, args.model_repository, args.url)
     results = measure(pairs, methods, args.lpips)
     reported = [row for row in PAPER.reported if row.dataset == args.reported]
     text = (
@@ -166,14 +176,14 @@ def evaluate(args: argparse.Namespace) -> None:
         args.report.mkdir(parents=True, exist_ok=True)
         (args.report / "results.md").write_text(text, encoding="utf-8")
         write_csv(args.report / "images.csv", results, [path.name for path in pairs.paths], patients)
-        systems = {RUNTIMES[r]: methods[name] for r in RUNTIMES if (name := name_of(r, args.run[0])) in methods}
+        systems = {RUNTIMES[r]: methods[name] for r in RUNTIMES if (name := name_of(r, runs[0])) in methods}
         if systems:
             upscaled_figure(pairs, next(iter(systems.values()))).save(args.report / "upscaled.png")
         if len(systems) > 1:
             runtimes_figure(pairs, systems).save(args.report / "runtimes.png")
         print(f"wrote '{args.report}'")
     if args.record:
-        record(args.weights, args.record, results)
+        record(weights, args.record, results)
 
 
 def record(weights: Path, name: str, results: dict[str, Measured]) -> None:

@@ -22,8 +22,8 @@ from pipeline.command_line import make_parser
 from pipeline.images import Image, from_integers
 from pipeline.onnx_networks import onnx_networks
 from pipeline.pictures import comparison, enlarge, labelled_row, stack
-from pipeline.spec import PAPER, SCALE
-from pipeline.superres import upscale
+from pipeline.spec import DEFAULT, PAPER, PRESETS, SCALE, Preset
+from pipeline.superres import generator, upscale
 from train.augment import Augmentation, apply
 from train.data import PairDataset, evenly, list_pairs
 from train.methods import Method, bicubic
@@ -129,17 +129,17 @@ def parse_detail(text: str) -> tuple[str, int, int]:
     raise argparse.ArgumentTypeError(f"'{text}', needed is FILE:TOP:LEFT with multiples of {SCALE} up to {limit}")
 
 
-def details_figure(details: Sequence[tuple[str, int, int]], data: Path, repository: Path) -> Picture:
+def details_figure(details: Sequence[tuple[str, int, int]], data: Path, repository: Path, preset: Preset) -> Picture:
     """Squares of 96 HR pixels, enlarged: LR, bicubic, upscaled with the repository's networks, HR.
 
     Raises:
         ValueError: a file is missing or no image.
     """
-    networks = onnx_networks(repository)
+    generate = generator(onnx_networks(repository, preset), preset)
     rows = []
     for name, top, left in details:
         lr, hr = PairDataset([data / HR / name], PAPER.data).unit_images(0)
-        (upscaled,) = upscale([lr], [0], networks, PAPER)
+        upscaled = upscale([lr], [0], generate, preset)[0].upscaled
         (smooth,) = bicubic([lr], [hr], [0])
         images = {"LR": enlarge(lr), "bicubic x4": smooth, "upscaled x4": upscaled, "HR": hr}
         panels: Panels = [
@@ -164,6 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     details = figures.choices["details"]
     details.add_argument("details", nargs="+", type=parse_detail, metavar="FILE:TOP:LEFT", help="in HR pixels")
     details.add_argument("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
+    details.add_argument("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
     figure = figures.add_parser("curves", help="losses over the steps", description="Losses over the steps.")
     figure.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a training's --run-dir")
     for name, figure in figures.choices.items():
@@ -174,7 +175,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.figure == "curves":
             curves_figure(args.runs).savefig(args.out, dpi=100)
         elif args.figure == "details":
-            details_figure(args.details, args.data, args.model_repository).save(args.out)
+            preset = PRESETS[args.preset]
+            details_figure(args.details, args.data, args.model_repository, preset).save(args.out)
         else:
             pairs = PairDataset(list_pairs(args.data), PAPER.data)
             {"samples": samples_figure, "augmentations": augmentations_figure}[args.figure](pairs).save(args.out)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pipeline.images import to_network
 from pipeline.spec import Preset
-from pipeline.superres import network_input
+from pipeline.superres import Array, condition, network_lr
 from pipeline.vae import Encoder
 from train import checkpoint
 from train.data import PairDataset
@@ -21,16 +21,21 @@ BATCH = 8
 
 @torch.inference_mode()
 def encode_pairs(encoder: Encoder, pairs: PairDataset, preset: Preset, device: torch.device, desc: str) -> Tensor:
-    """float16 [N, 2, 4, 32, 32]: HR and LR latent of every item, on the CPU."""
+    """float16 [N, 8, 32, 32]: the HR latent of every item and the condition, on the CPU."""
     latents = []
     encoder = encoder.to(device)
+
+    def encode(image: Array, lr: Array) -> Array:
+        seen = (image, lr) if preset.vae.sees_lr else (image,)
+        latent: Array = encoder(*(torch.from_numpy(a).to(device) for a in seen)).cpu().numpy()
+        return latent
+
     with tqdm(total=len(pairs), desc=desc, unit="pair", mininterval=2, leave=False) as bar:
         for first in range(0, len(pairs), BATCH):
             items = range(first, min(first + BATCH, len(pairs)))
-            lr, hr = zip(*map(pairs.unit_images, items), strict=True)
-            high = np.stack([to_network(image, preset.data.channels) for image in hr])
-            x = torch.from_numpy(np.concatenate([high, network_input(lr, preset)])).to(device)
-            latents.append(torch.stack(encoder(x).chunk(2), dim=1).half().cpu())
+            low, high = zip(*map(pairs.unit_images, items), strict=True)
+            lr, hr = network_lr(low, preset), np.stack([to_network(image, preset.data.channels) for image in high])
+            latents.append(torch.from_numpy(np.concatenate([encode(hr, lr), condition(lr, preset, encode)], 1)).half())
             bar.update(len(items))
     return torch.cat(latents)
 

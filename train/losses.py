@@ -5,18 +5,21 @@ Every ``forward`` returns its terms by name; "loss" is the one to minimise.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.images import KERNEL
+from pipeline.spec import SCALE, Prediction, Preset, VAESpec
+from pipeline.superres import draw_latents
 from pipeline.unet import UNet
-from pipeline.vae import Decoder
+from pipeline.vae import VAE, Decoder, decode, latent_scale, posterior
 from train.lpips import LPIPS
 
-EpsLoss = Literal["eps-mse", "eps-lpips", "eps-image"]
+DiffusionLossKind = Literal["mse", "eps-lpips", "eps-image"]
 
 
 class Discriminator(nn.Sequential):
@@ -36,33 +39,94 @@ class Discriminator(nn.Sequential):
         )
 
 
+class Perceptual(nn.Module):
+    """Weighted LPIPS of images [B, C, H, W] in [-1, 1]: AlexNet's of all, VGG16's of one in ``share``."""
+
+    def __init__(self, alex_weight: float, vgg_weight: float = 0.0, share: int = 4) -> None:
+        super().__init__()
+        self.alex = LPIPS("alex")
+        self.vgg = LPIPS("vgg", fast=True) if vgg_weight else None
+        self.weights, self.share = {"lpips": alex_weight, "vgg": vgg_weight}, share
+
+    def forward(self, y: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """Terms: "lpips", and "vgg" where it has a weight."""
+        terms = {"lpips": self.alex(y, x).mean()}
+        if self.vgg is not None:
+            terms["vgg"] = self.vgg(y[:: self.share], x[:: self.share]).mean()
+        return terms
+
+
+def project(y: Tensor, lr: Tensor) -> Tensor:
+    """The images nearest to y [B, C, 4H, 4W] that downscale to lr: ``pipeline.images.project`` without its clipping."""
+    kernel = torch.from_numpy(KERNEL).to(y)
+    b, c, h, w = lr.shape
+    blocks = y.reshape(b, c, h, SCALE, w, SCALE)
+    weights = kernel[:, None, :]
+    missing = lr - (blocks * weights).sum(dim=(3, 5))
+    return (blocks + missing[:, :, :, None, :, None] * (weights / kernel.square().sum())).reshape(y.shape)
+
+
+def total(weights: Mapping[str, float], terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The terms and their weighted sum, "loss"."""
+    return {**terms, "loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum()}
+
+
 class AutoencoderLoss(nn.Module):
-    """L1 + LPIPS + KL of a reconstruction through a sampled latent, and, if there is an adversary, its opinion."""
+    """L1 + LPIPS + KL of a reconstruction through a sampled latent, and, if there is an adversary, its opinion.
+
+    A latent may be spoilt further, so that a decoder that sees the LR image learns not to lean on what a denoiser will
+    not get right: by noise of a deviation up to ``latent_noise``, or it is all zeros with probability ``latent_drop``.
+    """
 
     def __init__(
-        self, vae: AutoencoderKL, lpips: LPIPS, lpips_weight: float, kl_weight: float, adversarial_weight: float = 0.0
+        self,
+        vae: VAE,
+        perceptual: Perceptual,
+        kl_weight: float,
+        adversarial_weight: float = 0.0,
+        *,
+        faithful: bool = False,
+        latent_noise: float = 0.0,
+        latent_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        self.vae, self.lpips = vae, lpips
-        self.weights = {"l1": 1.0, "lpips": lpips_weight, "kl": kl_weight, "adversarial": adversarial_weight}
+        self.vae, self.perceptual, self.faithful = vae, perceptual, faithful
+        self.latent_noise, self.latent_drop = latent_noise, latent_drop
+        self.weights = {"l1": 1.0, **perceptual.weights, "kl": kl_weight, "adversarial": adversarial_weight}
 
-    def forward(self, x: Tensor, noise: Tensor, adversary: nn.Module | None = None) -> dict[str, Tensor]:
-        """Images [B, 3, H, W] in [-1, 1] and standard normal noise [B, 4, H/8, W/8].
+    def spoil(self, latent: Tensor, noise: Tensor, chance: Tensor) -> Tensor:
+        strength, kept = self.latent_noise * chance[:, 0], (chance[:, 1] >= self.latent_drop).float()
+        return (latent + strength[:, None, None, None] * noise) * kept[:, None, None, None]
 
-        Terms: "l1", "lpips", "kl" (the mean over latent elements), "loss", and the image, "reconstruction".
+    def forward(
+        self, x: Tensor, lr: Tensor, noise: Tensor, chance: Tensor, adversary: nn.Module | None = None
+    ) -> dict[str, Tensor]:
+        """The loss of a batch.
+
+        Args:
+            x: images [B, C, H, W] in [-1, 1].
+            lr: their LR images.
+            noise: standard normal, [2, B, 4, H/8, W/8]: of the posterior, and what spoils latents.
+            chance: uniform in [0, 1), [B, 2]: how much noise, and whether the latent is dropped.
+            adversary: judges the reconstruction.
+
+        Returns:
+            "l1", "lpips", "vgg" where it has a weight, "kl" (the mean over latent elements), "adversarial" if there
+            is one, "loss", and the image, "reconstruction".
         """
-        posterior = self.vae.encode(x).latent_dist
-        y = self.vae.decode(posterior.mean + posterior.std * noise).sample.float()
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        mean, logvar = posterior(self.vae, x, lr)
+        latent = mean + torch.exp(0.5 * logvar) * noise[0]
+        y = decode(self.vae, self.spoil(latent, noise[1], chance), lr)
+        if self.faithful:
+            y = project(y, lr)
         terms = {
             "l1": (y - x).abs().mean(),
-            "lpips": self.lpips(y, x).mean(),
+            **self.perceptual(y, x),
             "kl": 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean(),
         }
         if adversary is not None:
             terms["adversarial"] = -adversary(y).float().mean()
-        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        return {**terms, "loss": loss, "reconstruction": y.detach()}
+        return {**total(self.weights, terms), "reconstruction": y.detach()}
 
 
 class AdversaryLoss(nn.Module):
@@ -79,16 +143,16 @@ class AdversaryLoss(nn.Module):
 
 def eps_lpips(lpips: LPIPS, eps: Tensor, noise: Tensor) -> Tensor:
     """LPIPS of the predicted and the true ε, each latent channel a gray image: the paper's words, literally."""
-    as_images = (e.flatten(0, 1)[:, None].expand(-1, 3, -1, -1) for e in (eps, noise))
+    as_images = (e.flatten(0, 1)[:, None] for e in (eps, noise))
     return lpips(*as_images).mean()
 
 
 class DiffusionLoss(nn.Module):
-    """The loss of a predicted ε.
+    """The loss of a prediction at random timesteps.
 
-    "eps-mse" is ‖ε - ε_θ(z_t, z_lr, t)‖² (Ho et al. 2020, eq. 14), "eps-lpips" the paper's wording. "eps-image" adds to
-    the first what the prediction means in pixels: √ᾱ_t·(L1 + LPIPS) between the decoded
-    ẑ_0 = (z_t - √(1-ᾱ_t)·ε_θ)/√ᾱ_t and the HR image, through the frozen decoder.
+    "mse" is the squared error of ε (Ho et al. 2020, eq. 14), v (Salimans & Ho 2022) or z_0, as the preset predicts;
+    "eps-lpips" the paper's wording. "eps-image" adds to the first what the prediction means in pixels:
+    √ᾱ_t·(L1 + LPIPS) between the decoded ẑ_0 = (z_t - √(1-ᾱ_t)·ε_θ)/√ᾱ_t and the HR image, through the frozen decoder.
     """
 
     alpha_bar: Tensor
@@ -97,38 +161,44 @@ class DiffusionLoss(nn.Module):
         self,
         unet: UNet,
         alpha_bar: Tensor,
-        kind: EpsLoss = "eps-mse",
+        kind: DiffusionLossKind = "mse",
         lpips: LPIPS | None = None,
         decoder: Decoder | None = None,
         image_weight: float = 0.0,
+        prediction: Prediction = "eps",
+        factor: int = VAESpec.factor,
     ) -> None:
         super().__init__()
+        self.prediction, self.factor = prediction, factor
         self.unet, self.kind, self.lpips, self.decoder, self.image_weight = unet, kind, lpips, decoder, image_weight
         self.register_buffer("alpha_bar", alpha_bar)
 
     def forward(
         self, pairs: Tensor, t: Tensor, noise: Tensor, crops: tuple[Tensor, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """``pairs`` is [B, 2, 4, h, w]: z_0 and z_lr; ``t`` int [B]; ``noise`` [B, 4, h, w].
+        """``pairs`` is [B, C + c, h, w]: z_0 and the condition; ``t`` int [B]; ``noise`` [B, C, h, w].
 
         ``crops``, for "eps-image": HR squares [b, 3, S, S] in [-1, 1] of b samples, evenly spread and the first among
         them, and where they lie in their latents, int [b, 2] (top, left).
         """
-        z_0, z_lr = pairs[:, 0], pairs[:, 1]
+        channels = noise.shape[1]
+        z_0, condition = pairs[:, :channels], pairs[:, channels:]
         a = self.alpha_bar[t][:, None, None, None]
         z_t = a.sqrt() * z_0 + (1 - a).sqrt() * noise
-        eps = self.unet(torch.cat([z_t, z_lr], dim=1), t).float()
+        v = a.sqrt() * noise - (1 - a).sqrt() * z_0
+        target = {"eps": noise, "v": v, "x0": z_0}[self.prediction]
+        predicted = self.unet(torch.cat([z_t, condition], dim=1), t).float()
         if self.kind == "eps-lpips":
             assert self.lpips is not None
-            return {"loss": eps_lpips(self.lpips, eps, noise)}
-        mse = F.mse_loss(eps, noise)
+            return {"loss": eps_lpips(self.lpips, predicted, target)}
+        mse = F.mse_loss(predicted, target)
         if crops is None:
             return {"loss": mse}
         assert self.lpips is not None and self.decoder is not None
         hr, where = crops
-        every, side = len(eps) // len(hr), hr.shape[-1] // (2 ** (len(self.decoder.vae.config.block_out_channels) - 1))
+        every, side = len(z_t) // len(hr), hr.shape[-1] // self.factor
         a = a[::every]
-        z_hat = (z_t[::every] - (1 - a).sqrt() * eps[::every]) / a.sqrt()
+        z_hat = (z_t[::every] - (1 - a).sqrt() * predicted[::every]) / a.sqrt()
         z_crop = torch.stack(
             [z[:, i : i + side, j : j + side] for z, (i, j) in zip(z_hat, where.tolist(), strict=True)]
         )
@@ -136,3 +206,57 @@ class DiffusionLoss(nn.Module):
         distance = (y - hr).abs().mean(dim=(1, 2, 3)) + self.lpips(y, hr)
         image = (a.sqrt().flatten() * distance).mean()
         return {"mse": mse, "image": image, "loss": mse + self.image_weight * image}
+
+
+class FewStepLoss(nn.Module):
+    """What few denoising steps make of pure noise, in pixels: the sampler itself is trained, end to end.
+
+    L1 + LPIPS of two samples of every image, less ``diversity`` times the mean absolute difference of the two. With
+    LPIPS weighing nothing and ``diversity`` ½ that is the fair CRPS, which is smallest for samples of the posterior;
+    with 0, the two would fall together.
+    """
+
+    def __init__(
+        self, unet: UNet, vae: VAE, perceptual: Perceptual, preset: Preset, diversity: float, faithful_share: float
+    ) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict({"unet": unet, "vae": vae})
+        self.perceptual, self.preset, self.faithful_share = perceptual, preset, faithful_share
+        self.weights = {"l1": 1.0, **perceptual.weights, "apart": -diversity}
+
+    def draw(self, lr: Tensor, condition: Tensor, noise: Tensor, steps: int) -> Tensor:
+        """One sample of each image: [B, C, 4h, 4w] in about [-1, 1], not yet projected."""
+        unet, vae = self.networks["unet"], self.networks["vae"]
+
+        def denoise(z_t: Tensor, t: int) -> Tensor:
+            predicted: Tensor = unet(torch.cat([z_t, condition], dim=1), z_t.new_full((len(z_t), 1), t)).float()
+            return predicted
+
+        z_0 = draw_latents(denoise, lambda: noise, condition, self.preset.diffusion, steps, "ddim", "noise")
+        mean, std = latent_scale(vae)
+        return decode(vae, z_0 * std + mean, lr)
+
+    def forward(
+        self, x: Tensor, lr: Tensor, condition: Tensor, noise: Tensor, steps: int, chance: float
+    ) -> dict[str, Tensor]:
+        """The loss of a batch.
+
+        Args:
+            x: HR images [B, C, 4h, 4w] in [-1, 1].
+            lr: LR images [B, C, h, w].
+            condition: what the U-Net sees of them.
+            noise: standard normal, [2, B, 4, h/2, w/2].
+            steps: of the sampler.
+            chance: uniform in [0, 1): below ``faithful_share`` the samples are projected onto their LR images.
+        """
+        twice = [torch.cat([a, a]) for a in (x, lr, condition)]
+        y = self.draw(twice[1], twice[2], noise.flatten(0, 1), steps)
+        if chance < self.faithful_share:
+            y = project(y, twice[1])
+        one, other = y.chunk(2)
+        terms = {
+            "l1": (y - twice[0]).abs().mean(),
+            **self.perceptual(y, twice[0]),
+            "apart": (one - other).abs().mean(),
+        }
+        return total(self.weights, terms)

@@ -48,7 +48,8 @@ def read_weights(backbone: str) -> dict[str, Any]:
 class LPIPS(nn.Module):
     """Perceptual distance of two batches of images.
 
-    ``forward(x, y)`` takes [B, 3, H, W] in [-1, 1] and returns [B]. The weights are frozen.
+    ``forward(x, y)`` takes [B, C, H, W] in [-1, 1], C 3 or 1, and returns [B]. The weights are frozen. ``fast`` lets an
+    ambient autocast reach the features: VGG16 is slow, and two digits are enough for a gradient.
     """
 
     # (stride, padding) of each convolution, and whether a 3×3/2 pooling stands before it
@@ -59,9 +60,9 @@ class LPIPS(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, net: LPIPSNet = "alex") -> None:
+    def __init__(self, net: LPIPSNet = "alex", fast: bool = False) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.fast = net, fast
         weights = read_weights({"alex": "alexnet", "vgg": "vgg16"}[net])
         backbone = weights[{"alex": "AlexNet_0", "vgg": "VGG16_0"}[net]]
         for i in range(len(backbone)):
@@ -95,12 +96,15 @@ class LPIPS(nn.Module):
                     x = self._convolve(x, layer, 1, 1)
                     layer += 1
                 maps.append(x)
+        maps = [m.float() for m in maps]
         return [m / (m.square().sum(1, keepdim=True).add(1e-20).sqrt() + 1e-10) for m in maps]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         # the difference of two nearly equal features has no digits left in half precision
+        with torch.autocast(x.device.type, enabled=self.fast and torch.is_autocast_enabled(x.device.type)):
+            features = [self.features(a.float().expand(-1, 3, -1, -1)) for a in (x, y)]
         with torch.autocast(x.device.type, enabled=False):
             distance = torch.zeros(len(x), device=x.device)
-            for i, (a, b) in enumerate(zip(self.features(x.float()), self.features(y.float()), strict=True)):
+            for i, (a, b) in enumerate(zip(*features, strict=True)):
                 distance = distance + F.conv2d((a - b).square(), self.get_buffer(f"linear{i}")).mean(dim=(1, 2, 3))
             return distance

@@ -13,12 +13,13 @@ import torch
 
 from client import Client
 from pipeline.eager import Eager
-from pipeline.images import Image, from_network, to_network, upsample
+from pipeline.images import Image, to_network, upsample
 from pipeline.onnx_networks import onnx_networks
-from pipeline.spec import PAPER, SamplerName, Start
-from pipeline.superres import Networks, upscale
+from pipeline.request import BadRequest, Options
+from pipeline.spec import Output, Preset, SamplerName, Start
+from pipeline.superres import Generate, finish, generator, network_lr, upscale
 
-RUNTIMES = {"bicubic": "bicubic", "torch": "PyTorch", "onnx": "ONNX", "trt": "TensorRT"}
+RUNTIMES = {"bicubic": "bicubic", "torch": "PyTorch", "onnx": "ONNX", "server": "Triton", "trt": "TensorRT"}
 BICUBIC = RUNTIMES["bicubic"]
 CEILING = "autoencoder alone (ceiling)"
 
@@ -33,10 +34,33 @@ class Run:
     sampler: SamplerName
     steps: int
     start: Start
+    samples: int = 1
+    output: Output = "sample"
+    faithful: bool | None = None
 
     def __str__(self) -> str:
         start = "pure noise" if self.start == "noise" else "the LR latent"
-        return f"{self.sampler.upper()}, {self.steps} steps, from {start}"
+        steps = f"{self.steps} step{'s' if self.steps > 1 else ''}"
+        parts = [self.sampler.upper(), steps, f"from {start}"]
+        if self.output == "mean":
+            parts.append(f"mean of {self.samples}")
+        if self.faithful is not None:
+            parts.append("faithful" if self.faithful else "not projected")
+        return ", ".join(parts)
+
+    @property
+    def generation(self) -> dict[str, object]:
+        """What ``pipeline.superres.generator`` takes; the rest is ``upscale``'s."""
+        return {"sampler": self.sampler, "steps": self.steps, "start": self.start}
+
+    @property
+    def finishing(self) -> dict[str, object]:
+        return {"samples": self.samples, "output": self.output, "faithful": self.faithful}
+
+
+def default_run(preset: Preset) -> Run:
+    d = preset.diffusion
+    return Run(d.sampler, d.default_steps(d.sampler), d.start)
 
 
 def name_of(runtime: str, run: Run) -> str:
@@ -45,16 +69,34 @@ def name_of(runtime: str, run: Run) -> str:
 
 
 def parse_run(text: str) -> Run:
-    """``SAMPLER:STEPS:START``, such as ``ddim:50:lr``."""
-    match text.split(":"):
-        case ["ddpm" | "ddim" as sampler, steps, "noise" | "lr" as start] if steps.isdecimal():
-            if 1 <= int(steps) <= PAPER.diffusion.T:
-                return Run(sampler, int(steps), start)
-    raise argparse.ArgumentTypeError(f"'{text}', allowed are ddpm|ddim:1…{PAPER.diffusion.T}:noise|lr")
+    """``SAMPLER:STEPS:START``, such as ``ddim:50:lr``, and then any of ``meanN``, ``faithful`` and ``free``."""
+    refused = argparse.ArgumentTypeError(
+        f"'{text}', needed is ddpm|ddim:STEPS:noise|lr, such as ddim:4:noise, and then any of :mean16, :faithful, :free"
+    )
+    sampler, steps, start, *more = [*text.split(":"), "", "", ""][: max(3, text.count(":") + 1)]
+    if sampler not in ("ddpm", "ddim") or start not in ("noise", "lr") or not steps.isdecimal():
+        raise refused
+    options: dict[str, object] = {}
+    for word in more:
+        if word in ("faithful", "free"):
+            options["faithful"] = word == "faithful"
+        elif word.startswith("mean") and word[4:].isdecimal():
+            options |= {"samples": int(word[4:]), "output": "mean"}
+        else:
+            raise refused
+    return Run(sampler, int(steps), start, **options)  # type: ignore[arg-type]
+
+
+def check_run(run: Run, preset: Preset) -> None:
+    """Raises ValueError where the preset does not take it."""
+    try:
+        Options.of(preset, **asdict(run))
+    except BadRequest as error:
+        raise ValueError(f"preset '{preset.name}': {error}") from error
 
 
 def parse_runtimes(text: str) -> tuple[str, ...]:
-    """``bicubic,torch,onnx,trt``, in any order; bicubic is always measured."""
+    """``bicubic,torch,onnx,server,trt``, in any order; bicubic is always measured."""
     names = tuple(text.split(","))
     if unknown := set(names) - set(RUNTIMES):
         raise argparse.ArgumentTypeError(f"'{', '.join(sorted(unknown))}', allowed are {', '.join(RUNTIMES)}")
@@ -66,24 +108,24 @@ def bicubic(lr: list[Image], _hr: list[Image], _seeds: list[int]) -> list[Image]
     return [np.clip(upsample(image), 0, 1) for image in lr]
 
 
-def reconstruct(system: Eager, _lr: list[Image], hr: list[Image], _seeds: list[int]) -> list[Image]:
+def reconstruct(system: Eager, lr: list[Image], hr: list[Image], _seeds: list[int]) -> list[Image]:
     """Encode and decode HR: the best that any denoiser could reach."""
-    with torch.inference_mode():
-        x = torch.from_numpy(np.stack([to_network(image, PAPER.data.channels) for image in hr]))
-        y = system.decoder(system.encoder(x.to(system.device)))
-        return [from_network(image) for image in y.cpu().numpy()]
+    low = network_lr(lr, system.preset)
+    high = np.stack([to_network(image, system.preset.data.channels) for image in hr])
+    decoded = system.decode(torch.from_numpy(system.encode(high, low)).to(system.device), low)
+    return [finish(image, small, system.preset.faithful) for image, small in zip(decoded, lr, strict=True)]
 
 
-def by_torch(system: Eager, run: Run, lr: list[Image], _hr: list[Image], seeds: list[int]) -> list[Image]:
-    return system.upscale(lr, seeds, **asdict(run))
+def by_generator(
+    generate: Generate, preset: Preset, run: Run, lr: list[Image], _hr: list[Image], seeds: list[int]
+) -> list[Image]:
+    return [result.upscaled for result in upscale(lr, seeds, generate, preset, **run.finishing)]  # type: ignore[arg-type]
 
 
-def by_onnx(networks: Networks, run: Run, lr: list[Image], _hr: list[Image], seeds: list[int]) -> list[Image]:
-    return upscale(lr, seeds, networks, PAPER, **asdict(run))
-
-
-def by_trt(client: Client, run: Run, lr: list[Image], _hr: list[Image], seeds: list[int]) -> list[Image]:
-    options = {"denoiser": "trt", **asdict(run)}
+def by_server(
+    client: Client, denoiser: str, run: Run, lr: list[Image], _hr: list[Image], seeds: list[int]
+) -> list[Image]:
+    options = {"denoiser": denoiser, **asdict(run)}
     return [client.upscale(image, seed=seed, **options).image for image, seed in zip(lr, seeds, strict=True)]
 
 
@@ -93,15 +135,30 @@ def make_methods(
     """Bicubic, the autoencoder alone, and every run on every runtime.
 
     Raises:
-        ValueError: the repository's ONNX files are missing or damaged.
-        UpscaleError: TensorRT is wanted, which only a server has, and there is none at ``url``.
+        ValueError: the preset does not take a run, or the repository's ONNX files are missing or another preset's, or
+            the server runs another preset.
+        UpscaleError: a server is wanted, and there is none at ``url``.
     """
+    preset = system.preset
+    for run in runs:
+        check_run(run, preset)
     systems: dict[str, Callable[[Run], Method]] = {}
     if "torch" in runtimes:
-        systems["torch"] = partial(partial, by_torch, system)
+        systems["torch"] = lambda run: partial(by_generator, system.generator(**run.generation), preset, run)  # type: ignore[arg-type]
     if "onnx" in runtimes:
-        systems["onnx"] = partial(partial, by_onnx, onnx_networks(repository))
-    if "trt" in runtimes:
-        systems["trt"] = partial(partial, by_trt, Client(url))
+        networks = onnx_networks(repository, preset)
+        systems["onnx"] = lambda run: partial(
+            by_generator,
+            generator(networks, preset, **run.generation),  # type: ignore[arg-type]
+            preset,
+            run,
+        )
+    if {"server", "trt"} & set(runtimes):
+        client = Client(url)
+        if client.preset != preset:
+            raise ValueError(f"the server at {url} runs preset '{client.preset.name}', not '{preset.name}'")
+        for runtime, denoiser in (("server", "auto"), ("trt", "trt")):
+            if runtime in runtimes:
+                systems[runtime] = partial(partial, by_server, client, denoiser)
     methods: dict[str, Method] = {BICUBIC: bicubic, CEILING: partial(reconstruct, system)}
     return methods | {name_of(runtime, run): make(run) for run in runs for runtime, make in systems.items()}

@@ -11,7 +11,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from torch import nn
 from tqdm import tqdm
 
-from pipeline.spec import PRESETS, Preset
+from pipeline.spec import DEFAULT, PRESETS, Preset
 from train.config import DEVICES, choose_device, option, settings
 from train.data import SHARES, list_pairs, parse_split, patient_of, read_index, split_by_patient
 
@@ -27,7 +27,7 @@ class Training:
     data: Path = option(Path("data/nih"), "folder that train.pairs wrote")
     index: Path | None = option(None, "CSV file with the columns file and patient, for names that hold no patient id")
     split: str = option(SHARES, "shares of the patients in training, validation and test, in percent")
-    preset: str = option("paper", "the system to train", choices=PRESETS)
+    preset: str = option(DEFAULT.name, "the system to train", choices=PRESETS)
     run_dir: Path = option(Path("runs"), "folder of the checkpoint, logs and pictures")
     resume: bool = option(False, "continue the run in --run-dir, if there is one", decides=False)
     device: str = option("auto", "auto takes a GPU where there is one", choices=DEVICES, decides=False)
@@ -45,6 +45,11 @@ class Training:
 
 def preset_of(config: Training) -> Preset:
     return PRESETS[config.preset]
+
+
+def weights_of(config: Training, folder: Path | None) -> Path:
+    """The weights folder that an option names, or the preset's."""
+    return folder or Path("weights") / config.preset
 
 
 def split_files(config: Training) -> tuple[dict[str, list[Path]], str]:

@@ -12,8 +12,14 @@ from numpy.typing import NDArray
 
 from pipeline.spec import Reported
 
-METRICS = {"lpips_alex": "LPIPS ↓", "lpips_vgg": "LPIPS (VGG) ↓", "psnr": "PSNR (dB) ↑", "ssim": "SSIM ↑"}
-DIGITS = {"lpips_alex": 4, "lpips_vgg": 4, "psnr": 2, "ssim": 4}
+METRICS = {
+    "lpips_alex": "LPIPS ↓",
+    "lpips_vgg": "LPIPS (VGG) ↓",
+    "psnr": "PSNR (dB) ↑",
+    "ssim": "SSIM ↑",
+    "lr_error": "LR error (levels) ↓",
+}
+DIGITS = {"lpips_alex": 4, "lpips_vgg": 4, "psnr": 2, "ssim": 4, "lr_error": 2}
 
 RESAMPLES = 2000
 

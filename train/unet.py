@@ -1,8 +1,8 @@
-"""Train the denoising U-Net on cached latents, by predicting ε.
+"""Train the denoising U-Net on cached latents, by predicting ε or v, as the preset has it.
 
-python -m train.unet --data data/nih --weights weights/paper
+python -m train.unet --data data/nih --augment
 python -m train.unet --data data/nih --resume
-python -m train.unet --data data/nih --augment --loss eps-lpips --run-dir runs/paper-loss --out weights/paper-loss
+python -m train.unet --data data/nih --preset paper --loss eps-lpips --run-dir runs/paper-loss --out weights/paper-loss
 accelerate launch --num_processes 4 -m train.unet --data data/nih --batch 256
 """
 
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from PIL.Image import Image as Picture
 from torch import Tensor
 from tqdm import tqdm
@@ -24,15 +23,16 @@ from pipeline.eager import Eager
 from pipeline.pictures import comparison
 from pipeline.schedule import make_schedule
 from pipeline.spec import Preset
+from pipeline.superres import upscale
 from pipeline.unet import UNet
-from pipeline.vae import Decoder, Encoder, load_vae
+from pipeline.vae import VAE, Decoder, Encoder, load_vae, vae_path
 from pipeline.weights import digest, load_unet, save_unet
 from train import checkpoint
 from train.config import option, run_command
 from train.data import PairDataset, as_network
 from train.latents import cached_latents
 from train.loop import Task, device_of, train
-from train.losses import DiffusionLoss, EpsLoss
+from train.losses import DiffusionLoss, DiffusionLossKind
 from train.lpips import LPIPS
 from train.plan import (
     Training,
@@ -43,6 +43,7 @@ from train.plan import (
     samples_a_part,
     split_files,
     step_generator,
+    weights_of,
 )
 
 CROP = 16
@@ -55,16 +56,18 @@ VALIDATION_BATCH = 64
 @dataclass(frozen=True)
 class UNetTraining(Training):
     run_dir: Path = option(Path("runs/unet"), "folder of the latents, checkpoint, logs and pictures")
-    weights: Path = option(Path("weights/paper"), "folder with the autoencoder, vae/")
+    weights: Path | None = option(None, "folder with the autoencoder (default: weights/PRESET)")
     unet: Path | None = option(None, "weights folder with a U-Net to start from, such as a finished --out")
-    loss: EpsLoss = option("eps-mse", "eps-lpips is the paper's wording", choices=("eps-mse", "eps-lpips", "eps-image"))
+    loss: DiffusionLossKind = option(
+        "mse", "squared error, the paper's wording, or in pixels too", choices=("mse", "eps-lpips", "eps-image")
+    )
     image_weight: float = option(0.05, "eps-image: weight of L1 + LPIPS of the decoded image beside the error of ε")
     image_share: int = option(8, "eps-image: one of so many samples is decoded")
     out: Path | None = option(None, "where the weights go (default: --weights)")
     steps: int = option(6000, "optimiser steps")
     batch: int = option(64, "samples a step, over all processes")
     rate: float = option(1e-3, "peak learning rate of AdamW; cosine to 0")
-    augment: bool = option(False, "encode images augmented as in the paper; if not, as they are")
+    augment: bool = option(False, "encode images augmented as the preset says; if not, as they are")
     passes: int = option(4, "with --augment: how often each training image is augmented and encoded")
 
 
@@ -75,7 +78,8 @@ def draw_samples(
     generator = step_generator(config, step)
     chosen = torch.randint(len(latents), (config.batch,), generator=generator)[share]
     t = torch.randint(preset.diffusion.T, (config.batch,), generator=generator)[share]
-    noise = torch.randn((config.batch, *latents.shape[2:]), generator=generator)[share]
+    size = (config.batch, preset.vae.latent_channels, *latents.shape[2:])
+    noise = torch.randn(size, generator=generator)[share]
     pairs = latents[chosen].float()
     if config.loss != "eps-image":
         return pairs, t, noise
@@ -89,22 +93,33 @@ def draw_samples(
 
 
 @torch.no_grad()
-def validation_loss(unet: UNet, latents: Tensor, alpha_bar: Tensor) -> float:
-    """Mean squared error of ε on all pairs with fixed noise and timesteps, whatever the training minimises."""
+def validation_loss(unet: UNet, latents: Tensor, alpha_bar: Tensor, preset: Preset) -> float:
+    """Mean squared error on all pairs with fixed noise and timesteps, whatever the training minimises."""
     generator = torch.Generator().manual_seed(0)
     device, total = device_of(unet), 0.0
-    loss = DiffusionLoss(unet, alpha_bar).to(device)
+    loss = DiffusionLoss(unet, alpha_bar, prediction=preset.diffusion.prediction).to(device)
     for pairs in torch.split(latents.float(), VALIDATION_BATCH):
         t = torch.randint(len(alpha_bar), (len(pairs),), generator=generator)
-        noise = torch.randn(pairs[:, 0].shape, generator=generator)
+        noise = torch.randn(pairs[:, : preset.vae.latent_channels].shape, generator=generator)
         total += float(loss(pairs.to(device), t.to(device), noise.to(device))["loss"]) * len(pairs)
     return total / len(latents)
 
 
-def check_folders(config: UNetTraining, out: Path, vae: AutoencoderKL, preset: Preset) -> None:
+def check_folders(weights: Path, out: Path, vae: VAE, preset: Preset) -> None:
     """Raises ValueError where ``out`` holds an autoencoder that the new U-Net does not belong to."""
-    if (out / "vae").exists() and digest(load_vae(out / "vae", preset.vae)) != digest(vae):
-        raise ValueError(f"'{out}' holds another autoencoder than '{config.weights}': give another --out")
+    there = vae_path(out, preset.vae)
+    if there.exists() and digest(load_vae(there, preset.vae)) != digest(vae):
+        raise ValueError(f"'{out}' holds another autoencoder than '{weights}': give another --out")
+
+
+def copy_vae(weights: Path, out: Path, preset: Preset) -> None:
+    """Put the autoencoder of one weights folder into another."""
+    source = vae_path(weights, preset.vae)
+    if source.is_dir():
+        shutil.copytree(source, out / source.name, dirs_exist_ok=True)
+    else:
+        shutil.copy(source, out)
+    shutil.copy(weights / "vae.json", out)
 
 
 def train_unet(config: UNetTraining) -> None:
@@ -117,6 +132,10 @@ def train_unet(config: UNetTraining) -> None:
     accelerator = make_accelerator(config)
     if min(config.passes, config.image_share) < 1:
         raise ValueError("--passes and --image-share must be at least 1")
+    if config.loss != "mse" and preset.diffusion.prediction != "eps":
+        raise ValueError(
+            f"--loss {config.loss}: the U-Net of preset '{preset.name}' does not predict ε; allowed is mse"
+        )
     samples = samples_a_part(config, accelerator)
     if config.loss == "eps-image" and samples % config.image_share:
         raise ValueError(
@@ -124,9 +143,10 @@ def train_unet(config: UNetTraining) -> None:
             "(--batch, --accumulate)"
         )
     files, description = split_files(config)
-    vae = load_vae(config.weights / "vae", preset.vae).requires_grad_(False)
-    out = config.out or config.weights
-    check_folders(config, out, vae, preset)
+    weights = weights_of(config, config.weights)
+    vae = load_vae(vae_path(weights, preset.vae), preset.vae).requires_grad_(False)
+    out = config.out or weights
+    check_folders(weights, out, vae, preset)
     torch.manual_seed(config.seed)
     unet = load_unet(config.unet, preset).train() if config.unet else UNet(preset.unet)
     announce(config, accelerator, description, unet)
@@ -149,21 +169,24 @@ def train_unet(config: UNetTraining) -> None:
             accelerator.device,
         )
     alpha_bar = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar).float()
-    lpips = None if config.loss == "eps-mse" else LPIPS("alex")
+    lpips = None if config.loss == "mse" else LPIPS("alex")
     decoder = Decoder(vae) if config.loss == "eps-image" else None
     lr, hr = validation.unit_images(0)
 
     def picture(network: UNet) -> Picture:
         device = device_of(network)
         system = Eager(Encoder(vae), network, Decoder(vae.to(device)), preset, device)
-        return comparison(lr, system.upscale([lr], [0], steps=SAMPLE_STEPS, sampler="ddim")[0], hr)
+        generate = system.generator(steps=SAMPLE_STEPS, sampler="ddim")
+        return comparison(lr, upscale([lr], [0], generate, preset)[0].upscaled, hr)
 
     task = Task(
         name="unet",
-        loss=DiffusionLoss(unet, alpha_bar, config.loss, lpips, decoder, config.image_weight),
+        loss=DiffusionLoss(
+            unet, alpha_bar, config.loss, lpips, decoder, config.image_weight, preset.diffusion.prediction
+        ),
         network="unet",
         batch=lambda step, share: draw_samples(config, preset, latents["train"], pairs, step, share),
-        validate=lambda network: validation_loss(network, latents["val"], alpha_bar),
+        validate=lambda network: validation_loss(network, latents["val"], alpha_bar, preset),
         picture=picture,
         inputs=inputs | ({"unet": digest(unet)} if config.unet else {}),
     )
@@ -172,9 +195,8 @@ def train_unet(config: UNetTraining) -> None:
         return
     found = {"vae": inputs["vae"], "latents": len(latents["train"]), **result.metadata}
     save_unet(result.network, out, metadata(config, description, result.network, **found))
-    if out.resolve() != config.weights.resolve():
-        shutil.copytree(config.weights / "vae", out / "vae", dirs_exist_ok=True)
-        shutil.copy(config.weights / "vae.json", out)
+    if out.resolve() != weights.resolve():
+        copy_vae(weights, out, preset)
     tqdm.write(f"wrote '{out}/unet.safetensors'")
 
 

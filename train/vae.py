@@ -1,9 +1,9 @@
 """Train the autoencoder, or take a pretrained one: L1 + LPIPS + KL on random crops, optionally adversarial.
 
-python -m train.vae --data data/nih --out weights/paper
+python -m train.vae --data data/nih --vgg 0.1 --latent-noise 0.5 --latent-drop 0.15
 python -m train.vae --data data/nih --resume
-python -m train.vae --data data/nih --adversarial 0.05 --run-dir runs/vae-gan
-python -m train.vae --data data/nih --vae stabilityai/sd-vae-ft-mse --steps 0
+python -m train.vae --data data/nih --preset paper --adversarial 0.05 --run-dir runs/vae-gan
+python -m train.vae --data data/nih --preset paper --vae stabilityai/sd-vae-ft-mse --steps 0
 accelerate launch --num_processes 4 -m train.vae --data data/nih --batch 64
 """
 
@@ -15,21 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from PIL.Image import Image as Picture
 from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.images import Image, from_network
 from pipeline.pictures import labelled_row
-from pipeline.vae import load_vae, make_vae, set_latent_scale
+from pipeline.spec import SCALE
+from pipeline.vae import VAE, decode, load_vae, make_vae, posterior, set_latent_scale
 from pipeline.weights import digest, save_vae
 from train import checkpoint
 from train.augment import random_crop
 from train.config import option, run_command
-from train.data import PairDataset, as_network, read_gray
+from train.data import PairDataset, as_network
 from train.loop import Task, device_of, train
-from train.losses import AdversaryLoss, AutoencoderLoss, Discriminator
+from train.losses import AdversaryLoss, AutoencoderLoss, Discriminator, Perceptual, project
 from train.lpips import LPIPS
 from train.plan import (
     Training,
@@ -39,9 +39,9 @@ from train.plan import (
     preset_of,
     split_files,
     step_generator,
+    weights_of,
 )
 
-WHOLE_STEPS = 16
 LEAST_CROP = 32
 """LPIPS takes no smaller images."""
 VALIDATION_IMAGES = 32
@@ -51,69 +51,71 @@ SCALE_IMAGES = 200
 @dataclass(frozen=True)
 class VAETraining(Training):
     run_dir: Path = option(Path("runs/vae"), "folder of the checkpoint, logs and pictures")
-    vae: str = option("", "start from this autoencoder: a save_pretrained folder or a hub name")
-    out: Path = option(Path("weights/paper"), "where the weights go")
+    vae: str = option("", "start from this autoencoder: a save_pretrained folder or hub name (paper), a file (best)")
+    out: Path | None = option(None, "where the weights go (default: weights/PRESET)")
     steps: int = option(9000, "optimiser steps; 0 takes the autoencoder of --vae as it is")
     batch: int = option(4, "samples a step, over all processes")
-    crop: int = option(128, "side of the crops that the network sees but for every 16th step, which takes whole images")
+    crop: int = option(128, "side of the crops that the network sees")
+    whole_every: int = option(16, "every so many steps it sees whole images instead, for its normalisation; 0: never")
     rate: float = option(4e-4, "peak learning rate of AdamW; cosine to 0")
     warmup: int = option(200, "steps in which the rate rises linearly")
     lpips: float = option(0.3, "weight of LPIPS (AlexNet) beside L1")
+    vgg: float = option(0.0, "weight of LPIPS (VGG16), computed on a quarter of the samples")
     kl: float = option(1e-4, "weight of the KL divergence, mean over latent elements")
+    latent_noise: float = option(0.0, "largest deviation of noise on the latents that the decoder sees")
+    latent_drop: float = option(0.0, "share of the latents that are zeros for the decoder; best only")
     adversarial: float = option(0.0, "weight of a patch discriminator's opinion; 0: none")
 
 
-def draw_crops(paths: list[Path], config: VAETraining, step: int, share: slice) -> tuple[Tensor, Tensor]:
-    """(images [b, 3, S, S] in [-1, 1], latent noise [b, 4, S/8, S/8]) of a step's samples that are in ``share``.
-
-    S is ``config.crop``, but every 16th step the whole image's side: the networks normalise over all they see.
-    """
+def draw_crops(images: PairDataset, config: VAETraining, step: int, share: slice) -> tuple[Tensor, ...]:
+    """The arguments of ``AutoencoderLoss`` for a step's samples that are in ``share``."""
     preset = preset_of(config)
-    size = preset.data.hr_size if step % WHOLE_STEPS == WHOLE_STEPS - 1 else config.crop
-    images = []
+    whole = config.whole_every and step % config.whole_every == config.whole_every - 1
+    size = preset.data.hr_size if whole else config.crop
+    pairs = []
     for sample in range(config.batch)[share]:
         rng = np.random.default_rng([config.seed, step, sample])
-        image = read_gray(paths[rng.integers(len(paths))], preset.data.hr_size)
-        images.append(as_network(random_crop(image, size, rng), preset.data.channels))
-    z = size // preset.vae.factor
-    shape = (config.batch, preset.vae.latent_channels, z, z)
-    noise = torch.randn(shape, generator=step_generator(config, step))[share]
-    return torch.stack(images), noise
+        crops = random_crop(*images.images(int(rng.integers(len(images)))), size // SCALE, rng)
+        pairs.append([as_network(crop, preset.data.channels) for crop in crops])
+    lr, hr = (torch.stack(side) for side in zip(*pairs, strict=True))
+    z, generator = size // preset.vae.factor, step_generator(config, step)
+    noise = torch.randn((2, config.batch, preset.vae.latent_channels, z, z), generator=generator)[:, share]
+    return hr, lr, noise, torch.rand((config.batch, 2), generator=generator)[share]
 
 
 @torch.no_grad()
-def reconstruct(vae: AutoencoderKL, x: Tensor) -> Tensor:
-    """The decoded mean of the posterior."""
-    y: Tensor = vae.decode(vae.encode(x).latent_dist.mean).sample
-    return y.clamp(-1, 1)
+def reconstruct(vae: VAE, pair: tuple[Tensor, Tensor], faithful: bool) -> Tensor:
+    """The decoded mean of the posterior of one (LR, HR) pair: [1, C, H, W] in [-1, 1]."""
+    lr, hr = (image[None].to(device_of(vae)) for image in pair)
+    y = decode(vae, posterior(vae, hr, lr)[0], lr)
+    return (project(y, lr) if faithful else y).clamp(-1, 1)
 
 
-def validation_loss(vae: AutoencoderKL, images: PairDataset, lpips: LPIPS, weight: float) -> float:
+def validation_loss(vae: VAE, images: PairDataset, lpips: LPIPS, weight: float, faithful: bool) -> float:
     """Mean of L1 + weight·LPIPS of the reconstructions of whole images."""
     total = 0.0
     for i in range(len(images)):
-        x = images[i][1][None].to(device_of(vae))
-        y = reconstruct(vae, x)
+        y = reconstruct(vae, images[i], faithful)
+        x = images[i][1][None].to(y.device)
         total += float((y - x).abs().mean()) + weight * float(lpips(y, x))
     return total / len(images)
 
 
-def reconstructions(vae: AutoencoderKL, images: PairDataset) -> Picture:
+def reconstructions(vae: VAE, images: PairDataset, faithful: bool) -> Picture:
     """Two images, each beside its reconstruction."""
     panels: list[tuple[str, str, Image]] = []
     for i in range(min(2, len(images))):
-        x = images[i][1][None]
-        y = reconstruct(vae, x.to(device_of(vae))).cpu()
-        panels += [("HR", "", from_network(x[0].numpy())), ("decoded", "", from_network(y[0].numpy()))]
+        y = reconstruct(vae, images[i], faithful).cpu()
+        panels += [("HR", "", images.unit_images(i)[1]), ("decoded", "", from_network(y[0].numpy()))]
     return labelled_row(panels)
 
 
 @torch.no_grad()
-def latent_statistics(vae: AutoencoderKL, images: PairDataset) -> tuple[float, float]:
-    """Mean and standard deviation of the raw latents of training images."""
-    latents = [vae.encode(images[i][1][None].to(device_of(vae))).latent_dist.mean.cpu() for i in range(len(images))]
-    z = torch.cat(latents)
-    return float(z.mean()), float(z.std())
+def raw_latents(vae: VAE, images: PairDataset) -> Tensor:
+    """[N, C, h, w]: those of whole images."""
+    device = device_of(vae)
+    pairs = (images[i] for i in range(len(images)))
+    return torch.cat([posterior(vae, hr[None].to(device), lr[None].to(device))[0].cpu() for lr, hr in pairs])
 
 
 def check(config: VAETraining) -> None:
@@ -124,6 +126,8 @@ def check(config: VAETraining) -> None:
         raise ValueError(f"--crop {config.crop}: it must be a multiple of {factor} from {LEAST_CROP} to {size}")
     if config.steps == 0 and not config.vae:
         raise ValueError("--steps 0 trains nothing: it needs a pretrained --vae")
+    if config.latent_drop and not preset.vae.sees_lr:
+        raise ValueError(f"--latent-drop: the decoder of preset '{preset.name}' sees nothing but the latent")
     if config.adversarial and config.precision == "fp16":
         raise ValueError("--adversarial does not go with --precision fp16; allowed are bf16 and fp32")
 
@@ -140,20 +144,30 @@ def train_vae(config: VAETraining) -> None:
     torch.manual_seed(config.seed)
     files, description = split_files(config)
     vae = load_vae(config.vae, preset.vae).train() if config.vae else make_vae(preset.vae)
-    lpips = LPIPS("alex")
     every = max(1, len(files["val"]) // VALIDATION_IMAGES)
     validation = PairDataset(files["val"][::every][:VALIDATION_IMAGES], preset.data)
+    images = PairDataset(files["train"], preset.data)
     found: dict[str, object] = {}
     if config.steps:
         announce(config, accelerator, description, vae)
         inputs = {"files": checkpoint.files_digest(files["train"])} | ({"vae": digest(vae)} if config.vae else {})
+        perceptual = Perceptual(config.lpips, config.vgg)
+        loss = AutoencoderLoss(
+            vae,
+            perceptual,
+            config.kl,
+            config.adversarial,
+            faithful=preset.faithful,
+            latent_noise=config.latent_noise,
+            latent_drop=config.latent_drop,
+        )
         task = Task(
             name="vae",
-            loss=AutoencoderLoss(vae, lpips, config.lpips, config.kl, config.adversarial),
+            loss=loss,
             network="vae",
-            batch=lambda step, share: draw_crops(files["train"], config, step, share),
-            validate=lambda network: validation_loss(network, validation, lpips, config.lpips),
-            picture=lambda network: reconstructions(network, validation),
+            batch=lambda step, share: draw_crops(images, config, step, share),
+            validate=lambda vae: validation_loss(vae, validation, perceptual.alex, config.lpips, preset.faithful),
+            picture=lambda vae: reconstructions(vae, validation, preset.faithful),
             inputs=inputs,
             adversary=AdversaryLoss(Discriminator(preset.data.channels)) if config.adversarial else None,
         )
@@ -161,10 +175,10 @@ def train_vae(config: VAETraining) -> None:
         vae, found = result.network, result.metadata
     if not accelerator.is_main_process:
         return
-    mean, std = latent_statistics(vae, PairDataset(files["train"][:SCALE_IMAGES], preset.data))
-    set_latent_scale(vae, mean, std)
-    save_vae(vae, config.out, metadata(config, description, vae, latent_mean=mean, latent_std=std, **found))
-    tqdm.write(f"wrote '{config.out}/vae'; latent mean {mean:.4f}, standard deviation {std:.4f}")
+    mean, std = set_latent_scale(vae, raw_latents(vae, PairDataset(files["train"][:SCALE_IMAGES], preset.data)))
+    out = weights_of(config, config.out)
+    save_vae(vae, out, metadata(config, description, vae, latent_mean=mean, latent_std=std, **found))
+    tqdm.write(f"wrote the autoencoder and vae.json into '{out}'")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -42,10 +42,10 @@ cpu)
     exit 2
     ;;
 esac
-common=(--data "$data" --out "$out" --device "$device" --resume)
+common=(--preset paper --data "$data" --out "$out" --device "$device" --resume)
 
 python -m train.vae "${common[@]}" --run-dir "$runs/vae" ${VAE_FROM:+--vae "$VAE_FROM"} "${vae[@]}"
 python -m train.unet "${common[@]}" --run-dir "$runs/unet" --weights "$out" ${UNET_FROM:+--unet "$UNET_FROM"} "${unet[@]}"
 
-echo "next: python -m train.evaluate --data '$data' --weights '$out' --runtimes torch"
-echo "      make export, if '$out' is weights/paper"
+echo "next: python -m train.evaluate --preset paper --data '$data' --weights '$out' --runtimes torch"
+echo "      make export PRESET=paper, if '$out' is weights/paper"

@@ -1,0 +1,148 @@
+"""What PSNR and LPIPS do not tell: text and markers, edges, dark areas, and how much is invented.
+
+python -m train.fidelity --data data/nih --presets best paper
+python -m train.fidelity --data data/mhh --split all --index index.csv --limit 32
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipeline import eager
+from pipeline.command_line import make_parser
+from pipeline.images import Image
+from pipeline.spec import DEFAULT, PRESETS
+from train.config import DEVICES, choose_device
+from train.data import PairDataset, read_index
+from train.evaluate import BATCH, add_choice, choose
+from train.methods import CEILING, Method, default_run, make_methods
+
+MEASURES = {
+    "text": "text and markers: mean error ↓",
+    "edges": "edges: error of the gradient ↓",
+    "dark": "dark areas: mean shift",
+    "invented": "pixels off by more than the autoencoder (%) ↓",
+    "invented_common": "… than the first preset's autoencoder (%) ↓",
+}
+CONTRAST_WINDOW = 9
+TEXT_CONTRAST = 0.5
+"""Range of gray within the window from which on pixels count as text, markers or the border of the exposed field."""
+EDGE_QUANTILE = 0.8
+DARK = 0.15
+
+
+def text_mask(hr: Image) -> NDArray[np.bool_]:
+    """Where the contrast is that of burnt-in text, markers, metal and borders."""
+    window = np.ones((CONTRAST_WINDOW, CONTRAST_WINDOW), np.uint8)
+    mask: NDArray[np.bool_] = cv2.dilate(hr, window) - cv2.erode(hr, window) > TEXT_CONTRAST
+    return mask
+
+
+def gradient(image: Image) -> NDArray[np.float32]:
+    """[2, H, W], central differences a pixel."""
+    return np.stack(np.gradient(image)).astype(np.float32)
+
+
+def fidelity(image: Image, hr: Image, thresholds: Mapping[str, float]) -> dict[str, float]:
+    """The measures of one image, in gray levels of 255 or percent; NaN where it has no such pixels.
+
+    Args:
+        image: what is measured, [H, W] in [0, 1].
+        hr: the reference.
+        thresholds: by name of a measure, from which error on a pixel counts as invented.
+    """
+    error = np.abs(image - hr)
+    text = text_mask(hr)
+    slope = np.linalg.norm(gradient(hr), axis=0)
+    body = ~text
+    edges = body & (slope >= np.quantile(slope[body], EDGE_QUANTILE)) if body.any() else body
+    off = np.linalg.norm(gradient(image) - gradient(hr), axis=0)
+    dark = hr < DARK
+
+    def mean(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
+        return 255 * float(values[mask].mean()) if mask.any() else float("nan")
+
+    return {
+        "text": mean(error, text),
+        "edges": mean(off, edges),
+        "dark": mean(image - hr, dark),
+        **{name: 100 * float((error > threshold).mean()) for name, threshold in thresholds.items()},
+    }
+
+
+def own_error(pairs: PairDataset, reconstruct: Method) -> float:
+    """Mean + 2σ of the autoencoder's error over all pixels, in [0, 1]."""
+    errors = []
+    for first in range(0, len(pairs), BATCH):
+        items = range(first, min(first + BATCH, len(pairs)))
+        lr, hr = (list(side) for side in zip(*map(pairs.unit_images, items), strict=True))
+        errors += [np.abs(a - b).ravel() for a, b in zip(reconstruct(lr, hr, list(items)), hr, strict=True)]
+    found = np.concatenate(errors)
+    return float(found.mean() + 2 * found.std())
+
+
+def measure(pairs: PairDataset, methods: Mapping[str, tuple[Method, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Every method's mean of every measure; a method comes with its thresholds, image i has seed i."""
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
+    for i in tqdm(range(len(pairs)), desc="fidelity", unit="image", leave=False):
+        lr, hr = pairs.unit_images(i)
+        for name, (method, thresholds) in methods.items():
+            rows[name].append(fidelity(method([lr], [hr], [i])[0], hr, thresholds))
+    return {
+        name: {key: float(np.nanmean([row[key] for row in found])) for key in found[0]} for name, found in rows.items()
+    }
+
+
+def table(results: Mapping[str, Mapping[str, float]]) -> str:
+    lines = ["| | " + " | ".join(MEASURES.values()) + " |", "|" + "---|" * (len(MEASURES) + 1)]
+    for name, row in results.items():
+        lines.append(f"| {name} | " + " | ".join(f"{row[key]:.2f}" for key in MEASURES) + " |")
+    return "\n".join(lines)
+
+
+def compare(pairs: PairDataset, presets: Sequence[str], device: str) -> dict[str, dict[str, float]]:
+    """Bicubic and every preset with its shipped weights, at its own settings."""
+    methods: dict[str, tuple[Method, dict[str, float]]] = {}
+    common = None
+    for name in presets:
+        preset = PRESETS[name]
+        system = eager.load(Path("weights") / name, preset, device=device)
+        made = make_methods(("torch",), [default_run(preset)], system, Path(), "")
+        own = own_error(pairs, made.pop(CEILING))
+        common = own if common is None else common
+        thresholds = {"invented": own, "invented_common": common}
+        bicubic, upscaled = made.values()
+        methods.setdefault("bicubic", (bicubic, thresholds))
+        methods[f"preset {name} (its autoencoder: {255 * own:.1f} levels)"] = upscaled, thresholds
+    return measure(pairs, methods)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__, "python -m train.fidelity")
+    add_choice(parser)
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=[DEFAULT.name], help="default: %(default)s")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
+    args = parser.parse_args(argv)
+    try:
+        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index))
+        results = compare(pairs, args.presets, choose_device(args.device))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}; gray levels of 255 or percent\n")
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""Try the leads to a better system, each at the same small budget, and log every run to a CSV file.
+
+python -m train.sweep --data data/nih
+python -m train.sweep --data data/nih --scale 4 --seed 1 --only tune-base tune-diverse
+python -m train.sweep --list
+
+A lead is one change to the training of preset best. Runs that the file already holds are not repeated, so the same
+command continues an interrupted sweep. Measured on validation patients.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from pipeline import eager
+from pipeline.command_line import make_parser
+from pipeline.spec import BEST, PRESETS, DetailVAESpec, Preset
+from pipeline.unet import UNet
+from pipeline.vae import Decoder, Encoder, load_vae, vae_path
+from train.config import DEVICES, choose_device
+from train.data import PairDataset
+from train.evaluate import choose, measure
+from train.methods import BICUBIC, CEILING, Run, make_methods
+from train.tune import Tuning, tune
+from train.unet import UNetTraining, train_unet
+from train.vae import VAETraining, train_vae
+
+Stage = Literal["vae", "unet", "tune"]
+COLUMNS = ("lead", "change", "stage", "steps", "seed", "seconds", "run", "lpips_alex", "lpips_vgg", "psnr", "ssim")
+STEPS: dict[Stage, int] = {"vae": 300, "unet": 600, "tune": 240}
+BASE: dict[Stage, dict[str, Any]] = {
+    "vae": {"batch": 16, "lpips": 0.2, "vgg": 0.1, "latent_noise": 0.5, "latent_drop": 0.15, "whole_every": 0},
+    "unet": {"batch": 32, "augment": True, "passes": 2},
+    "tune": {"batch": 4, "crop": 192},
+}
+STEPS_MEASURED = {"unet": (1, 2, 4, 10), "tune": (1, 2, 4)}
+
+
+@dataclass(frozen=True)
+class Lead:
+    """One change: to a stage's options, or to the system itself."""
+
+    name: str
+    change: str
+    stage: Stage
+    options: Mapping[str, Any] = field(default_factory=dict)
+    preset: Preset = BEST
+
+    def __post_init__(self) -> None:
+        PRESETS.setdefault(self.preset.name, self.preset)
+
+
+def variant(name: str, **changes: Any) -> Preset:
+    """Preset best with changes, under a name of its own."""
+    return replace(BEST, name=f"best-{name}", **changes)
+
+
+def vae_variant(name: str, factor: int = 8, latent_channels: int = 4) -> Preset:
+    folded = (factor // 4) ** 2
+    unet = replace(BEST.unet, in_channels=latent_channels + folded, out_channels=latent_channels)
+    return variant(name, vae=DetailVAESpec(factor=factor, latent_channels=latent_channels), unet=unet)
+
+
+LEADS = (
+    Lead("vae-base", "as in best.sh", "vae"),
+    Lead("vae-f4", "latents at a quarter, not an eighth", "vae", preset=vae_variant("f4", factor=4)),
+    Lead("vae-8ch", "8 latent channels, not 4", "vae", preset=vae_variant("8ch", latent_channels=8)),
+    Lead("vae-no-kl", "no KL term", "vae", {"kl": 0.0}),
+    Lead("vae-kl", "a hundred times the KL term", "vae", {"kl": 1e-2}),
+    Lead("vae-no-vgg", "no LPIPS of VGG16", "vae", {"vgg": 0.0}),
+    Lead("vae-gan", "a patch discriminator, 0.02", "vae", {"adversarial": 0.02}),
+    Lead("vae-clean", "latents not spoilt in training", "vae", {"latent_noise": 0.0, "latent_drop": 0.0}),
+    Lead("vae-unprojected", "not trained with the projection", "vae", preset=variant("free", faithful=False)),
+    Lead("unet-base", "as in best.sh: v, cosine to pure noise", "unet"),
+    Lead("unet-x0", "predicts z_0", "unet", preset=variant("x0", diffusion=replace(BEST.diffusion, prediction="x0"))),
+    Lead(
+        "unet-linear",
+        "the paper's schedule, which ends short of pure noise",
+        "unet",
+        preset=variant("linear", diffusion=replace(BEST.diffusion, schedule="linear")),
+    ),
+    Lead(
+        "unet-large-batch", "batch of 128 in 4 parts, a quarter of the steps", "unet", {"batch": 128, "accumulate": 4}
+    ),
+    Lead(
+        "unet-deep", "5 middle blocks, not 2", "unet", preset=variant("deep", unet=replace(BEST.unet, middle_blocks=5))
+    ),
+    Lead("tune-base", "as in best.sh: U-Net and decoder, 1, 2 and 4 steps", "tune"),
+    Lead("tune-frozen", "the U-Net alone, decoder frozen", "tune", {"freeze_decoder": True}),
+    Lead("tune-same", "nothing gained by samples that differ", "tune", {"diversity": 0.0}),
+    Lead("tune-diverse", "samples that differ gain ½: CRPS with LPIPS", "tune", {"diversity": 0.5}),
+    Lead("tune-free", "never projected in training", "tune", {"faithful_share": 0.0}),
+    Lead("tune-no-vgg", "no LPIPS of VGG16", "tune", {"vgg": 0.0}),
+    Lead("tune-l1", "L1 alone", "tune", {"vgg": 0.0, "lpips": 0.0}),
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Where a sweep works, and how much."""
+
+    data: Path
+    folder: Path
+    device: str
+    scale: float
+    seed: int
+    limit: int
+
+    def weights(self, lead: Lead) -> Path:
+        return self.folder / f"{lead.name}-{self.steps(lead)}-{self.seed}"
+
+    def steps(self, lead: Lead) -> int:
+        steps = self.scale * STEPS[lead.stage]
+        return round(steps / 4 if lead.name == "unet-large-batch" else steps)
+
+
+def base_of(stage: Stage) -> Lead:
+    return next(lead for lead in LEADS if lead.stage == stage)
+
+
+def train_lead(lead: Lead, sweep: Sweep) -> float:
+    """Train one lead from the base of the stage before; returns the seconds it took."""
+    out, steps = sweep.weights(lead), sweep.steps(lead)
+    common: dict[str, Any] = {
+        "data": sweep.data, "out": out, "run_dir": out / "run", "steps": steps, "seed": sweep.seed, "resume": True,
+        "device": sweep.device, "preset": lead.preset.name, "validate_every": steps, **BASE[lead.stage], **lead.options,
+    }  # fmt: skip
+    began = time.monotonic()
+    if lead.stage == "vae":
+        train_vae(VAETraining(**common))
+    elif lead.stage == "unet":
+        train_unet(UNetTraining(**common, weights=sweep.weights(base_of("vae"))))
+    else:
+        tune(Tuning(**common, weights=sweep.weights(base_of("unet"))))
+    return time.monotonic() - began
+
+
+def figures(lead: Lead, sweep: Sweep, pairs: PairDataset) -> dict[str, dict[str, float]]:
+    """By run: LPIPS as a multiple of bicubic's, PSNR and SSIM as differences to it."""
+    weights, preset = sweep.weights(lead), lead.preset
+    if lead.stage == "vae":
+        vae = load_vae(vae_path(weights, preset.vae), preset.vae)
+        system = eager.Eager(Encoder(vae), UNet(preset.unet), Decoder(vae), preset, torch.device("cpu"))
+        methods = make_methods((), (), system, Path(), "")
+    else:
+        system = eager.load(weights, preset, device=sweep.device)
+        runs = [Run("ddim", steps, "noise") for steps in STEPS_MEASURED[lead.stage]]
+        if lead.stage == "tune":
+            runs += [Run("ddim", 2, "noise", 16, "mean"), Run("ddim", 2, "noise", faithful=False)]
+        methods = make_methods(("torch",), runs, system, Path(), "")
+        del methods[CEILING]
+    results = measure(pairs, methods)
+    base = {metric: values.mean() for metric, values in results.pop(BICUBIC).values.items()}
+    found = {}
+    for name, measured in results.items():
+        means = {metric: float(values.mean()) for metric, values in measured.values.items()}
+        ratios = {metric: means[metric] / base[metric] for metric in ("lpips_alex", "lpips_vgg")}
+        found[name] = ratios | {metric: means[metric] - base[metric] for metric in ("psnr", "ssim")}
+    return found
+
+
+def done(path: Path) -> set[tuple[str, str, str]]:
+    """(lead, steps, seed) of what the file holds."""
+    if not path.exists():
+        return set()
+    with open(path, newline="", encoding="utf-8") as file:
+        return {(row["lead"], row["steps"], row["seed"]) for row in csv.DictReader(file)}
+
+
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def run_sweep(sweep: Sweep, log: Path, only: list[str] | None) -> None:
+    """Train and measure every lead that the log lacks.
+
+    Raises:
+        ValueError, OSError, FloatingPointError: see the trainings.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    pairs, _ = choose(sweep.data, "val", sweep.limit, {})
+    bases = {base_of(stage).name for stage in STEPS}
+    chosen = [lead for lead in LEADS if only is None or lead.name in only or lead.name in bases]
+    for lead in tqdm(chosen, desc="leads", unit="lead"):
+        steps = sweep.steps(lead)
+        if (lead.name, str(steps), str(sweep.seed)) in done(log):
+            continue
+        tqdm.write(f"{lead.name}: {lead.change}")
+        seconds = round(train_lead(lead, sweep))
+        common = {"lead": lead.name, "change": lead.change, "stage": lead.stage, "steps": steps, "seed": sweep.seed}
+        rows = [
+            {**common, "seconds": seconds, "run": run, **{metric: f"{value:.4f}" for metric, value in row.items()}}
+            for run, row in figures(lead, sweep, pairs).items()
+        ]
+        append(log, rows)
+        for row in rows:
+            tqdm.write("  " + ", ".join(f"{name} {row[name]}" for name in COLUMNS[6:]))
+
+
+def main(argv: list[str] | None = None) -> int:
+    names = [lead.name for lead in LEADS]
+    parser = make_parser(__doc__, "python -m train.sweep")
+    add = parser.add_argument
+    add("--data", type=Path, default=Path("data/nih"), help="folder that train.pairs wrote (default: %(default)s)")
+    add("--folder", type=Path, default=Path("runs/sweep"), help="for weights and runs (default: %(default)s)")
+    add("--log", type=Path, default=Path("runs/sweep/leads.csv"), help="CSV file to append to (default: %(default)s)")
+    add("--scale", type=float, default=1.0, help="times the steps of every stage (default: 1: " + ", ".join(
+        f"{steps} of {stage}" for stage, steps in STEPS.items()) + ")")  # fmt: skip
+    add("--seed", type=int, default=0, help="of the trainings (default: %(default)s)")
+    add("--limit", type=int, default=24, help="validation images that are measured (default: %(default)s)")
+    add("--only", nargs="+", choices=names, metavar="LEAD", help="these, and the bases they start from")
+    add("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
+    add("--list", action="store_true", help="only list the leads")
+    args = parser.parse_args(argv)
+    if args.list:
+        print("\n".join(f"{lead.name:18} {lead.change}" for lead in LEADS))
+        return 0
+    try:
+        device = choose_device(args.device)
+        run_sweep(Sweep(args.data, args.folder, device, args.scale, args.seed, args.limit), args.log, args.only)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
