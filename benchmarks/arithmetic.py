@@ -1,0 +1,111 @@
+"""Count the multiplications of one image through all networks that a preset runs, and compare presets.
+
+python benchmarks/arithmetic.py
+python benchmarks/arithmetic.py --side 128 --run best:1 best:4 paper:10 paper:300
+
+Counted by PyTorch's flop counter on networks without weights, so the figures are exact and take no time. The last
+line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.command_line import make_parser
+from pipeline.spec import DEFAULT, PRESETS, SCALE, Preset
+from pipeline.unet import UNet
+from pipeline.vae import decode, make_vae, posterior
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Multiply-adds of one image, in 10⁹."""
+
+    unet: float
+    """one call"""
+    encoder: float
+    """0 where inference does not need it"""
+    decoder: float
+
+    def total(self, steps: int) -> float:
+        return steps * self.unet + self.encoder + self.decoder
+
+
+def count(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops()) / 2e9
+
+
+@torch.no_grad()
+def arithmetic(preset: Preset, side: int) -> Arithmetic:
+    """Of an LR image of side² pixels."""
+    z, hr, channels = side * SCALE // preset.vae.factor, side * SCALE, preset.data.channels
+    with torch.device("meta"):
+        unet, vae = UNet(preset.unet), make_vae(preset.vae)
+        x, t = torch.empty(1, preset.unet.in_channels, z, z), torch.empty(1)
+        image, lr = torch.empty(1, channels, hr, hr), torch.empty(1, channels, side, side)
+        latent = torch.empty(1, preset.vae.latent_channels, z, z)
+        encodes = preset.condition == "latent"
+        return Arithmetic(
+            unet=count(lambda: unet(x, t)),
+            encoder=count(lambda: posterior(vae, image, lr)) if encodes else 0.0,
+            decoder=count(lambda: decode(vae, latent, lr)),
+        )
+
+
+def parse_run(text: str) -> tuple[Preset, int]:
+    """``PRESET:STEPS``."""
+    name, _, steps = text.partition(":")
+    if name not in PRESETS or not steps.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}', needed is PRESET:STEPS with one of {', '.join(PRESETS)}")
+    return PRESETS[name], int(steps)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__)
+    side = DEFAULT.data.lr_size
+    parser.add_argument("--side", type=int, default=side, help="of the LR image (default: %(default)s)")
+    parser.add_argument(
+        "--run",
+        type=parse_run,
+        nargs="+",
+        metavar="PRESET:STEPS",
+        default=[
+            (PRESETS["paper"], 300),
+            (PRESETS["paper"], 10),
+            (DEFAULT, DEFAULT.diffusion.ddim_steps),
+            (DEFAULT, 1),
+        ],
+        help="the first is what the others are compared with (default: paper:300 and others)",
+    )
+    args = parser.parse_args(argv)
+    multiple = max(preset.lr_multiple for preset, _ in args.run)
+    if args.side < 1 or args.side % multiple:
+        parser.error(f"argument --side: {args.side}, needed is a multiple of {multiple}")
+    first = None
+    results = {}
+    print(f"one {args.side}×{args.side} image, 10⁹ multiply-adds\n")
+    print("| preset, steps | U-Net, a step | encoder | decoder | together | of the first |")
+    print("|---|---|---|---|---|---|")
+    for preset, steps in args.run:
+        found = arithmetic(preset, args.side)
+        total = found.total(steps)
+        first = first or total
+        name = f"{preset.name}, {steps}"
+        results[name] = total / first
+        parts = (found.unet, found.encoder, found.decoder, total)
+        print(f"| {name} | " + " | ".join(f"{part:.2f}" for part in parts) + f" | {total / first:.3f} |")
+    print("\n" + json.dumps({name: round(ratio, 4) for name, ratio in results.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

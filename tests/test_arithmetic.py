@@ -1,0 +1,36 @@
+"""The count of multiplications."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import arithmetic
+from pipeline.spec import BEST, PAPER
+
+
+def test_best_takes_less_than_a_tenth_of_the_papers_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    assert arithmetic.main([]) == 0
+    ratios = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert ratios["paper, 300"] == 1
+    assert ratios[f"best, {BEST.diffusion.ddim_steps}"] <= 0.1
+
+
+def test_every_step_costs_one_unet() -> None:
+    found = arithmetic.arithmetic(PAPER, 64)
+    assert found.total(300) - found.total(1) == pytest.approx(299 * found.unet)
+    assert found.encoder > 0
+    assert arithmetic.arithmetic(BEST, 64).encoder == 0, "best needs no encoder at inference"
+
+
+def test_four_times_the_pixels_cost_four_times() -> None:
+    small, large = (arithmetic.arithmetic(BEST, side) for side in (64, 128))
+    assert large.decoder == pytest.approx(4 * small.decoder, rel=1e-6)
+
+
+@pytest.mark.parametrize("arguments", [["--run", "worst:3"], ["--run", "best"], ["--side", "65"]])
+def test_impossible_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        arithmetic.main(arguments)
+    assert "needed is" in capsys.readouterr().err
