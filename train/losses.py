@@ -40,19 +40,25 @@ class Discriminator(nn.Sequential):
 
 
 class Perceptual(nn.Module):
-    """Weighted LPIPS of images [B, C, H, W] in [-1, 1]: AlexNet's of all, VGG16's of one in ``share``."""
+    """Weighted LPIPS of images [B, C, H, W] in [-1, 1]: AlexNet's of all; VGG16's, which is slow, of some.
 
-    def __init__(self, alex_weight: float, vgg_weight: float = 0.0, share: int = 4) -> None:
+    VGG16 judges a 128² corner of one in four: of random crops of random images any corner is random.
+    """
+
+    SHARE, SIDE = 4, 128
+
+    def __init__(self, alex_weight: float, vgg_weight: float = 0.0) -> None:
         super().__init__()
         self.alex = LPIPS("alex")
         self.vgg = LPIPS("vgg", fast=True) if vgg_weight else None
-        self.weights, self.share = {"lpips": alex_weight, "vgg": vgg_weight}, share
+        self.weights = {"lpips": alex_weight, "vgg": vgg_weight}
 
     def forward(self, y: Tensor, x: Tensor) -> dict[str, Tensor]:
         """Terms: "lpips", and "vgg" where it has a weight."""
         terms = {"lpips": self.alex(y, x).mean()}
         if self.vgg is not None:
-            terms["vgg"] = self.vgg(y[:: self.share], x[:: self.share]).mean()
+            corners = (a[:: self.SHARE, :, : self.SIDE, : self.SIDE] for a in (y, x))
+            terms["vgg"] = self.vgg(*corners).mean()
         return terms
 
 

@@ -54,7 +54,7 @@ class Tuning(Training):
     crop: int = option(256, "side of the squares that are upscaled")
     sampler_steps: str = option("1,2,4", "numbers of denoising steps that are trained, in turn")
     lpips: float = option(0.2, "weight of LPIPS (AlexNet) beside L1")
-    vgg: float = option(0.1, "weight of LPIPS (VGG16), computed on a quarter of the samples")
+    vgg: float = option(0.1, "weight of LPIPS (VGG16), computed on some of the samples")
     diversity: float = option(0.2, "weight of the difference of two samples of an image, which is to be large")
     freeze_decoder: bool = option(False, "train the U-Net alone")
     faithful_share: float = option(0.75, "share of the steps that project samples onto their LR images")
@@ -138,7 +138,14 @@ def tune(config: Tuning) -> None:
     unet.train().requires_grad_(True)
     vae.train().requires_grad_(not config.freeze_decoder)
     vae.encoder.requires_grad_(False)
-    loss = FewStepLoss(unet, vae, Perceptual(config.lpips, config.vgg), preset, config.diversity, config.faithful_share)
+    loss = FewStepLoss(
+        unet,
+        vae,
+        Perceptual(config.lpips, config.vgg),
+        preset,
+        config.diversity,
+        config.faithful_share,
+    )
     images = PairDataset(files["train"], preset.data)
     every = max(1, len(files["val"]) // VALIDATION_IMAGES)
     validation = PairDataset(files["val"][::every][:VALIDATION_IMAGES], preset.data)

@@ -60,7 +60,7 @@ class VAETraining(Training):
     rate: float = option(4e-4, "peak learning rate of AdamW; cosine to 0")
     warmup: int = option(200, "steps in which the rate rises linearly")
     lpips: float = option(0.3, "weight of LPIPS (AlexNet) beside L1")
-    vgg: float = option(0.0, "weight of LPIPS (VGG16), computed on a quarter of the samples")
+    vgg: float = option(0.0, "weight of LPIPS (VGG16), computed on some of the samples")
     kl: float = option(1e-4, "weight of the KL divergence, mean over latent elements")
     latent_noise: float = option(0.0, "largest deviation of noise on the latents that the decoder sees")
     latent_drop: float = option(0.0, "share of the latents that are zeros for the decoder; best only")
