@@ -19,7 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.command_line import make_parser
-from pipeline.spec import DEFAULT, PRESETS, SCALE, Preset
+from pipeline.spec import DEFAULT, PAPER, PRESETS, SCALE, Preset
 from pipeline.unet import UNet
 from pipeline.vae import decode, make_vae, posterior
 
@@ -79,8 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         nargs="+",
         metavar="PRESET:STEPS",
         default=[
-            (PRESETS["paper"], 300),
-            (PRESETS["paper"], 10),
+            (PAPER, 300),
+            (PAPER, 10),
             (DEFAULT, DEFAULT.diffusion.ddim_steps),
             (DEFAULT, 1),
         ],

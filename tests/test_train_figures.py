@@ -72,6 +72,38 @@ def test_curves_show_training_and_validation(tmp_path: Path) -> None:
         assert picture.size == (600, 400)
 
 
+def test_steps_are_drawn_against_bicubic(tmp_path: Path) -> None:
+    table = tmp_path / "best" / "images.csv"
+    table.parent.mkdir()
+    lines = ["file,patient,method,lpips_alex,psnr", "a,1,bicubic,0.4,30", "b,2,bicubic,0.2,32"]
+    lines += ['a,1,"ONNX: DDIM, 4 steps, from pure noise",0.1,31', 'b,2,"ONNX: DDIM, 4 steps, from pure noise",0.05,33']
+    lines += ['a,1,"ONNX: DDIM, 1 step, from pure noise",0.2,30', 'b,2,"ONNX: DDIM, 1 step, from pure noise",0.1,32']
+    lines += ['a,1,"ONNX: DDIM, 4 steps, from pure noise, mean of 16",0.3,33']
+    table.write_text("\n".join(lines) + "\n")
+    lpips, psnr = figures.steps_figure([table]).axes
+    np.testing.assert_allclose(lpips.lines[0].get_xydata(), [[1, 0.5], [4, 0.25]])
+    np.testing.assert_allclose(psnr.lines[0].get_xydata(), [[1, 0.0], [4, 1.0]])
+    assert lpips.get_legend_handles_labels()[1] == ["best, DDIM from pure noise"]
+    assert figures.main(["steps", str(table), "--out", str(tmp_path / "steps.png")]) == 0
+    with PILImage.open(tmp_path / "steps.png") as picture:
+        assert picture.size == (1200, 400)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "is no images.csv of train.evaluate"),
+        ("file,method,lpips_alex,psnr\na,bicubic,0.3,30\n", "holds no run of the system"),
+    ],
+)
+def test_a_table_without_steps_is_one_line(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images.csv").write_text(text)
+    assert figures.main(["steps", str(tmp_path / "images.csv")]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_details_are_enlarged_squares(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "details.png"
     detail = "00000003_001.png:48:120"

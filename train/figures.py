@@ -1,14 +1,17 @@
-"""Draw the paper's figures: samples (2), augmentations (3), loss curves (6), and results (7 to 10), details.
+"""Draw the paper's figures: samples (2), augmentations (3), loss curves (6), results (7 to 10); details, steps.
 
 python -m train.figures samples --data data/nih --out samples.png
 python -m train.figures augmentations --data data/nih --out augmentations.png
 python -m train.figures curves runs/vae runs/unet --out curves.png
+python -m train.figures steps results/best/images.csv results/paper/images.csv --out steps.png
 python -m train.figures details 00000410_002.png:48:120 --data data/nih --out details.png
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,6 +92,53 @@ def curves_figure(runs: Sequence[Path]) -> Figure:
     return figure
 
 
+STEPS_IN_NAME = re.compile(r": (\w+), (\d+) steps?, from (pure noise|the LR latent)$")
+
+
+def steps_figure(files: Sequence[Path]) -> Figure:
+    """Quality against the number of steps, from the CSV files of ``train.evaluate``, one line a file and kind of run.
+
+    Raises:
+        ValueError: a file is not such a table, or holds no run of the system.
+        OSError: it cannot be read.
+    """
+    metrics = {"lpips_alex": "LPIPS, of bicubic's", "psnr": "PSNR, dB above bicubic"}
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    panels = dict(zip(metrics, figure.subplots(1, 2), strict=True))
+    for path in files:
+        for kind, steps, values in quality(path):
+            panels["lpips_alex"].plot(
+                steps, [v["lpips_alex"] for v in values], "o-", label=f"{path.parent.name}, {kind}"
+            )
+            panels["psnr"].plot(steps, [v["psnr"] for v in values], "o-", label=f"{path.parent.name}, {kind}")
+    for metric, title in metrics.items():
+        panels[metric].axhline(1.0 if metric == "lpips_alex" else 0.0, color="0.7", linewidth=0.8)
+        panels[metric].set(title=title, xlabel="denoising steps", xscale="log")
+        panels[metric].legend()
+    return figure
+
+
+def quality(path: Path) -> list[tuple[str, list[int], list[dict[str, float]]]]:
+    """(kind of run, its numbers of steps, LPIPS and PSNR against bicubic's) of a CSV file of ``train.evaluate``."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"method", "lpips_alex", "psnr"} <= rows[0].keys():
+        raise ValueError(f"'{path}' is no images.csv of train.evaluate")
+    means: dict[str, dict[str, float]] = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        of_method = [row for row in rows if row["method"] == method]
+        means[method] = {m: float(np.mean([float(row[m]) for row in of_method])) for m in ("lpips_alex", "psnr")}
+    kinds: dict[str, dict[int, dict[str, float]]] = {}
+    for method, found in means.items():
+        if match := STEPS_IN_NAME.search(method):
+            base = means["bicubic"]
+            relative = {"lpips_alex": found["lpips_alex"] / base["lpips_alex"], "psnr": found["psnr"] - base["psnr"]}
+            kinds.setdefault(f"{match[1]} from {match[3]}", {})[int(match[2])] = relative
+    if not kinds:
+        raise ValueError(f"'{path}' holds no run of the system")
+    return [(kind, sorted(runs), [runs[steps] for steps in sorted(runs)]) for kind, runs in kinds.items()]
+
+
 def upscaled_figure(pairs: PairDataset, method: Method) -> Picture:
     """Figures 7 and 9: LR, bicubic, upscaled and HR of a few images."""
     rows = []
@@ -167,6 +217,8 @@ def main(argv: list[str] | None = None) -> int:
     details.add_argument("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
     figure = figures.add_parser("curves", help="losses over the steps", description="Losses over the steps.")
     figure.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a training's --run-dir")
+    figure = figures.add_parser("steps", help="quality over steps", description="Quality over denoising steps.")
+    figure.add_argument("files", nargs="+", type=Path, metavar="CSV", help="images.csv of train.evaluate --report")
     for name, figure in figures.choices.items():
         out = Path(f"{name}.png")
         figure.add_argument("--out", type=Path, default=out, help="PNG file to write (default: %(default)s)")
@@ -174,6 +226,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.figure == "curves":
             curves_figure(args.runs).savefig(args.out, dpi=100)
+        elif args.figure == "steps":
+            steps_figure(args.files).savefig(args.out, dpi=100)
         elif args.figure == "details":
             preset = PRESETS[args.preset]
             details_figure(args.details, args.data, args.model_repository, preset).save(args.out)

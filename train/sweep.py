@@ -55,9 +55,6 @@ class Lead:
     options: Mapping[str, Any] = field(default_factory=dict)
     preset: Preset = BEST
 
-    def __post_init__(self) -> None:
-        PRESETS.setdefault(self.preset.name, self.preset)
-
 
 def variant(name: str, **changes: Any) -> Preset:
     """Preset best with changes, under a name of its own."""
@@ -134,6 +131,7 @@ def train_lead(lead: Lead, sweep: Sweep) -> float:
         "data": sweep.data, "out": out, "run_dir": out / "run", "steps": steps, "seed": sweep.seed, "resume": True,
         "device": sweep.device, "preset": lead.preset.name, "validate_every": steps, **BASE[lead.stage], **lead.options,
     }  # fmt: skip
+    PRESETS[lead.preset.name] = lead.preset  # where the trainings look for it
     began = time.monotonic()
     if lead.stage == "vae":
         train_vae(VAETraining(**common))

@@ -1,0 +1,71 @@
+"""The sweep: every lead is one change, logged once, and an interrupted sweep goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from pipeline.spec import BEST, PRESETS
+from train import sweep
+from train.sweep import LEADS, STEPS, base_of
+
+
+def test_every_stage_begins_with_its_base_and_names_are_unique() -> None:
+    assert len({lead.name for lead in LEADS}) == len(LEADS)
+    for stage in STEPS:
+        base = base_of(stage)
+        assert base.name == f"{stage}-base"
+        assert (base.options, base.preset) == ({}, BEST)
+    order = [lead.stage for lead in LEADS]
+    assert order == sorted(order, key=list(STEPS).index), "a stage starts from the base of the one before"
+
+
+def test_every_other_lead_changes_something() -> None:
+    for lead in LEADS:
+        if lead is not base_of(lead.stage):
+            assert lead.options or lead.preset != BEST
+            assert lead.preset == BEST or lead.preset.name.startswith("best-")
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main(["--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [lead.name for lead in LEADS]
+
+
+def test_a_sweep_trains_measures_logs_and_continues(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "STEPS", {"vae": 1, "unet": 1, "tune": 1})
+    monkeypatch.setattr(sweep, "STEPS_MEASURED", {"unet": (1,), "tune": (1,)})
+    small = {"vae": {"batch": 1, "crop": 64}, "unet": {"batch": 2}, "tune": {"batch": 1, "crop": 64}}
+    monkeypatch.setattr(sweep, "BASE", small)
+    log = tmp_path / "leads.csv"
+    command = ["--data", str(data), "--folder", str(tmp_path / "sweep"), "--log", str(log), "--limit", "1"]
+    command += ["--device", "cpu", "--only"]
+    names = set(PRESETS)
+    try:
+        assert sweep.main([*command, "vae-8ch"]) == 0
+        first = log.read_text(encoding="utf-8")
+        assert sweep.main([*command, "unet-x0", "tune-same"]) == 0
+    finally:
+        for name in set(PRESETS) - names:
+            del PRESETS[name]
+    assert log.read_text(encoding="utf-8").startswith(first), "what is logged is not run again"
+    with open(log, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    expected = ["vae-base", "vae-8ch", "unet-base", "tune-base", "tune-base", "tune-base"]
+    expected += ["unet-x0", "tune-same", "tune-same", "tune-same"]
+    assert sorted(row["lead"] for row in rows) == sorted(expected)
+    assert all(float(row["lpips_alex"]) > 0 and float(row["seconds"]) >= 0 for row in rows)
+    assert {row["run"] for row in rows if row["stage"] == "tune"} == {
+        "PyTorch: DDIM, 1 step, from pure noise",
+        "PyTorch: DDIM, 2 steps, from pure noise, mean of 16",
+        "PyTorch: DDIM, 2 steps, from pure noise, not projected",
+    }
+
+
+def test_missing_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main(["--data", str(tmp_path), "--log", str(tmp_path / "log.csv")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: '{tmp_path}' has no HR_256/ and LR_64/")
