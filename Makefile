@@ -60,7 +60,7 @@ export: $(VENV)/testing ## write the ONNX files and config.pbtxt of model_reposi
 train: $(VENV)/testing ## train PRESET on DATA (default: data/nih), on a GPU or, by DEVICE=cpu, in hours
 	train/runs/$(PRESET).sh $(or $(DATA),data/nih)
 
-bench: $(VENV)/testing $(VENV)/perf_analyzer ## time a 300-step image: server, one process, PyTorch
+bench: $(VENV)/testing $(VENV)/perf_analyzer ## time an image: server, one process, PyTorch
 	$(BIN)/python benchmarks/overhead.py
 
 clean: ## remove the virtual environment and the demo's output

@@ -64,7 +64,7 @@ def arithmetic(preset: Preset, side: int) -> Arithmetic:
 def parse_run(text: str) -> tuple[Preset, int]:
     """``PRESET:STEPS``."""
     name, _, steps = text.partition(":")
-    if name not in PRESETS or not steps.isdecimal():
+    if name not in PRESETS or not steps.isdecimal() or not 1 <= int(steps) <= PRESETS[name].diffusion.T:
         raise argparse.ArgumentTypeError(f"'{text}', needed is PRESET:STEPS with one of {', '.join(PRESETS)}")
     return PRESETS[name], int(steps)
 

@@ -1,7 +1,8 @@
 """Time one image through the server, through the same ONNX files in this process, and through PyTorch eager.
 
 python benchmarks/overhead.py
-python benchmarks/overhead.py --rounds 9 --steps 100 --url localhost:8001
+python benchmarks/overhead.py --rounds 9 --sampler ddpm --steps 300
+python benchmarks/overhead.py --url localhost:8001
 
 The three take turns in one run, so that a busy machine troubles them alike; read the ratios, not the seconds. The
 last line is JSON.
@@ -28,7 +29,7 @@ from pipeline import eager
 from pipeline.command_line import make_parser
 from pipeline.onnx_networks import onnx_networks
 from pipeline.serve import ROOT
-from pipeline.spec import DEFAULT
+from pipeline.spec import DEFAULT, SAMPLERS, SamplerName
 from pipeline.superres import generator, upscale
 
 
@@ -40,15 +41,15 @@ def unet_seconds(url: str) -> tuple[int, float, float]:
     return s.success.count, s.success.ns / 1e9, (s.compute_input.ns + s.compute_infer.ns + s.compute_output.ns) / 1e9
 
 
-def measure(url: str, rounds: int, steps: int, side: int) -> dict[str, float]:
+def measure(url: str, rounds: int, sampler: SamplerName, steps: int | None, side: int) -> dict[str, float]:
     """Median seconds of each way, the ratios, and the server's own account of its U-Net calls."""
     image = np.random.default_rng(0).random((side, side), dtype=np.float32)
     with Client(url) as client:
         preset = client.preset
-        one_process = generator(onnx_networks(ROOT / "model_repository", preset), preset, steps=steps, sampler="ddpm")
-        pytorch = eager.load(ROOT / "weights" / preset.name, preset).generator(steps=steps, sampler="ddpm")
+        one_process = generator(onnx_networks(ROOT / "model_repository", preset), preset, steps=steps, sampler=sampler)
+        pytorch = eager.load(ROOT / "weights" / preset.name, preset).generator(steps=steps, sampler=sampler)
         ways: dict[str, Callable[[], object]] = {
-            "server": lambda: client.upscale(image, steps=steps, sampler="ddpm"),
+            "server": lambda: client.upscale(image, steps=steps, sampler=sampler),
             "one_process": lambda: upscale([image], [0], one_process, preset),
             "pytorch_eager": lambda: upscale([image], [0], pytorch, preset),
         }
@@ -78,12 +79,12 @@ def measure(url: str, rounds: int, steps: int, side: int) -> dict[str, float]:
     }
 
 
-def report(r: dict[str, float], steps: int, side: int) -> str:
+def report(r: dict[str, float], side: int) -> str:
     """What the figures mean, for people."""
     server = r["server_s"]
     per_call = 1e3 * (server - r["one_process_s"]) / r["unet_calls_per_image"]
     return f"""
-one {side}×{side} image, {steps} steps, medians
+one {side}×{side} image, {r["unet_calls_per_image"]:.0f} steps, medians
   (a) through the server          {server:7.3f} s
   (b) same files, one process     {r["one_process_s"]:7.3f} s   a/b = {r["server/one_process"]:.2f}
   (c) PyTorch eager               {r["pytorch_eager_s"]:7.3f} s   c/a = {r["pytorch_eager/server"]:.2f}
@@ -99,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=DEFAULT.diffusion.T, help="default: %(default)s")
+    parser.add_argument("--sampler", choices=SAMPLERS, default=DEFAULT.diffusion.sampler, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, help="default: the preset's")
     parser.add_argument("--side", type=int, default=DEFAULT.data.lr_size, help="of the LR image (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
@@ -108,11 +110,11 @@ def main(argv: list[str] | None = None) -> int:
             if url is None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 url = stack.enter_context(running_server(folder / "server.log"))
-            results = measure(url, args.rounds, args.steps, args.side)
+            results = measure(url, args.rounds, args.sampler, args.steps, args.side)
     except (DemoError, UpscaleError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(report(results, args.steps, args.side))
+    print(report(results, args.side))
     print(json.dumps({name: round(value, 4) for name, value in results.items()}))
     return 0
 

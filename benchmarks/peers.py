@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, default=CACHE, help="for the peers' files (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
-        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index))
+        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
         fetch(args.cache)
         methods = {
             "bicubic": bicubic,

@@ -288,6 +288,11 @@ class Client:
         except _ConnectionLost:
             try:
                 self.wait_until_ready()
+                if self.preset.name != preset:
+                    raise ServerLost(
+                        f"server {self.url} went away during a request and runs preset '{self.preset.name}' now, "
+                        f"not '{preset}'"
+                    )
                 found = self._infer(inputs, outputs)
             except ServerUnavailable as error:
                 raise ServerLost(

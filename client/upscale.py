@@ -108,6 +108,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         check_options(args)
     except request.BadRequest as error:
         parser.error(str(error))
+    if (args.samples or 1) > 1 and not (args.mean or args.uncertainty):
+        parser.error("argument --samples: goes with --mean or --uncertainty")
     if args.uncertainty and args.samples < 2:
         parser.error("argument --uncertainty: needs --samples of 2 or more")
     if args.out and args.out.suffix.lower() in set(SUFFIXES) - {".png"}:
@@ -191,8 +193,10 @@ def provenance(result: Upscaled) -> dict[str, str]:
 def upscale_file(client: Client, path: Path, target: Path, args: argparse.Namespace) -> tuple[Source, Upscaled]:
     """Read, upscale, write; the comparison and the map of uncertainty too where they are asked for."""
     picture = target.with_name(f"{target.stem}_compare.png")
-    pictures = [picture] if args.compare else []
-    for path_out in [target, *pictures, *([args.uncertainty] if args.uncertainty else [])]:
+    outputs = [target, *([picture] if args.compare else []), *([args.uncertainty] if args.uncertainty else [])]
+    if len({path_out.resolve() for path_out in outputs}) < len(outputs):
+        raise FileError(f"'{args.uncertainty}' is the name of another output too: give --uncertainty another")
+    for path_out in outputs:
         if path_out.exists() and not args.force:
             raise FileError(f"'{path_out}' exists already: give --force to overwrite it")
     source = read(path, args.downscale)

@@ -30,19 +30,15 @@ class Eager:
     def tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
-    def lr_seen(self, lr: Array) -> tuple[Tensor, ...]:
-        """The LR images as further argument of an autoencoder that sees them."""
-        return (self.tensor(lr),) if self.preset.vae.sees_lr else ()
-
     @torch.inference_mode()
     def encode(self, image: Array, lr: Array) -> Array:
         """As ``pipeline.superres.Networks.encode``."""
-        latent: Array = self.encoder(self.tensor(image), *self.lr_seen(lr)).cpu().numpy()
+        latent: Array = self.encoder(self.tensor(image), self.tensor(lr)).cpu().numpy()
         return latent
 
     @torch.inference_mode()
     def decode(self, latent: Tensor, lr: Array) -> Array:
-        image: Array = self.decoder(latent, *self.lr_seen(lr)).cpu().numpy()
+        image: Array = self.decoder(latent, self.tensor(lr)).cpu().numpy()
         return image
 
     def generator(

@@ -72,6 +72,8 @@ class Options:
         _check_choice("start", options.start, diffusion.starts)
         _check_number("samples", options.samples, 1, MAX_SAMPLES)
         _check_choice("output", options.output, OUTPUTS)
+        if not isinstance(options.faithful, bool):
+            raise BadRequest(f"'faithful' is {options.faithful!r}, allowed are true and false")
         if options.output == "mean" and options.samples == 1:
             raise BadRequest("'output' is 'mean', which needs 'samples' of 2 or more")
         _check_choice("denoiser", options.denoiser, DENOISERS)

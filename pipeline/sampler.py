@@ -79,12 +79,19 @@ Seed = int | tuple[int, int]
 """Of one sample: the image's seed, or that and the sample's number."""
 
 
+def seed_sequence(seed: Seed) -> np.random.SeedSequence:
+    """Independent of every other seed's, whether an image's or a further sample's."""
+    if isinstance(seed, tuple):
+        return np.random.SeedSequence(seed[0], spawn_key=seed[1:])
+    return np.random.SeedSequence(seed)
+
+
 def image_noise(seeds: Sequence[Seed], shape: tuple[int, ...]) -> Callable[[], NDArray[np.float32]]:
     """A source of standard normal noise, [len(seeds), *shape] a draw, with one generator a sample.
 
     A sample's noise depends on its own seed only, not on the batch it shares.
     """
-    generators = [np.random.default_rng(seed) for seed in seeds]
+    generators = [np.random.default_rng(seed_sequence(seed)) for seed in seeds]
     return lambda: np.stack([g.standard_normal(shape, dtype=np.float32) for g in generators])
 
 

@@ -27,7 +27,7 @@ SCALE = 4
 """Upscaling factor: an H×W image becomes 4H×4W."""
 
 MIN_SIDE, MAX_SIDE = 2, 512
-"""Sides of a low-resolution image, in pixels. Reflection padding needs two; at 512 the decoder takes 5 GiB."""
+"""Sides of a low-resolution image, in pixels. Reflection padding needs two; at 512 the paper's decoder takes 5 GiB."""
 
 MAX_BATCH = 16
 """Images that the networks take in one call, and requests that the server batches."""
@@ -37,6 +37,9 @@ MAX_BATCH_PIXELS = MAX_SIDE**2
 
 MAX_SAMPLES = 16
 """Samples of one image that a request may ask for."""
+
+NO_SPREAD = -1.0
+"""The spread of a single sample, which has no scatter; JSON, unlike FP32, has no NaN."""
 
 MAX_SEED = 2**63 - 1
 
@@ -139,7 +142,7 @@ class DetailVAESpec:
 
 @dataclass(frozen=True)
 class UNetSpec:
-    """The denoiser: noisy HR latent ⊕ condition and a timestep in, ε or v out."""
+    """The denoiser: noisy HR latent ⊕ condition and a timestep in, ε, v or z_0 out. By default the paper's."""
 
     in_channels: int = 8
     out_channels: int = 4
@@ -149,7 +152,6 @@ class UNetSpec:
     time_features: int = 32
     time_width: int = 128
     norm_groups: int = 8
-    parameters: int = 813_220
 
     @property
     def factor(self) -> int:
@@ -194,8 +196,8 @@ class DiffusionSpec:
 class Band:
     """How the scatter of samples becomes the half-width of the 90 % band: scale·(standard deviation + floor).
 
-    Calibrated on validation patients (split conformal: ``scales`` are 90 % quantiles of │HR - mean│ over the bracket)
-    by ``python -m train.calibrate``.
+    It holds for the preset's own sampler, steps and start. Calibrated on validation patients by ``train.calibrate``
+    (split conformal: ``scales`` are 90 % quantiles of │HR - mean│ over the bracket).
     """
 
     scales: tuple[tuple[int, float], ...]
@@ -262,7 +264,7 @@ BEST = Preset(
     data=DataSpec(channels=1),
     augmentation=AugmentationSpec(share=0.5, horizontal_flip=1.0, rotations=(0,), random_resized_crop=0.0, cutout=0.0),
     vae=DetailVAESpec(),
-    unet=UNetSpec(base=48, parameters=1_755_508),
+    unet=UNetSpec(base=48),
     diffusion=DiffusionSpec(schedule="cosine", prediction="v", ddim_steps=4, starts=("noise",)),
     condition="lr",
     faithful=True,

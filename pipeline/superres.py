@@ -6,7 +6,7 @@ The server runs it with networks that are Triton models, the exporter and the be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -32,7 +32,7 @@ class Networks:
     encode: Callable[[Array, Array], Array]
     """(image [B, C, H, W], lr [B, C, H/4, W/4]) ⇒ latent [B, 4, H/8, W/8]"""
     denoise: Callable[[Array, Array], Array]
-    """(x [B, 8, h, w], t [B, 1]) ⇒ ε or v [B, 4, h, w]"""
+    """(x [B, 8, h, w], t [B, 1]) ⇒ ε, v or z_0 [B, 4, h, w]"""
     decode: Callable[[Array, Array], Array]
     """(latent [B, 4, h, w], lr [B, C, 2h, 2w]) ⇒ image [B, C, 8h, 8w]"""
 
@@ -143,19 +143,24 @@ def combine(drawn: Sequence[Image], image: Image, preset: Preset, output: Output
 
 def draw_samples(
     images: Sequence[Image], seeds: Sequence[int], generate: Generate, preset: Preset, samples: int, faithful: bool
-) -> list[list[Image]]:
-    """Samples of images of one shape, [4H, 4W] in [0, 1]. The first of an image is the same however many are drawn."""
+) -> Iterator[list[Image]]:
+    """Yield every image's samples, [4H, 4W] in [0, 1], for images of one shape.
+
+    The first sample of an image is the same however many are drawn. Those of an image that is yielded are not kept.
+    """
     lr = network_lr(images, preset)
     jobs: list[tuple[int, Seed]] = [
         (i, seed if k == 0 else (seed, k)) for i, seed in enumerate(seeds) for k in range(samples)
     ]
     size = min(MAX_BATCH, max(1, MAX_BATCH_PIXELS // lr[0, 0].size))
-    drawn: list[list[Image]] = [[] for _ in images]
+    drawn: list[Image] = []
     for chunk in (jobs[first : first + size] for first in range(0, len(jobs), size)):
         rows, chunk_seeds = zip(*chunk, strict=True)
         for i, decoded in zip(rows, generate(lr[list(rows)], chunk_seeds), strict=True):
-            drawn[i].append(finish(decoded, images[i], faithful))
-    return drawn
+            drawn.append(finish(decoded, images[i], faithful))
+            if len(drawn) == samples:
+                yield drawn
+                drawn = []
 
 
 def upscale(

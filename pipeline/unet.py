@@ -1,6 +1,6 @@
-"""The paper's denoising U-Net: noisy HR latent ⊕ LR latent and a timestep in, ε out.
+"""The denoising U-Net: noisy HR latent ⊕ condition and a timestep in, ε, v or z_0 out.
 
-The paper gives the parameter count, 813,220, not the widths; this configuration has exactly that many.
+The paper gives the parameter count, 813,220, not the widths; the default configuration has exactly that many.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(widths[0], spec.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Predict the noise.
+        """Predict ε, v or z_0, as the preset has it.
 
         Args:
-            x: [B, in_channels, H, W] float32, the noisy HR latent z_t then the LR latent z_lr.
+            x: [B, in_channels, H, W] float32, the noisy HR latent z_t then the condition.
             t: [B] or [B, 1], timesteps 0 … T-1.
 
         Returns:
-            ε of shape [B, out_channels, H, W].
+            [B, out_channels, H, W].
         """
         time = self.time(timestep_embedding(t.reshape(-1), self.spec.time_features))
         h = self.stem(x)

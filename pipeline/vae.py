@@ -147,7 +147,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latent, and LR image where it is seen ⇒ image: [B, 4, h, w] ⇒ [B, C, 8h, 8w].
 
-    Without LR image it is clamped to [-1, 1]; with it, ``pipeline.images.project`` does that.
+    An ``AutoencoderKL``'s is clamped to [-1, 1]; for a ``DetailVAE`` ``pipeline.images.project`` does that.
     """
 
     def __init__(self, vae: VAE) -> None:
@@ -157,4 +157,4 @@ class Decoder(nn.Module):
     def forward(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
         mean, std = latent_scale(self.vae)
         image = decode(self.vae, latent * std + mean, lr)
-        return image if lr is not None else torch.clamp(image, -1.0, 1.0)
+        return image if isinstance(self.vae, DetailVAE) else torch.clamp(image, -1.0, 1.0)

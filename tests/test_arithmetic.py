@@ -29,7 +29,9 @@ def test_four_times_the_pixels_cost_four_times() -> None:
     assert large.decoder == pytest.approx(4 * small.decoder, rel=1e-6)
 
 
-@pytest.mark.parametrize("arguments", [["--run", "worst:3"], ["--run", "best"], ["--side", "65"]])
+@pytest.mark.parametrize(
+    "arguments", [["--run", "worst:3"], ["--run", "best"], ["--run", "best:0"], ["--run", "best:301"], ["--side", "65"]]
+)
 def test_impossible_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         arithmetic.main(arguments)

@@ -41,6 +41,7 @@ def test_equal_options_group_together() -> None:
         ({"samples": 0}, "'samples' is 0, allowed are 1 to 16"),
         ({"samples": 17}, "'samples' is 17, allowed are 1 to 16"),
         ({"output": "median"}, "'output' is 'median', allowed are sample, mean"),
+        ({"faithful": "no"}, "'faithful' is 'no', allowed are true and false"),
         ({"output": "mean"}, "'output' is 'mean', which needs 'samples' of 2 or more"),
         ({"denoiser": "tpu"}, "'denoiser' is 'tpu', allowed are auto, onnx, trt"),
     ],

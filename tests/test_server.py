@@ -19,7 +19,7 @@ from pipeline import export, triton_config
 from pipeline.images import psnr
 from pipeline.onnx_networks import onnx_networks
 from pipeline.serve import ROOT
-from pipeline.spec import DEFAULT, PAPER
+from pipeline.spec import DEFAULT, NO_SPREAD, PAPER
 from pipeline.superres import generator, upscale
 from tests.conftest import Array, RunningServer, StartServer
 
@@ -87,7 +87,7 @@ def test_samples_mean_spread_and_lr_error_are_those_of_one_process(client: trito
 
 def test_one_sample_has_no_spread(client: triton.InferenceServerClient) -> None:
     found = answer(client, random_images(16, 16))
-    assert np.isnan(found["spread"]).all()
+    assert (found["spread"] == NO_SPREAD).all()
     assert found["spread"].shape == found["upscaled"].shape
 
 

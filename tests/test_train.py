@@ -285,6 +285,8 @@ def test_the_whole_recipe_trains_all_networks_and_continues(data: Path, tmp_path
         ({"crop": 24}, r"--crop 24: it must be a multiple of 8 from 32 to 256"),
         ({"crop": 100}, r"--crop 100: it must be a multiple of 8 from 32 to 256"),
         ({"steps": 0}, r"--steps 0 trains nothing: it needs a pretrained --vae"),
+        ({"latent_drop": 1.1}, r"--latent-drop is 1\.1, allowed are 0 to 1"),
+        ({"latent_noise": -1.0}, r"--latent-noise is -1, it must be at least 0"),
         ({"latent_drop": 0.1}, r"--latent-drop: the decoder of preset 'paper' sees nothing but the latent"),
         ({"adversarial": 0.1, "precision": "fp16"}, r"--adversarial does not go with --precision fp16"),
     ],
@@ -354,6 +356,11 @@ def test_tuning_changes_unet_and_decoder_together_and_not_the_encoder(
     eager.load(tmp_path, BEST)
 
 
+def test_the_networks_before_the_tuning_are_kept(data: Path, best_weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--out '.*' is --weights: the networks before the tuning must be kept"):
+        tune.tune(replace(tuning(data, best_weights, tmp_path), out=best_weights))
+
+
 def test_a_stopped_tuning_continues_to_the_same_bits(
     data: Path, best_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +389,8 @@ def test_a_stopped_tuning_continues_to_the_same_bits(
         ({"crop": 96}, r"--crop 96: it must be a multiple of 64 up to 256"),
         ({"sampler_steps": "1,0"}, r"--sampler-steps '1,0': needed are numbers from 1 to 300, such as 1,2,4"),
         ({"sampler_steps": "few"}, r"--sampler-steps 'few': needed are numbers"),
+        ({"teacher_steps": 301}, r"--teacher-steps is 301, allowed are 0 to 300"),
+        ({"faithful_share": 1.5}, r"--faithful-share is 1\.5, allowed are 0 to 1"),
     ],
 )
 def test_impossible_settings_of_tuning(

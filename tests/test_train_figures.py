@@ -81,9 +81,9 @@ def test_steps_are_drawn_against_bicubic(tmp_path: Path) -> None:
     lines += ['a,1,"ONNX: DDIM, 4 steps, from pure noise, mean of 16",0.3,33']
     table.write_text("\n".join(lines) + "\n")
     lpips, psnr = figures.steps_figure([table]).axes
-    np.testing.assert_allclose(lpips.lines[0].get_xydata(), [[1, 0.5], [4, 0.25]])
-    np.testing.assert_allclose(psnr.lines[0].get_xydata(), [[1, 0.0], [4, 1.0]])
-    assert lpips.get_legend_handles_labels()[1] == ["best, DDIM from pure noise"]
+    np.testing.assert_allclose(np.asarray(lpips.lines[0].get_xydata()), [[1, 0.5], [4, 0.25]])
+    np.testing.assert_allclose(np.asarray(psnr.lines[0].get_xydata()), [[1, 0.0], [4, 1.0]])
+    assert lpips.get_legend_handles_labels()[1] == ["best, ONNX: DDIM from pure noise"]
     assert figures.main(["steps", str(table), "--out", str(tmp_path / "steps.png")]) == 0
     with PILImage.open(tmp_path / "steps.png") as picture:
         assert picture.size == (1200, 400)
@@ -94,6 +94,7 @@ def test_steps_are_drawn_against_bicubic(tmp_path: Path) -> None:
     [
         ("a,b\n1,2\n", "is no images.csv of train.evaluate"),
         ("file,method,lpips_alex,psnr\na,bicubic,0.3,30\n", "holds no run of the system"),
+        ('file,method,lpips_alex,psnr\na,"ONNX: DDIM, 4 steps, from pure noise",0.1,30\n', "holds no row of bicubic"),
     ],
 )
 def test_a_table_without_steps_is_one_line(

@@ -58,6 +58,7 @@ def pairs() -> Tensor:
 
 ALPHA_BAR = torch.tensor([0.9, 0.1])
 TIMES = torch.tensor([0, 1])
+WHERE = torch.zeros(2)
 
 
 @pytest.mark.parametrize("kind", ["mse", "eps-lpips"])
@@ -116,6 +117,14 @@ def test_projected_images_downscale_to_the_lr_image(rng: np.random.Generator) ->
         np.testing.assert_allclose(image[0], images.project(before[0].astype(np.float32), small[0]), atol=1e-5)
 
 
+def test_projection_allows_what_the_degradation_clips() -> None:
+    hr = np.zeros((8, 8), np.float32)
+    hr[3, 1] = 1.0
+    lr = downscale(hr).clip(0, 1)
+    y, low = (2 * torch.from_numpy(image)[None, None] - 1 for image in (hr, lr))
+    torch.testing.assert_close(project(y, low), y, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("preset", [PAPER, BEST], ids=lambda p: p.name)
 def test_the_autoencoders_terms_add_up(preset: Preset) -> None:
     torch.manual_seed(0)
@@ -123,14 +132,14 @@ def test_the_autoencoders_terms_add_up(preset: Preset) -> None:
     x, noise = torch.rand(2, preset.data.channels, 64, 64) * 2 - 1, torch.randn(2, 2, 4, 8, 8)
     lr, chance = torch.rand(2, preset.data.channels, 16, 16) * 2 - 1, torch.rand(2, 2)
     loss = AutoencoderLoss(vae, Perceptual(0.3), kl_weight=0.01, adversarial_weight=0.05)
-    terms = loss(x, lr, noise, chance, Discriminator(preset.data.channels))
+    terms = loss(x, lr, noise, chance, WHERE, Discriminator(preset.data.channels))
     assert terms.keys() == {"l1", "lpips", "kl", "adversarial", "loss", "reconstruction"}
     torch.testing.assert_close(
         terms["loss"], terms["l1"] + 0.3 * terms["lpips"] + 0.01 * terms["kl"] + 0.05 * terms["adversarial"]
     )
     assert terms["reconstruction"].shape == x.shape
     torch.testing.assert_close(terms["l1"], (terms["reconstruction"] - x).abs().mean())
-    assert "adversarial" not in loss(x, lr, noise, chance)
+    assert "adversarial" not in loss(x, lr, noise, chance, WHERE)
 
 
 def test_latents_are_spoilt_by_chance() -> None:
@@ -144,27 +153,31 @@ def test_a_faithful_autoencoder_is_judged_after_projection() -> None:
     torch.manual_seed(0)
     x, lr = torch.rand(1, 1, 64, 64), torch.rand(1, 1, 16, 16)
     loss = AutoencoderLoss(make_vae(BEST.vae), Perceptual(0.3), 0.0, faithful=True)
-    y = loss(x, lr, torch.zeros(2, 1, 4, 8, 8), torch.ones(1, 2))["reconstruction"][0, 0].numpy()
+    y = loss(x, lr, torch.zeros(2, 1, 4, 8, 8), torch.ones(1, 2), WHERE)["reconstruction"][0, 0].numpy()
     np.testing.assert_allclose(downscale(y), lr[0, 0], atol=1e-5)
 
 
 def test_vgg_counts_where_it_has_a_weight() -> None:
     x, y = torch.rand(2, 5, 1, 160, 160) * 2 - 1
-    terms = Perceptual(0.2, 0.1)(y, x)
-    torch.testing.assert_close(terms["vgg"], LPIPS("vgg")(y[[0, 4], :, :128, :128], x[[0, 4], :, :128, :128]).mean())
+    perceptual, vgg = Perceptual(0.2, 0.1), LPIPS("vgg")
+    torch.testing.assert_close(perceptual(y, x)["vgg"], vgg(y, x).mean())
+    for where, (top, left) in (((0.0, 0.0), (0, 0)), ((0.5, 0.999), (16, 32))):
+        square = np.s_[::4, :, top : top + 128, left : left + 128]
+        found = perceptual(y, x, torch.tensor(where))["vgg"]
+        torch.testing.assert_close(found, vgg(y[square], x[square]).mean())
     assert Perceptual(0.2)(y, x).keys() == {"lpips"}
 
 
 class TestFewSteps:
     """The few-step loss."""
 
-    def loss(self, diversity: float = 0.0, faithful_share: float = 0.0) -> FewStepLoss:
+    def loss(self, diversity: float = 0.0, faithful_share: float = 0.0, teacher_steps: int = 0) -> FewStepLoss:
         torch.manual_seed(0)
         vae = make_vae(BEST.vae)
         # a decoder that has learnt something: a new one hardly looks at the latent
         with torch.no_grad():
             vae.out.weight.mul_(30)
-        return FewStepLoss(UNet(BEST.unet), vae, Perceptual(0.2), BEST, diversity, faithful_share)
+        return FewStepLoss(UNet(BEST.unet), vae, Perceptual(0.2), BEST, diversity, faithful_share, teacher_steps)
 
     def arguments(self) -> tuple[Tensor, ...]:
         torch.manual_seed(1)
@@ -183,22 +196,31 @@ class TestFewSteps:
         expected = system.generator(steps=2)(lr.numpy(), [3, 4])
         noise = torch.from_numpy(image_noise([3, 4], (4, 8, 8))())
         with torch.no_grad():
-            found = loss.draw(lr, condition, noise, 2).numpy()
+            found = loss.draw(loss.networks, lr, condition, noise, 2).numpy()
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
     def test_samples_that_differ_cost_less_where_diversity_is_wanted(self) -> None:
-        plain, diverse = (self.loss(diversity)(*self.arguments(), 2, 1.0) for diversity in (0.0, 0.3))
+        plain, diverse = (self.loss(diversity)(*self.arguments(), 2, 1.0, WHERE) for diversity in (0.0, 0.3))
         assert plain["apart"] > 0
         torch.testing.assert_close(diverse["loss"], plain["loss"] - 0.3 * plain["apart"])
 
     def test_every_step_learns(self) -> None:
         loss = self.loss()
-        loss(*self.arguments(), 4, 1.0)["loss"].backward()
+        loss(*self.arguments(), 4, 1.0, WHERE)["loss"].backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.networks["unet"].parameters())
+
+    def test_a_pupil_that_takes_its_teachers_steps_has_nothing_to_learn(self) -> None:
+        loss = self.loss(faithful_share=1.0, teacher_steps=2)
+        same, fewer = (loss(*self.arguments(), steps, 0.0, WHERE) for steps in (2, 1))
+        assert same["l1"].item() == pytest.approx(0, abs=1e-6)
+        assert fewer["l1"] > 0
+        fewer["loss"].backward()
+        assert loss.teacher is not None
+        assert all(p.grad is None for p in loss.teacher.parameters())
 
     def test_chance_decides_on_projection(self) -> None:
         loss, arguments = self.loss(faithful_share=0.5), self.arguments()
-        projected, free = (loss(*arguments, 1, chance)["l1"] for chance in (0.4, 0.6))
+        projected, free = (loss(*arguments, 1, chance, WHERE)["l1"] for chance in (0.4, 0.6))
         assert projected != free
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 from pipeline.spec import BEST, PRESETS
 from train import sweep
 from train.sweep import LEADS, STEPS, base_of
+from train.tune import Tuning
+from train.unet import UNetTraining
+from train.vae import VAETraining
 
 
 def test_every_stage_begins_with_its_base_and_names_are_unique() -> None:
@@ -25,8 +29,36 @@ def test_every_stage_begins_with_its_base_and_names_are_unique() -> None:
 def test_every_other_lead_changes_something() -> None:
     for lead in LEADS:
         if lead is not base_of(lead.stage):
-            assert lead.options or lead.preset != BEST
+            base = {**VAETraining.__dict__, **UNetTraining.__dict__, **Tuning.__dict__, **sweep.BASE[lead.stage]}
+            changed = {name for name, value in lead.options.items() if base[name] != value}
+            assert changed or replace(lead.preset, name="best") != BEST
             assert lead.preset == BEST or lead.preset.name.startswith("best-")
+
+
+def test_every_lead_sees_as_many_samples() -> None:
+    plan = sweep.Sweep(Path(), None, Path(), "cpu", scale=1.0, seed=0, limit=1)
+    for lead in LEADS:
+        batch = lead.options.get("batch", sweep.BASE[lead.stage]["batch"])
+        assert plan.steps(lead) * batch == STEPS[lead.stage] * sweep.BASE[lead.stage]["batch"]
+
+
+def test_a_lead_that_fails_is_logged_and_the_sweep_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train_lead(lead: sweep.Lead, _: object) -> int:
+        if lead.name == "vae-gan":
+            raise FloatingPointError("the loss is nan at step 3")
+        return 7
+
+    row = dict.fromkeys(sweep.METRICS, 0.5)
+    monkeypatch.setattr(sweep, "train_lead", train_lead)
+    monkeypatch.setattr(sweep, "figures", lambda *_: {"ONNX": row})
+    log = tmp_path / "leads.csv"
+    assert sweep.main(["--data", str(data), "--log", str(log), "--only", "vae-gan"]) == 0
+    with open(log, newline="", encoding="utf-8") as file:
+        found = {row["lead"]: row for row in csv.DictReader(file)}
+    assert found["vae-gan"]["run"] == "failed: the loss is nan at step 3"
+    assert found["tune-base"]["seconds"] == "7"
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,6 +96,11 @@ def test_a_sweep_trains_measures_logs_and_continues(
         "PyTorch: DDIM, 2 steps, from pure noise, mean of 16",
         "PyTorch: DDIM, 2 steps, from pure noise, not projected",
     }
+
+
+def test_no_steps_is_one_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main(["--data", str(data), "--log", str(tmp_path / "log.csv"), "--scale", "0"]) == 1
+    assert capsys.readouterr().err == "error: --scale is 0, it must be above 0\n"
 
 
 def test_missing_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,6 +145,17 @@ def test_an_existing_map_of_uncertainty_is_kept(
     assert not (tmp_path / "a_x4.png").exists()
 
 
+@pytest.mark.parametrize("name", ["a_x4.png", "a_x4_compare.png"])
+def test_outputs_of_one_name_are_refused(
+    at: list[str], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = picture(tmp_path / "a.png", 64, 64)
+    options = ["--downscale", "4", "--compare", str(image), "--uncertainty", str(tmp_path / name)]
+    assert main([str(image), *options, *at]) == 1
+    assert f"{name}' is the name of another output too" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
 def test_an_option_that_the_servers_preset_does_not_take(
     at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,6 +253,7 @@ def test_empty_folder(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--samples", "17"], "'samples' is 17, allowed are 1 to 16"),
         (["--samples", "1", "--mean"], "'output' is 'mean', which needs 'samples' of 2 or more"),
         (["--samples", "1", "--uncertainty", "u.png"], "--uncertainty: needs --samples of 2 or more"),
+        (["--samples", "3"], "--samples: goes with --mean or --uncertainty"),
         (["--uncertainty", "u.jpg"], "--uncertainty: 'u.jpg', needed is a name that ends in .png"),
         (["--uncertainty", "u.png", "another.png"], "--uncertainty: goes with one image"),
     ],

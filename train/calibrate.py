@@ -39,7 +39,7 @@ def scatter(pairs: PairDataset, system: eager.Eager) -> Scatter:
     found: dict[int, list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = {count: [] for count in COUNTS}
     for i in tqdm(range(len(pairs)), desc="samples", unit="image", leave=False):
         lr, hr = pairs.unit_images(i)
-        drawn = np.stack(draw_samples([lr], [i], generate, preset, MAX_SAMPLES, preset.faithful)[0])
+        drawn = np.stack(next(draw_samples([lr], [i], generate, preset, MAX_SAMPLES, preset.faithful)))
         for count in COUNTS:
             error, deviation = np.abs(hr - drawn[:count].mean(axis=0)), drawn[:count].std(axis=0, ddof=1)
             found[count].append((error.ravel(), deviation.ravel()))
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     args: argparse.Namespace = parser.parse_args(argv)
     try:
         preset = PRESETS[args.preset]
-        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index))
+        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
         weights = args.weights or Path("weights") / preset.name
         found = scatter(pairs, eager.load(weights, preset, device=choose_device(args.device)))
     except (ValueError, OSError) as error:

@@ -162,7 +162,7 @@ def read_gray(path: Path, size: int) -> NDArray[np.uint8]:
 
 
 class PairDataset(Dataset[tuple[Tensor, Tensor]]):
-    """(LR [3, 64, 64], HR [3, 256, 256]), float32 in [-1, 1].
+    """(LR [C, 64, 64], HR [C, 256, 256]), float32 in [-1, 1].
 
     Item i is a function of the seed and i alone: image i mod N, augmented anew in every pass i div N.
     """

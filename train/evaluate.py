@@ -110,10 +110,11 @@ def choose(
 
 
 def add_choice(parser: argparse.ArgumentParser, split: str = "test") -> None:
-    """Add the options that ``choose`` takes, but for the split's shares; ``split`` is the side taken by default."""
+    """Add the options that ``choose`` takes; ``split`` is the side taken by default."""
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder that train.pairs wrote")
     add("--split", choices=(*SPLITS, "all"), default=split, help="side of the patients' split (default: %(default)s)")
+    add("--shares", default=SHARES, help="the split's shares in percent, those of the training (default: %(default)s)")
     add("--index", type=Path, help="CSV file with file and patient, for names that hold no patient id")
     add("--limit", type=int, help="only so many images, evenly spread")
 
@@ -123,7 +124,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add_choice(parser)
     add("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
-    add("--shares", default=SHARES, help="the split's shares in percent, those of the training (default: %(default)s)")
     add(
         "--runtimes",
         type=parse_runtimes,

@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
     args = parser.parse_args(argv)
     try:
-        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index))
+        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
         results = compare(pairs, args.presets, choose_device(args.device))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -92,7 +92,7 @@ def curves_figure(runs: Sequence[Path]) -> Figure:
     return figure
 
 
-STEPS_IN_NAME = re.compile(r": (\w+), (\d+) steps?, from (pure noise|the LR latent)$")
+STEPS_IN_NAME = re.compile(r"^(\w+: \w+), (\d+) steps?, from (pure noise|the LR latent)$")
 
 
 def steps_figure(files: Sequence[Path]) -> Figure:
@@ -105,13 +105,11 @@ def steps_figure(files: Sequence[Path]) -> Figure:
     metrics = {"lpips_alex": "LPIPS, of bicubic's", "psnr": "PSNR, dB above bicubic"}
     figure = Figure(figsize=(12, 4), layout="constrained")
     panels = dict(zip(metrics, figure.subplots(1, 2), strict=True))
-    for path in files:
-        for kind, steps, values in quality(path):
-            panels["lpips_alex"].plot(
-                steps, [v["lpips_alex"] for v in values], "o-", label=f"{path.parent.name}, {kind}"
-            )
-            panels["psnr"].plot(steps, [v["psnr"] for v in values], "o-", label=f"{path.parent.name}, {kind}")
     for metric, title in metrics.items():
+        for path in files:
+            for kind, steps, values in quality(path):
+                label = f"{path.parent.name}, {kind}"
+                panels[metric].plot(steps, [value[metric] for value in values], "o-", label=label)
         panels[metric].axhline(1.0 if metric == "lpips_alex" else 0.0, color="0.7", linewidth=0.8)
         panels[metric].set(title=title, xlabel="denoising steps", xscale="log")
         panels[metric].legend()
@@ -129,9 +127,11 @@ def quality(path: Path) -> list[tuple[str, list[int], list[dict[str, float]]]]:
         of_method = [row for row in rows if row["method"] == method]
         means[method] = {m: float(np.mean([float(row[m]) for row in of_method])) for m in ("lpips_alex", "psnr")}
     kinds: dict[str, dict[int, dict[str, float]]] = {}
+    if "bicubic" not in means:
+        raise ValueError(f"'{path}' holds no row of bicubic")
+    base = means["bicubic"]
     for method, found in means.items():
         if match := STEPS_IN_NAME.search(method):
-            base = means["bicubic"]
             relative = {"lpips_alex": found["lpips_alex"] / base["lpips_alex"], "psnr": found["psnr"] - base["psnr"]}
             kinds.setdefault(f"{match[1]} from {match[3]}", {})[int(match[2])] = relative
     if not kinds:

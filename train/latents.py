@@ -26,8 +26,7 @@ def encode_pairs(encoder: Encoder, pairs: PairDataset, preset: Preset, device: t
     encoder = encoder.to(device)
 
     def encode(image: Array, lr: Array) -> Array:
-        seen = (image, lr) if preset.vae.sees_lr else (image,)
-        latent: Array = encoder(*(torch.from_numpy(a).to(device) for a in seen)).cpu().numpy()
+        latent: Array = encoder(*(torch.from_numpy(a).to(device) for a in (image, lr))).cpu().numpy()
         return latent
 
     with tqdm(total=len(pairs), desc=desc, unit="pair", mininterval=2, leave=False) as bar:

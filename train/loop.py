@@ -1,4 +1,4 @@
-"""The frame of both trainings: steps, averages, validation, pictures, logs, checkpoints. Engine: accelerate.
+"""The frame of the trainings: steps, averages, validation, pictures, logs, checkpoints. Engine: accelerate.
 
 Every step's random numbers are a function of the seed and the step, drawn for the whole batch by every process, which
 then takes its share. So a result depends neither on the number of processes nor on where a run was interrupted.
@@ -182,9 +182,9 @@ class Run:
     def seconds_a_step(self) -> float:
         """Time of the second of two trial steps that change nothing."""
         elapsed = 0.0
-        for _ in range(2):
+        for step in (self.step, self.step + 1):
             began = time.monotonic()
-            float(self.gradients(self.step)["loss"])
+            float(self.gradients(step)["loss"])
             elapsed = time.monotonic() - began
         self.zero_grad()
         return elapsed

@@ -5,6 +5,7 @@ Every ``forward`` returns its terms by name; "loss" is the one to minimise.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.images import KERNEL
-from pipeline.spec import SCALE, Prediction, Preset, VAESpec
+from pipeline.spec import PAPER, SCALE, Prediction, Preset
 from pipeline.superres import draw_latents
 from pipeline.unet import UNet
 from pipeline.vae import VAE, Decoder, decode, latent_scale, posterior
@@ -42,7 +43,7 @@ class Discriminator(nn.Sequential):
 class Perceptual(nn.Module):
     """Weighted LPIPS of images [B, C, H, W] in [-1, 1]: AlexNet's of all; VGG16's, which is slow, of some.
 
-    VGG16 judges a 128² corner of one in four: of random crops of random images any corner is random.
+    In training VGG16 judges a random 128² square of one image in four.
     """
 
     SHARE, SIDE = 4, 128
@@ -53,22 +54,36 @@ class Perceptual(nn.Module):
         self.vgg = LPIPS("vgg", fast=True) if vgg_weight else None
         self.weights = {"lpips": alex_weight, "vgg": vgg_weight}
 
-    def forward(self, y: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """Terms: "lpips", and "vgg" where it has a weight."""
+    def forward(self, y: Tensor, x: Tensor, where: Tensor | None = None) -> dict[str, Tensor]:
+        """Terms: "lpips", and "vgg" where it has a weight.
+
+        Args:
+            y: images.
+            x: what they should be.
+            where: uniform in [0, 1), [2]: where VGG16's square lies, vertically and horizontally; None: it judges all.
+        """
         terms = {"lpips": self.alex(y, x).mean()}
         if self.vgg is not None:
-            corners = (a[:: self.SHARE, :, : self.SIDE, : self.SIDE] for a in (y, x))
-            terms["vgg"] = self.vgg(*corners).mean()
+            if where is not None:
+                top, left = (
+                    int(u * max(1, n - self.SIDE + 1)) for u, n in zip(where.tolist(), y.shape[2:], strict=True)
+                )
+                squares = slice(None, None, self.SHARE), slice(None), slice(top, top + self.SIDE)
+                y, x = (a[squares][..., left : left + self.SIDE] for a in (y, x))
+            terms["vgg"] = self.vgg(y, x).mean()
         return terms
 
 
 def project(y: Tensor, lr: Tensor) -> Tensor:
-    """The images nearest to y [B, C, 4H, 4W] that downscale to lr: ``pipeline.images.project`` without its clipping."""
+    """The images nearest to y [B, C, 4H, 4W] that downscale to lr, in [-1, 1]: one turn of ``pipeline.images.project``.
+
+    The images are not clipped, so that every pixel has a gradient.
+    """
     kernel = torch.from_numpy(KERNEL).to(y)
     b, c, h, w = lr.shape
     blocks = y.reshape(b, c, h, SCALE, w, SCALE)
     weights = kernel[:, None, :]
-    missing = lr - (blocks * weights).sum(dim=(3, 5))
+    missing = lr - (blocks * weights).sum(dim=(3, 5)).clamp(-1.0, 1.0)
     return (blocks + missing[:, :, :, None, :, None] * (weights / kernel.square().sum())).reshape(y.shape)
 
 
@@ -105,7 +120,7 @@ class AutoencoderLoss(nn.Module):
         return (latent + strength[:, None, None, None] * noise) * kept[:, None, None, None]
 
     def forward(
-        self, x: Tensor, lr: Tensor, noise: Tensor, chance: Tensor, adversary: nn.Module | None = None
+        self, x: Tensor, lr: Tensor, noise: Tensor, chance: Tensor, where: Tensor, adversary: nn.Module | None = None
     ) -> dict[str, Tensor]:
         """The loss of a batch.
 
@@ -114,6 +129,7 @@ class AutoencoderLoss(nn.Module):
             lr: their LR images.
             noise: standard normal, [2, B, 4, H/8, W/8]: of the posterior, and what spoils latents.
             chance: uniform in [0, 1), [B, 2]: how much noise, and whether the latent is dropped.
+            where: see ``Perceptual``.
             adversary: judges the reconstruction.
 
         Returns:
@@ -127,7 +143,7 @@ class AutoencoderLoss(nn.Module):
             y = project(y, lr)
         terms = {
             "l1": (y - x).abs().mean(),
-            **self.perceptual(y, x),
+            **self.perceptual(y, x, where),
             "kl": 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean(),
         }
         if adversary is not None:
@@ -172,10 +188,9 @@ class DiffusionLoss(nn.Module):
         decoder: Decoder | None = None,
         image_weight: float = 0.0,
         prediction: Prediction = "eps",
-        factor: int = VAESpec.factor,
     ) -> None:
         super().__init__()
-        self.prediction, self.factor = prediction, factor
+        self.prediction = prediction
         self.unet, self.kind, self.lpips, self.decoder, self.image_weight = unet, kind, lpips, decoder, image_weight
         self.register_buffer("alpha_bar", alpha_bar)
 
@@ -202,7 +217,7 @@ class DiffusionLoss(nn.Module):
             return {"loss": mse}
         assert self.lpips is not None and self.decoder is not None
         hr, where = crops
-        every, side = len(z_t) // len(hr), hr.shape[-1] // self.factor
+        every, side = len(z_t) // len(hr), hr.shape[-1] // PAPER.vae.factor
         a = a[::every]
         z_hat = (z_t[::every] - (1 - a).sqrt() * predicted[::every]) / a.sqrt()
         z_crop = torch.stack(
@@ -219,20 +234,30 @@ class FewStepLoss(nn.Module):
 
     L1 + LPIPS of two samples of every image, less ``diversity`` times the mean absolute difference of the two. With
     LPIPS weighing nothing and ``diversity`` ½ that is the fair CRPS, which is smallest for samples of the posterior;
-    with 0, the two would fall together.
+    with 0, the two would fall together. With ``teacher_steps`` the target is not HR but what the networks made of the
+    same noise in so many steps before the training: distillation.
     """
 
     def __init__(
-        self, unet: UNet, vae: VAE, perceptual: Perceptual, preset: Preset, diversity: float, faithful_share: float
+        self,
+        unet: UNet,
+        vae: VAE,
+        perceptual: Perceptual,
+        preset: Preset,
+        diversity: float,
+        faithful_share: float,
+        teacher_steps: int = 0,
     ) -> None:
         super().__init__()
         self.networks = nn.ModuleDict({"unet": unet, "vae": vae})
+        self.teacher = copy.deepcopy(self.networks).requires_grad_(False) if teacher_steps else None
+        self.teacher_steps = teacher_steps
         self.perceptual, self.preset, self.faithful_share = perceptual, preset, faithful_share
         self.weights = {"l1": 1.0, **perceptual.weights, "apart": -diversity}
 
-    def draw(self, lr: Tensor, condition: Tensor, noise: Tensor, steps: int) -> Tensor:
+    def draw(self, networks: nn.ModuleDict, lr: Tensor, condition: Tensor, noise: Tensor, steps: int) -> Tensor:
         """One sample of each image: [B, C, 4h, 4w] in about [-1, 1], not yet projected."""
-        unet, vae = self.networks["unet"], self.networks["vae"]
+        unet, vae = networks["unet"], networks["vae"]
 
         def denoise(z_t: Tensor, t: int) -> Tensor:
             predicted: Tensor = unet(torch.cat([z_t, condition], dim=1), z_t.new_full((len(z_t), 1), t)).float()
@@ -243,7 +268,7 @@ class FewStepLoss(nn.Module):
         return decode(vae, z_0 * std + mean, lr)
 
     def forward(
-        self, x: Tensor, lr: Tensor, condition: Tensor, noise: Tensor, steps: int, chance: float
+        self, x: Tensor, lr: Tensor, condition: Tensor, noise: Tensor, steps: int, chance: float, where: Tensor
     ) -> dict[str, Tensor]:
         """The loss of a batch.
 
@@ -254,15 +279,20 @@ class FewStepLoss(nn.Module):
             noise: standard normal, [2, B, 4, h/2, w/2].
             steps: of the sampler.
             chance: uniform in [0, 1): below ``faithful_share`` the samples are projected onto their LR images.
+            where: see ``Perceptual``.
         """
-        twice = [torch.cat([a, a]) for a in (x, lr, condition)]
-        y = self.draw(twice[1], twice[2], noise.flatten(0, 1), steps)
+        target, lr, condition = (torch.cat([a, a]) for a in (x, lr, condition))
+        noise = noise.flatten(0, 1)
+        y = self.draw(self.networks, lr, condition, noise, steps)
+        if self.teacher is not None:
+            with torch.no_grad():
+                target = project(self.draw(self.teacher, lr, condition, noise, self.teacher_steps), lr)
         if chance < self.faithful_share:
-            y = project(y, twice[1])
+            y = project(y, lr)
         one, other = y.chunk(2)
         terms = {
-            "l1": (y - twice[0]).abs().mean(),
-            **self.perceptual(y, twice[0]),
+            "l1": (y - target).abs().mean(),
+            **self.perceptual(y, target, where),
             "apart": (one - other).abs().mean(),
         }
         return total(self.weights, terms)

@@ -1,4 +1,4 @@
-"""What both trainings agree on before they start: their options, the split, the engine, and the plan they print."""
+"""What the trainings agree on before they start: their options, the split, the engine, and the plan they print."""
 
 from __future__ import annotations
 
@@ -50,6 +50,13 @@ def preset_of(config: Training) -> Preset:
 def weights_of(config: Training, folder: Path | None) -> Path:
     """The weights folder that an option names, or the preset's."""
     return folder or Path("weights") / config.preset
+
+
+def check_shares(**shares: float) -> None:
+    """Raises ValueError for options that are not in 0 … 1."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {share:g}, allowed are 0 to 1")
 
 
 def split_files(config: Training) -> tuple[dict[str, list[Path]], str]:

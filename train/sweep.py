@@ -11,8 +11,8 @@ command continues an interrupted sweep. Measured on validation patients.
 from __future__ import annotations
 
 import csv
+import json
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from pipeline.spec import BEST, PRESETS, DetailVAESpec, Preset
 from pipeline.unet import UNet
 from pipeline.vae import Decoder, Encoder, load_vae, vae_path
 from train.config import DEVICES, choose_device
-from train.data import PairDataset
+from train.data import PairDataset, read_index
 from train.evaluate import choose, measure
 from train.methods import BICUBIC, CEILING, Run, make_methods
 from train.tune import Tuning, tune
@@ -35,10 +35,14 @@ from train.unet import UNetTraining, train_unet
 from train.vae import VAETraining, train_vae
 
 Stage = Literal["vae", "unet", "tune"]
-COLUMNS = ("lead", "change", "stage", "steps", "seed", "seconds", "run", "lpips_alex", "lpips_vgg", "psnr", "ssim")
+METRICS = ("lpips_alex", "lpips_vgg", "psnr", "ssim", "lr_error")
+COLUMNS = ("lead", "change", "stage", "steps", "seed", "seconds", "run", *METRICS)
 STEPS: dict[Stage, int] = {"vae": 300, "unet": 600, "tune": 240}
 BASE: dict[Stage, dict[str, Any]] = {
-    "vae": {"batch": 16, "lpips": 0.2, "vgg": 0.1, "latent_noise": 0.5, "latent_drop": 0.15, "whole_every": 0},
+    "vae": {
+        **{"batch": 16, "lpips": 0.2, "vgg": 0.1, "latent_noise": 0.5, "latent_drop": 0.15, "whole_every": 0},
+        "warmup": 20,
+    },
     "unet": {"batch": 32, "augment": True, "passes": 2},
     "tune": {"batch": 4, "crop": 192},
 }
@@ -97,6 +101,12 @@ LEADS = (
     Lead("tune-diverse", "samples that differ gain ½: CRPS with LPIPS", "tune", {"diversity": 0.5}),
     Lead("tune-free", "never projected in training", "tune", {"faithful_share": 0.0}),
     Lead("tune-no-vgg", "no LPIPS of VGG16", "tune", {"vgg": 0.0}),
+    Lead(
+        "tune-distilled",
+        "the target is the base's own sample of the same noise in 20 steps, not HR",
+        "tune",
+        {"teacher_steps": 20, "diversity": 0.0},
+    ),
     Lead("tune-l1", "L1 alone", "tune", {"vgg": 0.0, "lpips": 0.0}),
 )
 
@@ -106,6 +116,7 @@ class Sweep:
     """Where a sweep works, and how much."""
 
     data: Path
+    index: Path | None
     folder: Path
     device: str
     scale: float
@@ -116,34 +127,36 @@ class Sweep:
         return self.folder / f"{lead.name}-{self.steps(lead)}-{self.seed}"
 
     def steps(self, lead: Lead) -> int:
-        steps = self.scale * STEPS[lead.stage]
-        return round(steps / 4 if lead.name == "unet-large-batch" else steps)
+        """The stage's, or fewer where a batch is larger, so that every lead sees as many samples."""
+        larger = lead.options.get("batch", 1) / BASE[lead.stage]["batch"] if "batch" in lead.options else 1
+        return max(1, round(self.scale * STEPS[lead.stage] / larger))
 
 
 def base_of(stage: Stage) -> Lead:
     return next(lead for lead in LEADS if lead.stage == stage)
 
 
-def train_lead(lead: Lead, sweep: Sweep) -> float:
-    """Train one lead from the base of the stage before; returns the seconds it took."""
+def train_lead(lead: Lead, sweep: Sweep) -> int:
+    """Train one lead from the base of the stage before; returns the seconds it took, interruptions left out."""
     out, steps = sweep.weights(lead), sweep.steps(lead)
     common: dict[str, Any] = {
-        "data": sweep.data, "out": out, "run_dir": out / "run", "steps": steps, "seed": sweep.seed, "resume": True,
-        "device": sweep.device, "preset": lead.preset.name, "validate_every": steps, **BASE[lead.stage], **lead.options,
-    }  # fmt: skip
+        **{"data": sweep.data, "index": sweep.index, "preset": lead.preset.name, "device": sweep.device},
+        **{"out": out, "run_dir": out / "run", "resume": True, "seed": sweep.seed},
+        **{"steps": steps, "validate_every": -(-steps // 3), **BASE[lead.stage], **lead.options},
+    }
     PRESETS[lead.preset.name] = lead.preset  # where the trainings look for it
-    began = time.monotonic()
     if lead.stage == "vae":
         train_vae(VAETraining(**common))
     elif lead.stage == "unet":
         train_unet(UNetTraining(**common, weights=sweep.weights(base_of("vae"))))
     else:
         tune(Tuning(**common, weights=sweep.weights(base_of("unet"))))
-    return time.monotonic() - began
+    metadata = json.loads((out / ("vae.json" if lead.stage == "vae" else "unet.json")).read_text())
+    return int(metadata["seconds"])
 
 
 def figures(lead: Lead, sweep: Sweep, pairs: PairDataset) -> dict[str, dict[str, float]]:
-    """By run: LPIPS as a multiple of bicubic's, PSNR and SSIM as differences to it."""
+    """By run: LPIPS as a multiple of bicubic's, PSNR and SSIM as differences to it, the LR error as it is."""
     weights, preset = sweep.weights(lead), lead.preset
     if lead.stage == "vae":
         vae = load_vae(vae_path(weights, preset.vae), preset.vae)
@@ -162,7 +175,8 @@ def figures(lead: Lead, sweep: Sweep, pairs: PairDataset) -> dict[str, dict[str,
     for name, measured in results.items():
         means = {metric: float(values.mean()) for metric, values in measured.values.items()}
         ratios = {metric: means[metric] / base[metric] for metric in ("lpips_alex", "lpips_vgg")}
-        found[name] = ratios | {metric: means[metric] - base[metric] for metric in ("psnr", "ssim")}
+        differences = {metric: means[metric] - base[metric] for metric in ("psnr", "ssim")}
+        found[name] = {**ratios, **differences, "lr_error": means["lr_error"]}
     return found
 
 
@@ -184,13 +198,15 @@ def append(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def run_sweep(sweep: Sweep, log: Path, only: list[str] | None) -> None:
-    """Train and measure every lead that the log lacks.
+    """Train and measure every lead that the log lacks; a training whose loss is not finite is logged as failed.
 
     Raises:
-        ValueError, OSError, FloatingPointError: see the trainings.
+        ValueError, OSError: see the trainings.
     """
+    if sweep.scale <= 0:
+        raise ValueError(f"--scale is {sweep.scale:g}, it must be above 0")
     log.parent.mkdir(parents=True, exist_ok=True)
-    pairs, _ = choose(sweep.data, "val", sweep.limit, {})
+    pairs, _ = choose(sweep.data, "val", sweep.limit, read_index(sweep.index))
     bases = {base_of(stage).name for stage in STEPS}
     chosen = [lead for lead in LEADS if only is None or lead.name in only or lead.name in bases]
     for lead in tqdm(chosen, desc="leads", unit="lead"):
@@ -198,8 +214,12 @@ def run_sweep(sweep: Sweep, log: Path, only: list[str] | None) -> None:
         if (lead.name, str(steps), str(sweep.seed)) in done(log):
             continue
         tqdm.write(f"{lead.name}: {lead.change}")
-        seconds = round(train_lead(lead, sweep))
         common = {"lead": lead.name, "change": lead.change, "stage": lead.stage, "steps": steps, "seed": sweep.seed}
+        try:
+            seconds = train_lead(lead, sweep)
+        except FloatingPointError as error:
+            append(log, [{**common, "run": f"failed: {error}"}])
+            continue
         rows = [
             {**common, "seconds": seconds, "run": run, **{metric: f"{value:.4f}" for metric, value in row.items()}}
             for run, row in figures(lead, sweep, pairs).items()
@@ -214,6 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m train.sweep")
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/nih"), help="folder that train.pairs wrote (default: %(default)s)")
+    add("--index", type=Path, help="CSV file with file and patient, for names that hold no patient id")
     add("--folder", type=Path, default=Path("runs/sweep"), help="for weights and runs (default: %(default)s)")
     add("--log", type=Path, default=Path("runs/sweep/leads.csv"), help="CSV file to append to (default: %(default)s)")
     add("--scale", type=float, default=1.0, help="times the steps of every stage (default: 1: " + ", ".join(
@@ -229,8 +250,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         device = choose_device(args.device)
-        run_sweep(Sweep(args.data, args.folder, device, args.scale, args.seed, args.limit), args.log, args.only)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        run_sweep(
+            Sweep(args.data, args.index, args.folder, device, args.scale, args.seed, args.limit), args.log, args.only
+        )
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

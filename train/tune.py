@@ -3,6 +3,7 @@
 python -m train.tune --data data/nih
 python -m train.tune --data data/nih --resume
 python -m train.tune --data data/nih --diversity 0.5 --run-dir runs/tune-diverse --out weights/diverse
+python -m train.tune --data data/nih --weights weights/best --out weights/better --run-dir runs/tune-more
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from torch import nn
 from tqdm import tqdm
 
 from pipeline.eager import Eager
+from pipeline.images import fold
 from pipeline.pictures import comparison
 from pipeline.spec import SCALE, Preset
-from pipeline.superres import Array, condition, upscale
+from pipeline.superres import upscale
 from pipeline.vae import Decoder, Encoder, load_vae, vae_path
 from pipeline.weights import check_pair, digest, load_unet, save_unet, save_vae
 from train import checkpoint
@@ -32,6 +34,7 @@ from train.losses import FewStepLoss, Perceptual
 from train.plan import (
     Training,
     announce,
+    check_shares,
     make_accelerator,
     metadata,
     preset_of,
@@ -46,8 +49,8 @@ VALIDATION_IMAGES = 32
 @dataclass(frozen=True)
 class Tuning(Training):
     run_dir: Path = option(Path("runs/tune"), "folder of the checkpoint, logs and pictures")
-    weights: Path | None = option(None, "folder with the autoencoder and the U-Net (default: weights/PRESET)")
-    out: Path | None = option(None, "where the weights go (default: --weights)")
+    weights: Path | None = option(None, "folder with both networks to start from (default: weights/PRESET-untuned)")
+    out: Path | None = option(None, "where the weights go (default: weights/PRESET)")
     steps: int = option(3000, "optimiser steps")
     batch: int = option(8, "images a step, over all processes; two samples are drawn of each")
     rate: float = option(2e-4, "peak learning rate of AdamW; cosine to 0")
@@ -56,6 +59,7 @@ class Tuning(Training):
     lpips: float = option(0.2, "weight of LPIPS (AlexNet) beside L1")
     vgg: float = option(0.1, "weight of LPIPS (VGG16), computed on some of the samples")
     diversity: float = option(0.2, "weight of the difference of two samples of an image, which is to be large")
+    teacher_steps: int = option(0, "learn what the networks at first make of the noise in so many steps; 0: learn HR")
     freeze_decoder: bool = option(False, "train the U-Net alone")
     faithful_share: float = option(0.75, "share of the steps that project samples onto their LR images")
 
@@ -87,12 +91,9 @@ def draw_batch(
     lr, hr = (torch.stack(side) for side in zip(*pairs, strict=True))
     z, generator = config.crop // preset.vae.factor, step_generator(config, step)
     noise = torch.randn((2, config.batch, preset.vae.latent_channels, z, z), generator=generator)[:, share]
-    seen = torch.from_numpy(condition(lr.numpy(), preset, no_encoder))
-    return hr, lr, seen, noise, numbers[step % len(numbers)], float(torch.rand((), generator=generator))
-
-
-def no_encoder(*_: object) -> Array:
-    raise ValueError("only a U-Net that sees the LR image itself is tuned: --preset best")
+    seen = torch.from_numpy(fold(lr.numpy(), preset.vae.factor // SCALE))
+    chance, where = float(torch.rand((), generator=generator)), torch.rand(2, generator=generator)
+    return hr, lr, seen, noise, numbers[step % len(numbers)], chance, where
 
 
 def validation_loss(networks: nn.ModuleDict, loss: FewStepLoss, images: PairDataset, preset: Preset) -> float:
@@ -127,9 +128,15 @@ def tune(config: Tuning) -> None:
     if config.crop % multiple or not multiple <= config.crop <= preset.data.hr_size:
         raise ValueError(f"--crop {config.crop}: it must be a multiple of {multiple} up to {preset.data.hr_size}")
     numbers = numbers_of_steps(config.sampler_steps, preset.diffusion.T)
+    if not 0 <= config.teacher_steps <= preset.diffusion.T:
+        raise ValueError(f"--teacher-steps is {config.teacher_steps}, allowed are 0 to {preset.diffusion.T}")
+    check_shares(faithful_share=config.faithful_share, diversity=config.diversity)
+    weights = config.weights or Path(f"weights/{preset.name}-untuned")
+    out = weights_of(config, config.out)
+    if out.resolve() == weights.resolve():
+        raise ValueError(f"--out '{out}' is --weights: the networks before the tuning must be kept, to resume it")
     accelerator = make_accelerator(config)
     files, description = split_files(config)
-    weights = weights_of(config, config.weights)
     vae = load_vae(vae_path(weights, preset.vae), preset.vae)
     check_pair(weights, vae)
     unet = load_unet(weights, preset)
@@ -145,6 +152,7 @@ def tune(config: Tuning) -> None:
         preset,
         config.diversity,
         config.faithful_share,
+        config.teacher_steps,
     )
     images = PairDataset(files["train"], preset.data)
     every = max(1, len(files["val"]) // VALIDATION_IMAGES)
@@ -167,7 +175,7 @@ def tune(config: Tuning) -> None:
     result = train(task, config, accelerator)
     if not accelerator.is_main_process:
         return
-    out, found = config.out or weights, {"tuned_from": inputs, **result.metadata}
+    found = {"tuned_from": inputs, **result.metadata}
     unet, vae = result.network["unet"], result.network["vae"]
     save_vae(vae, out, metadata(config, description, vae, **found))
     save_unet(unet, out, metadata(config, description, unet, vae=digest(vae), **found))

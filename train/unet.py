@@ -1,4 +1,4 @@
-"""Train the denoising U-Net on cached latents, by predicting ε or v, as the preset has it.
+"""Train the denoising U-Net on cached latents, by predicting ε, v or z_0, as the preset has it.
 
 python -m train.unet --data data/nih --augment
 python -m train.unet --data data/nih --resume

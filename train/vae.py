@@ -34,6 +34,7 @@ from train.lpips import LPIPS
 from train.plan import (
     Training,
     announce,
+    check_shares,
     make_accelerator,
     metadata,
     preset_of,
@@ -80,7 +81,8 @@ def draw_crops(images: PairDataset, config: VAETraining, step: int, share: slice
     lr, hr = (torch.stack(side) for side in zip(*pairs, strict=True))
     z, generator = size // preset.vae.factor, step_generator(config, step)
     noise = torch.randn((2, config.batch, preset.vae.latent_channels, z, z), generator=generator)[:, share]
-    return hr, lr, noise, torch.rand((config.batch, 2), generator=generator)[share]
+    chance = torch.rand((config.batch, 2), generator=generator)[share]
+    return hr, lr, noise, chance, torch.rand(2, generator=generator)
 
 
 @torch.no_grad()
@@ -126,6 +128,9 @@ def check(config: VAETraining) -> None:
         raise ValueError(f"--crop {config.crop}: it must be a multiple of {factor} from {LEAST_CROP} to {size}")
     if config.steps == 0 and not config.vae:
         raise ValueError("--steps 0 trains nothing: it needs a pretrained --vae")
+    check_shares(latent_drop=config.latent_drop)
+    if config.latent_noise < 0:
+        raise ValueError(f"--latent-noise is {config.latent_noise:g}, it must be at least 0")
     if config.latent_drop and not preset.vae.sees_lr:
         raise ValueError(f"--latent-drop: the decoder of preset '{preset.name}' sees nothing but the latent")
     if config.adversarial and config.precision == "fp16":

@@ -16,7 +16,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pipeline.request import BadRequest, Options, check_image, check_seed
-from pipeline.spec import PRESETS, Model, Preset, network_models
+from pipeline.spec import NO_SPREAD, PRESETS, Model, Preset, network_models
 from pipeline.superres import Array, Networks, Result, generator, upscale
 
 OPTIONS = ("seed", "steps", "sampler", "start", "samples", "output", "faithful", "denoiser")
@@ -143,7 +143,7 @@ class TritonPythonModel:
         # made when asked for: a spread is as large as the image
         outputs = {
             "upscaled": lambda: [r.upscaled for r in rows],
-            "spread": lambda: [np.full_like(r.upscaled, np.nan) if r.spread is None else r.spread for r in rows],
+            "spread": lambda: [np.full_like(r.upscaled, NO_SPREAD) if r.spread is None else r.spread for r in rows],
             "lr_error": lambda: [[r.lr_error] for r in rows],
         }
         wanted = request.requested_output_names()
