@@ -151,7 +151,7 @@ def test_the_other_protocols_port(server: RunningServer) -> None:
 def test_an_answer_that_takes_too_long_is_not_asked_for_again(server: RunningServer, protocol: Protocol) -> None:
     with Client(server.url(protocol), protocol=protocol, timeout=0.3) as client:
         with pytest.raises(ServerError, match="no answer from .* within 0.3 s"):
-            client.upscale(np.zeros((96, 96)))
+            client.upscale(np.zeros((96, 96)), sampler="ddpm")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -160,7 +160,7 @@ def test_server_that_dies_during_a_request(start_server: StartServer, protocol: 
     with Client(server.url(protocol), protocol=protocol, wait=1) as client:
         threading.Timer(0.5, server.kill).start()
         with pytest.raises(ServerLost, match="went away during a request"):
-            client.upscale(np.zeros((256, 256)))
+            client.upscale(np.zeros((256, 256)), sampler="ddpm")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -168,7 +168,7 @@ def test_a_request_survives_the_servers_restart(start_server: StartServer, proto
     server = start_server(REPOSITORY)
     with Client(server.url(protocol), protocol=protocol, wait=60) as client, ThreadPoolExecutor(1) as pool:
         expected = client.upscale(IMAGE, steps=2).image
-        running = pool.submit(client.upscale, np.zeros((64, 64)), steps=300)
+        running = pool.submit(client.upscale, np.zeros((64, 64)), sampler="ddpm")
         time.sleep(0.5)
         server.kill()
         start_server(REPOSITORY, ports=[server.http, server.grpc, free_ports(1)[0]])

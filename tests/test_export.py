@@ -106,7 +106,7 @@ class Halved(nn.Module):
 def test_whole_image_parity_notices_a_wrong_network() -> None:
     pipeline = eager.load(WEIGHTS, DEFAULT)
     wrong = replace(pipeline, unet=Halved(pipeline.unet))  # type: ignore[arg-type]
-    assert export.whole_image_parity(wrong, ROOT / "model_repository") < 40
+    assert export.whole_image_parity(wrong, ROOT / "model_repository") < export.MIN_PARITY_DB
 
 
 @SHIPPED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -147,28 +148,30 @@ def test_concurrent_requests_are_each_answered_with_their_own_image(client: trit
         np.testing.assert_allclose(result, request(client, images, seed=[seed], steps=[6]), atol=1e-4)
 
 
-def test_separate_requests_run_together(client: triton.InferenceServerClient) -> None:
-    def counts() -> tuple[int, int]:
-        (stats,) = client.get_inference_statistics("superres").model_stats
-        return stats.inference_count, stats.execution_count
+def counts(client: triton.InferenceServerClient, model: str, inferences: int = 0) -> tuple[int, int]:
+    """(inferences, executions) so far, when there have been at least so many: a batch is counted after its answers."""
+    deadline = time.monotonic() + 5
+    while True:
+        (stats,) = client.get_inference_statistics(model).model_stats
+        if stats.inference_count >= inferences or time.monotonic() > deadline:
+            return stats.inference_count, stats.execution_count
+        time.sleep(0.05)
 
-    inferences, executions = counts()
+
+def test_separate_requests_run_together(client: triton.InferenceServerClient) -> None:
+    inferences, executions = counts(client, "superres")
     images = random_images(64, 64)
     with ThreadPoolExecutor(10) as pool:
         list(pool.map(lambda seed: request(client, images, seed=[seed], steps=[60]), range(10)))
-    after = counts()
+    after = counts(client, "superres", inferences + 10)
     assert after[0] - inferences == 10
     assert after[1] - executions < 10
 
 
 def test_requests_are_batched_in_the_unet(client: triton.InferenceServerClient) -> None:
-    def counts() -> tuple[int, int]:
-        (stats,) = client.get_inference_statistics("unet_onnx").model_stats
-        return stats.inference_count, stats.execution_count
-
-    inferences, executions = counts()
+    inferences, executions = counts(client, "unet_onnx")
     request(client, random_images(64, 64, count=8), seed=list(range(8)), steps=[10] * 8)
-    after = counts()
+    after = counts(client, "unet_onnx", inferences + 80)
     assert (after[0] - inferences, after[1] - executions) == (80, 10)
 
 

@@ -287,7 +287,8 @@ def test_server_dying_in_the_middle_of_a_folder(
     server = start_server(ROOT / "model_repository")
     names = [picture(tmp_path / "in" / f"{i:02}.png", 128, 128).name for i in range(12)]
     threading.Timer(2, server.kill).start()
-    assert main([str(tmp_path / "in"), "--url", server.url("grpc"), "--wait", "1"]) == 1
+    slow = ["--sampler", "ddpm", "--wait", "1"]
+    assert main([str(tmp_path / "in"), "--url", server.url("grpc"), *slow]) == 1
     captured = capsys.readouterr()
     failed = [n for n in names if any(n in line for line in captured.err.replace("\r", "\n").splitlines())]
     written = [p.name for p in (tmp_path / "in_x4").iterdir()] if (tmp_path / "in_x4").exists() else []
