@@ -118,7 +118,7 @@ def demo(out: Path) -> None:
             url = stack.enter_context(running_server(out / "server.log"))
         command = [
             *("client/upscale.py", str(out / "lr.png"), "-o", str(out / "upscaled.png")),
-            *("--url", url, "--compare", str(out / "hr.png"), "--force"),
+            *("--url", url, "--compare", str(out / "hr.png"), "--uncertainty", str(out / "uncertainty.png"), "--force"),
         ]
         with timed("python " + " ".join(command)):
             result = subprocess.run([sys.executable, *command])
@@ -126,7 +126,8 @@ def demo(out: Path) -> None:
             raise DemoError(f"client/upscale.py failed with status {result.returncode}")
         with timed("server stopped"):
             stack.close()
-    print(f"\nLook at {out / 'upscaled_compare.png'}  (beside it: lr.png, bicubic.png, upscaled.png, hr.png)")
+    print(f"\nLook at {out / 'upscaled_compare.png'}, and at {out / 'uncertainty.png'} for where it was guessed")
+    print("(beside them: lr.png, bicubic.png, upscaled.png, hr.png)")
     print("Detail in the upscaled image is generated: it is not for diagnosis.")
 
 

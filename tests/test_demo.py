@@ -45,7 +45,7 @@ def test_makes_the_pictures_and_stops_the_server(tmp_path: Path) -> None:
     process = start(tmp_path)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    names = {"hr.png", "lr.png", "bicubic.png", "upscaled.png", "upscaled_compare.png", "server.log"}
+    names = {"hr.png", "lr.png", "bicubic.png", "upscaled.png", "upscaled_compare.png", "uncertainty.png", "server.log"}
     assert {p.name for p in tmp_path.iterdir()} == names
     hr, lr, bicubic, upscaled = (read_image(tmp_path / f"{n}.png").image for n in ("hr", "lr", "bicubic", "upscaled"))
     assert lr.shape == (64, 64)

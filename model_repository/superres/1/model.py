@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
         rows = [results[row] for row in sorted(results)]
         # made when asked for: a spread is as large as the image
-        outputs = {
+        outputs: dict[str, Callable[[], list[Any]]] = {
             "upscaled": lambda: [r.upscaled for r in rows],
             "spread": lambda: [np.full_like(r.upscaled, NO_SPREAD) if r.spread is None else r.spread for r in rows],
             "lr_error": lambda: [[r.lr_error] for r in rows],
