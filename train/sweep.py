@@ -89,6 +89,7 @@ LEADS = (
         "unet",
         preset=variant("linear", diffusion=replace(BEST.diffusion, schedule="linear")),
     ),
+    Lead("unet-plain", "images as they are, none flipped", "unet", {"augment": False}),
     Lead(
         "unet-large-batch", "batch of 128 in 4 parts, a quarter of the steps", "unet", {"batch": 128, "accumulate": 4}
     ),
