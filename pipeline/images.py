@@ -37,7 +37,7 @@ TAPS = np.array([-0.09375, 0.59375, 0.59375, -0.09375], np.float32)
 """Weights of ``downscale`` by 4, each way: OpenCV's cubic (a = -0.75) at half a pixel. Footprints do not overlap."""
 
 KERNEL = np.outer(TAPS, TAPS)
-PROJECTIONS = 4
+PROJECTIONS = 8
 
 
 def project(image: Image, lr: Image) -> Image:
