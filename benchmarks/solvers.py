@@ -1,0 +1,89 @@
+"""Does a better solver make few steps good? DDIM against DPM-Solver++(2M) on the same U-Net, at the same steps.
+
+python benchmarks/solvers.py --data data/nih --weights weights/best-untuned --steps 2 4 10
+python benchmarks/solvers.py --data data/nih --split val --limit 24
+
+For a U-Net as ``train.unet`` leaves it: one that ``train.tune`` has trained knows its own DDIM steps.
+The solver is diffusers'; noise and networks are the pipeline's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import DPMSolverMultistepScheduler
+
+from pipeline import eager
+from pipeline.command_line import make_parser
+from pipeline.sampler import Seed, image_noise
+from pipeline.schedule import make_schedule
+from pipeline.spec import BEST
+from pipeline.superres import Array, Generate, condition
+from train.config import DEVICES, choose_device
+from train.data import read_index
+from train.evaluate import add_choice, choose, measure
+from train.methods import Method, Run, by_generator, make_methods
+from train.report import table
+
+LEAST_SIGNAL = 2.0**-24
+"""ᾱ_T of pure noise is 0, whose logarithm the solver would need."""
+
+
+def dpm_solver(system: eager.Eager, steps: int) -> Generate:
+    """DPM-Solver++(2M), Lu et al. 2022, from pure noise, timesteps as ``pipeline.sampler.timesteps``."""
+    preset = system.preset
+    alpha_bar = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar).float().clamp(min=LEAST_SIGNAL)
+
+    @torch.inference_mode()
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Array:
+        scheduler = DPMSolverMultistepScheduler(
+            preset.diffusion.T,
+            prediction_type="v_prediction",
+            timestep_spacing="trailing",
+            final_sigmas_type="zero",
+        )
+        scheduler.alphas_cumprod = alpha_bar
+        scheduler.set_timesteps(steps)
+        seen = system.tensor(condition(lr, preset, system.encode))
+        z = system.tensor(image_noise(seeds, (preset.vae.latent_channels, *seen.shape[2:]))())
+        for t in scheduler.timesteps.tolist():
+            v = system.unet(torch.cat([z, seen], dim=1), z.new_full((len(z), 1), t))
+            z = scheduler.step(v, t, z).prev_sample
+        return system.decode(z, lr)
+
+    return generate
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__)
+    add_choice(parser)
+    parser.add_argument("--weights", type=Path, default=Path("weights/best-untuned"), help="default: %(default)s")
+    parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 10], help="default: 2 4 10")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
+    args = parser.parse_args(argv)
+    try:
+        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
+        system = eager.load(args.weights, BEST, device=choose_device(args.device))
+        runs = [Run("ddim", steps, "noise") for steps in args.steps]
+        methods: dict[str, Method] = make_methods(("torch",), runs, system, Path(), "")
+        for run in runs:
+            name = f"DPM-Solver++(2M), {run.steps} step{'s' if run.steps > 1 else ''}"
+            methods[name] = partial(by_generator, dpm_solver(system, run.steps), BEST, run)
+        results = measure(pairs, methods, ["alex"])
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}\n")
+    print(table(results, patients))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
