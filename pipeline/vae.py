@@ -11,12 +11,11 @@ from typing import TypeAlias
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.detail_vae import DetailVAE
 from pipeline.spec import DetailVAESpec, VAESpec
+from pipeline.tensors import load_tensors
 
 VAE: TypeAlias = AutoencoderKL | DetailVAE
 DETAIL_FILE = "vae.safetensors"
@@ -64,12 +63,7 @@ def load_vae(source: str | Path, spec: VAESpec | DetailVAESpec) -> VAE:
 def load_detail_vae(path: Path, spec: DetailVAESpec) -> DetailVAE:
     """See ``load_vae``."""
     vae = DetailVAE(spec)
-    try:
-        vae.load_state_dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read '{path}': {error}") from error
-    except RuntimeError as error:
-        raise ValueError(f"'{path}' does not hold an autoencoder of {spec}") from error
+    load_tensors(vae, path, f"an autoencoder of {spec}")
     return vae.eval()
 
 

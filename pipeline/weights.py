@@ -11,31 +11,16 @@ from typing import Any
 
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.spec import Preset
+from pipeline.tensors import load_tensors, save_tensors
 from pipeline.unet import UNet
 from pipeline.vae import DETAIL_FILE, VAE
-from pipeline.whole import whole_file
 
 
 def write_metadata(path: Path, metadata: dict[str, Any]) -> None:
     path.write_text(json.dumps(metadata, indent=2) + "\n")
-
-
-def save_tensors(module: nn.Module, path: Path) -> None:
-    """Write a module's tensors, the file whole or not at all.
-
-    Raises:
-        OSError: it cannot be written; an older one is kept.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with whole_file(path) as partial:
-            save_file({name: value.contiguous() for name, value in module.state_dict().items()}, partial)
-    except SafetensorError as error:
-        raise OSError(f"cannot write '{path}': {error}") from error
 
 
 def save_kl(vae: AutoencoderKL, folder: Path) -> None:
@@ -98,12 +83,6 @@ def load_unet(folder: Path, preset: Preset) -> UNet:
     Raises:
         ValueError: the file is missing, damaged, or holds another network than the preset's.
     """
-    path = folder / "unet.safetensors"
     unet = UNet(preset.unet)
-    try:
-        unet.load_state_dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read '{path}': {error}") from error
-    except RuntimeError as error:
-        raise ValueError(f"'{path}' does not hold the U-Net of preset '{preset.name}'") from error
+    load_tensors(unet, folder / "unet.safetensors", f"the U-Net of preset '{preset.name}'")
     return unet.eval()

@@ -64,6 +64,18 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def interrupt_after_the_first_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever trains now is stopped where the second checkpoint would be written."""
+    save = loop.Run.save
+
+    def stop_after_the_first(run: loop.Run) -> None:
+        if run.step > 1:
+            raise KeyboardInterrupt
+        save(run)
+
+    monkeypatch.setattr(loop.Run, "save", stop_after_the_first)
+
+
 def test_vae_training_writes_a_loadable_autoencoder_with_its_scale(weights: Path) -> None:
     loaded = load_vae(weights / "vae", PAPER.vae)
     metadata = json.loads((weights / "vae.json").read_text())
@@ -85,14 +97,7 @@ def test_an_adversary_learns_along_and_is_resumed_to_the_same_bits(
     straight = vae_config(data, tmp_path / "straight", adversarial=0.1, steps=3, validate_every=1)
     vae.train_vae(straight)
     stopped = replace(straight, out=tmp_path / "stopped", run_dir=tmp_path / "stopped" / "vae")
-    save = loop.Run.save
-
-    def stop_after_the_first(run: loop.Run) -> None:
-        if run.step > 1:
-            raise KeyboardInterrupt
-        save(run)
-
-    monkeypatch.setattr(loop.Run, "save", stop_after_the_first)
+    interrupt_after_the_first_checkpoint(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         vae.train_vae(stopped)
     monkeypatch.undo()
@@ -367,14 +372,7 @@ def test_a_stopped_tuning_continues_to_the_same_bits(
     straight = tuning(data, best_weights, tmp_path / "straight")
     tune.tune(straight)
     stopped = replace(straight, out=tmp_path / "stopped", run_dir=tmp_path / "stopped" / "run")
-    save = loop.Run.save
-
-    def stop_after_the_first(run: loop.Run) -> None:
-        if run.step > 1:
-            raise KeyboardInterrupt
-        save(run)
-
-    monkeypatch.setattr(loop.Run, "save", stop_after_the_first)
+    interrupt_after_the_first_checkpoint(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         tune.tune(stopped)
     monkeypatch.undo()
