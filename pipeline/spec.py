@@ -247,7 +247,7 @@ class Preset:
 
 PAPER = Preset(
     name="paper",
-    band=Band(scales=((2, 2.0), (4, 2.0), (8, 2.0), (16, 2.0)), floor=0.01),
+    band=Band(scales=((2, 2.212), (3, 1.913), (4, 1.802), (8, 1.541), (16, 1.49)), floor=0.008),
     reported=(
         Reported("nih", "bicubic", lpips=0.3472, psnr=29.59, ssim=0.9176),
         Reported("nih", "PyTorch", lpips=0.1232, psnr=27.34, ssim=0.8647, seconds=7.02),
@@ -260,12 +260,12 @@ PAPER = Preset(
 
 BEST = Preset(
     name="best",
-    band=Band(scales=((2, 2.0), (4, 2.0), (8, 2.0), (16, 2.0)), floor=0.01),
+    band=Band(scales=((2, 3.404), (3, 2.88), (4, 2.699), (8, 2.507), (16, 2.436)), floor=0.004),
     data=DataSpec(channels=1),
     augmentation=AugmentationSpec(share=0.5, horizontal_flip=1.0, rotations=(0,), random_resized_crop=0.0, cutout=0.0),
     vae=DetailVAESpec(),
     unet=UNetSpec(base=48),
-    diffusion=DiffusionSpec(schedule="cosine", prediction="v", ddim_steps=4, starts=("noise",)),
+    diffusion=DiffusionSpec(schedule="cosine", prediction="v", ddim_steps=1, starts=("noise",)),
     condition="lr",
     faithful=True,
 )
