@@ -208,7 +208,7 @@ def test_the_served_images_are_those_of_pytorch(server: RunningServer, pairs: Pa
 def test_the_lr_error_is_that_of_eight_bits(pairs: PairDataset) -> None:
     lr, hr = pairs.unit_images(0)
     assert lr_error(hr, lr) <= 0.51
-    assert lr_error(np.clip(hr + 0.1, 0, 1), lr) == pytest.approx(25.5, abs=1)
+    assert lr_error(np.clip(hr + 0.1, 0, 1), lr) == pytest.approx(25.5, abs=2)
 
 
 def test_runs_are_checked_against_the_preset() -> None:

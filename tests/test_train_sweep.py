@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,8 @@ def test_every_stage_begins_with_its_base_and_names_are_unique() -> None:
 def test_every_other_lead_changes_something() -> None:
     for lead in LEADS:
         if lead is not base_of(lead.stage):
-            base = {**VAETraining.__dict__, **UNetTraining.__dict__, **Tuning.__dict__, **sweep.BASE[lead.stage]}
+            training = {"vae": VAETraining, "unet": UNetTraining, "tune": Tuning}[lead.stage]
+            base = {f.name: f.default for f in fields(training)} | sweep.BASE[lead.stage]
             changed = {name for name, value in lead.options.items() if base[name] != value}
             assert changed or replace(lead.preset, name="best") != BEST
             assert lead.preset == BEST or lead.preset.name.startswith("best-")
@@ -72,7 +73,7 @@ def test_a_sweep_trains_measures_logs_and_continues(
     monkeypatch.setattr(sweep, "STEPS", {"vae": 1, "unet": 1, "tune": 1})
     monkeypatch.setattr(sweep, "STEPS_MEASURED", {"unet": (1,), "tune": (1,)})
     small = {"vae": {"batch": 1, "crop": 64}, "unet": {"batch": 2}, "tune": {"batch": 1, "crop": 64}}
-    monkeypatch.setattr(sweep, "BASE", small)
+    monkeypatch.setattr(sweep, "BASE", {stage: {**options, "precision": "fp32"} for stage, options in small.items()})
     log = tmp_path / "leads.csv"
     command = ["--data", str(data), "--folder", str(tmp_path / "sweep"), "--log", str(log), "--limit", "1"]
     command += ["--device", "cpu", "--only"]

@@ -95,9 +95,13 @@ def measure(pairs: PairDataset, methods: Mapping[str, tuple[Method, dict[str, fl
         lr, hr = pairs.unit_images(i)
         for name, (method, thresholds) in methods.items():
             rows[name].append(fidelity(method([lr], [hr], [i])[0], hr, thresholds))
-    return {
-        name: {key: float(np.nanmean([row[key] for row in found])) for key in found[0]} for name, found in rows.items()
-    }
+    return {name: {key: mean_of([row[key] for row in found]) for key in found[0]} for name, found in rows.items()}
+
+
+def mean_of(values: list[float]) -> float:
+    """The mean of those that are not NaN; NaN where there are none."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:
