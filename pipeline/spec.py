@@ -152,6 +152,8 @@ class UNetSpec:
     time_features: int = 32
     time_width: int = 128
     norm_groups: int = 8
+    attention_heads: int = 0
+    """of the cross-attention between the middle blocks, features ask the condition; 0: none"""
 
     @property
     def factor(self) -> int:

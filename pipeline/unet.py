@@ -40,6 +40,28 @@ class ResidualBlock(nn.Module):
         return F.silu(h + self.shortcut(x))
 
 
+class CrossAttention(nn.Module):
+    """Features ask the whole condition, folded to twice their resolution: the paper's "cross-attention"."""
+
+    def __init__(self, width: int, spec: UNetSpec) -> None:
+        super().__init__()
+        self.fold = spec.factor // 2
+        self.heads = spec.attention_heads
+        self.norm = nn.GroupNorm(spec.norm_groups, width)
+        self.query = nn.Conv2d(width, width, 1)
+        condition = spec.in_channels - spec.out_channels
+        self.key_value = nn.Conv2d(condition * self.fold**2, 2 * width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
+        def tokens(x: Tensor) -> Tensor:  # [B, C, H, W] ⇒ [B, heads, H·W, C / heads]
+            return x.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
+
+        key, value = self.key_value(F.pixel_unshuffle(condition, self.fold)).chunk(2, dim=1)
+        found = F.scaled_dot_product_attention(tokens(self.query(self.norm(h))), tokens(key), tokens(value))
+        return h + self.out(found.transpose(2, 3).reshape(h.shape))
+
+
 class UNet(nn.Module):
     """Encoder–decoder with skips; fully convolutional, so any H and W divisible by ``spec.factor`` will do."""
 
@@ -58,6 +80,7 @@ class UNet(nn.Module):
             ResidualBlock(c_in, c_out, spec) for c_in, c_out in zip([spec.base, *widths], widths, strict=False)
         )
         self.middle = nn.ModuleList(ResidualBlock(widths[-1], widths[-1], spec) for _ in range(spec.middle_blocks))
+        self.attention = CrossAttention(widths[-1], spec) if spec.attention_heads else None
         self.upsample = nn.ModuleList()
         self.up = nn.ModuleList()
         below = widths[-1]
@@ -79,14 +102,17 @@ class UNet(nn.Module):
             [B, out_channels, H, W].
         """
         time = self.time(timestep_embedding(t.reshape(-1), self.spec.time_features))
+        condition = x[:, self.spec.out_channels :]
         h = self.stem(x)
         skips = []
         for block in self.down:
             h = block(h, time)
             skips.append(h)
             h = F.avg_pool2d(h, 2)
-        for block in self.middle:
+        for i, block in enumerate(self.middle):
             h = block(h, time)
+            if i == 0 and self.attention is not None:
+                h = self.attention(h, condition)
         for upsample, block in zip(self.upsample, self.up, strict=True):
             h = block(torch.cat([upsample(h), skips.pop()], dim=1), time)
         return self.out(F.silu(self.norm(h)))

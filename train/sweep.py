@@ -96,11 +96,18 @@ LEADS = (
     Lead(
         "unet-deep", "5 middle blocks, not 2", "unet", preset=variant("deep", unet=replace(BEST.unet, middle_blocks=5))
     ),
+    Lead(
+        "unet-attention",
+        "cross-attention to the folded LR image",
+        "unet",
+        preset=variant("attention", unet=replace(BEST.unet, attention_heads=4)),
+    ),
     Lead("tune-base", "as in best.sh: U-Net and decoder, 1, 2 and 4 steps", "tune"),
     Lead("tune-frozen", "the U-Net alone, decoder frozen", "tune", {"freeze_decoder": True}),
     Lead("tune-same", "nothing gained by samples that differ", "tune", {"diversity": 0.0}),
     Lead("tune-diverse", "samples that differ gain ½: CRPS with LPIPS", "tune", {"diversity": 0.5}),
     Lead("tune-free", "never projected in training", "tune", {"faithful_share": 0.0}),
+    Lead("tune-no-grain", "no noise added to squares", "tune", {"grain": 0.0}),
     Lead("tune-no-vgg", "no LPIPS of VGG16", "tune", {"vgg": 0.0}),
     Lead(
         "tune-distilled",

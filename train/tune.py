@@ -26,7 +26,7 @@ from pipeline.superres import upscale
 from pipeline.vae import Decoder, Encoder, load_vae, vae_path
 from pipeline.weights import check_pair, digest, load_unet, save_unet, save_vae
 from train import checkpoint
-from train.augment import random_crop
+from train.augment import add_grain, random_crop
 from train.config import option, run_command
 from train.data import PairDataset, as_network
 from train.loop import Task, device_of, train
@@ -55,6 +55,7 @@ class Tuning(Training):
     batch: int = option(8, "images a step, over all processes; two samples are drawn of each")
     rate: float = option(2e-4, "peak learning rate of AdamW; cosine to 0")
     crop: int = option(256, "side of the squares that are upscaled")
+    grain: float = option(0.25, "share of the squares that noise is added to")
     sampler_steps: str = option("1,2,4", "numbers of denoising steps that are trained, in turn")
     lpips: float = option(0.12, "weight of LPIPS (AlexNet) beside L1")
     vgg: float = option(0.02, "weight of LPIPS (VGG16), computed on some of the samples")
@@ -87,6 +88,7 @@ def draw_batch(
     for sample in range(config.batch)[share]:
         rng = np.random.default_rng([config.seed, step, sample])
         crops = random_crop(*images.images(int(rng.integers(len(images)))), config.crop // SCALE, rng)
+        crops = add_grain(*crops, config.grain, rng)
         pairs.append([as_network(crop, preset.data.channels) for crop in crops])
     lr, hr = (torch.stack(side) for side in zip(*pairs, strict=True))
     z, generator = config.crop // preset.vae.factor, step_generator(config, step)
@@ -130,7 +132,7 @@ def tune(config: Tuning) -> None:
     numbers = numbers_of_steps(config.sampler_steps, preset.diffusion.T)
     if not 0 <= config.teacher_steps <= preset.diffusion.T:
         raise ValueError(f"--teacher-steps is {config.teacher_steps}, allowed are 0 to {preset.diffusion.T}")
-    check_shares(faithful_share=config.faithful_share, diversity=config.diversity)
+    check_shares(faithful_share=config.faithful_share, diversity=config.diversity, grain=config.grain)
     weights = config.weights or Path(f"weights/{preset.name}-untuned")
     out = weights_of(config, config.out)
     if out.resolve() == weights.resolve():
