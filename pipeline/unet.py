@@ -55,7 +55,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
         def tokens(x: Tensor) -> Tensor:  # [B, C, H, W] ⇒ [B, heads, H·W, C / heads]
-            return x.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
+            return x.reshape(len(x), self.heads, x.shape[1] // self.heads, -1).transpose(2, 3)
 
         key, value = self.key_value(F.pixel_unshuffle(condition, self.fold)).chunk(2, dim=1)
         found = F.scaled_dot_product_attention(tokens(self.query(self.norm(h))), tokens(key), tokens(value))
