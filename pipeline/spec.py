@@ -196,16 +196,19 @@ class DiffusionSpec:
 
 @dataclass(frozen=True)
 class Band:
-    """How the scatter of samples becomes the half-width of the 90 % band: scale·(standard deviation + floor).
+    """How the scatter of samples becomes the half-width of the 90 % band around their mean:
 
-    It holds for the preset's own sampler, steps and start. Calibrated on validation patients by ``train.calibrate``
-    (split conformal: ``scales`` are 90 % quantiles of │HR - mean│ over the bracket).
+    scale·(deviation + grain·roughness + floor), where ``pipeline.superres.doubt`` makes the bracket. It holds for the
+    preset's own sampler, steps and start. Calibrated on validation patients by ``train.calibrate`` (split conformal:
+    ``scales`` are 90 % quantiles of │HR - mean│ over the bracket).
     """
 
     scales: tuple[tuple[int, float], ...]
     """(number of samples, scale), ascending; a number between two takes the scale of the smaller."""
     floor: float
     """In [0, 1] of gray; keeps the band open where all samples agree."""
+    grain: float = 0.0
+    """How much of the LR image's roughness, which no sample shows in full, counts as doubt."""
 
     def scale(self, samples: int) -> float:
         """The scale for so many samples, two or more."""

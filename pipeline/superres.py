@@ -10,16 +10,30 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images import Image, downscale, fold, from_network, pad_to_multiple, project, to_network, upsample
+from pipeline.images import (
+    Image,
+    downscale,
+    fold,
+    from_network,
+    pad_to_multiple,
+    project,
+    roughness,
+    to_network,
+    upsample,
+)
 from pipeline.sampler import ETA, Seed, image_noise, sample
 from pipeline.schedule import make_schedule
-from pipeline.spec import MAX_BATCH, MAX_BATCH_PIXELS, SCALE, DiffusionSpec, Output, Preset, SamplerName, Start
+from pipeline.spec import MAX_BATCH, MAX_BATCH_PIXELS, SCALE, Band, DiffusionSpec, Output, Preset, SamplerName, Start
 
 Array = NDArray[np.float32]
 Z = TypeVar("Z", bound=Any)
+
+SMOOTHING = 2.0
+"""Standard deviation, in pixels, of the Gaussian that averages the samples' variance."""
 
 Generate = Callable[[Array, Sequence[Seed]], Array]
 """LR images [B, C, h, w] in [-1, 1] and a seed for each ⇒ one sample of each, [B, C, 4h, 4w] in about [-1, 1]."""
@@ -131,13 +145,21 @@ def finish(decoded: Array, image: Image, faithful: bool) -> Image:
     return project(gray, image) if faithful else np.clip(gray, 0.0, 1.0)
 
 
+def doubt(drawn: Sequence[Image], image: Image, band: Band) -> Image:
+    """[4H, 4W], the half-width of the 90 % band before ``band.scale``: the samples' deviation and the image's grain.
+
+    The variance is averaged over a few pixels around: a few samples tell it badly pixel by pixel, and where projected
+    ones may differ follows the grid of ``downscale``.
+    """
+    variance = cv2.GaussianBlur(np.var(drawn, axis=0, ddof=1, dtype=np.float32), (0, 0), SMOOTHING)
+    grain = np.maximum(upsample(roughness(image)), 0.0)
+    return np.sqrt(variance) + np.float32(band.grain) * grain + np.float32(band.floor)
+
+
 def combine(drawn: Sequence[Image], image: Image, preset: Preset, output: Output) -> Result:
     """The samples of one image ⇒ its result: the first or their mean, with the calibrated spread."""
     upscaled = drawn[0] if output == "sample" else np.mean(drawn, axis=0)
-    spread = None
-    if len(drawn) > 1:
-        band = preset.band
-        spread = band.scale(len(drawn)) * (np.std(drawn, axis=0, ddof=1, dtype=np.float32) + np.float32(band.floor))
+    spread = np.float32(preset.band.scale(len(drawn))) * doubt(drawn, image, preset.band) if len(drawn) > 1 else None
     return Result(upscaled, spread, float(np.abs(image - downscale(upscaled).clip(0.0, 1.0)).max()))
 
 

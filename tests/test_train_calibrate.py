@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,23 +10,25 @@ import pytest
 
 from pipeline import eager
 from pipeline.serve import ROOT
-from pipeline.spec import DEFAULT, MAX_SAMPLES, Band
+from pipeline.spec import DEFAULT, MAX_SAMPLES
 from pipeline.superres import upscale
 from train import calibrate
 from train.calibrate import COUNTS, coverage, fit, scatter
 from train.data import PairDataset, list_pairs
 
 
-def drawn_scatter(seed: int, pixels: int = 40_000) -> calibrate.Scatter:
-    """Of samples that are as far from each other as from HR, pixel by pixel more or less certain."""
+def drawn_scatter(seed: int, pixels: int = 40_000, grain: float = 0.0) -> calibrate.Scatter:
+    """Of samples that are as far from each other as from HR, but for grain, which only HR has, pixel by pixel."""
     rng = np.random.default_rng(seed)
     sigma = rng.uniform(0.01, 0.1, pixels)
-    hr = sigma * rng.standard_normal(pixels)
+    roughness = rng.uniform(0.0, 0.1, pixels)
+    hr = sigma * rng.standard_normal(pixels) + grain * roughness * rng.standard_normal(pixels)
     samples = sigma * rng.standard_normal((MAX_SAMPLES, pixels))
     return {
-        count: (
+        count: calibrate.Pixels(
             np.abs(hr - samples[:count].mean(axis=0)).astype(np.float32),
             samples[:count].std(axis=0, ddof=1).astype(np.float32),
+            roughness.astype(np.float32),
         )
         for count in COUNTS
     }
@@ -49,20 +52,38 @@ def test_more_samples_make_a_narrower_band() -> None:
 def test_a_band_that_is_too_narrow_is_seen() -> None:
     found = drawn_scatter(0)
     band = fit(found)
-    narrow = Band(tuple((count, scale / 2) for count, scale in band.scales), band.floor)
+    narrow = replace(band, scales=tuple((count, scale / 2) for count, scale in band.scales))
     assert all(share < 0.75 for share, _ in coverage(found, narrow).values())
+
+
+def test_grain_that_the_samples_do_not_show_widens_the_band_where_lr_is_rough() -> None:
+    smooth, grainy = fit(drawn_scatter(0)), fit(drawn_scatter(0, grain=2.0))
+    assert smooth.grain < 0.2 < grainy.grain
+    rough = drawn_scatter(1, grain=2.0)[MAX_SAMPLES]
+    roughest = calibrate.Pixels(*(values[rough.roughness > 0.09] for values in rough))
+    share = {band: coverage({MAX_SAMPLES: roughest}, band)[MAX_SAMPLES][0] for band in (smooth, grainy)}
+    assert share[smooth] < 0.6
+    assert share[grainy] > 0.8
 
 
 def test_the_scatter_is_that_of_the_pipelines_samples(data: Path) -> None:
     pairs = PairDataset(list_pairs(data)[:1], DEFAULT.data)
     system = eager.load(ROOT / "weights" / DEFAULT.name, DEFAULT)
-    error, deviation = scatter(pairs, system)[4]
+    pixels = scatter(pairs, system)[4]
     lr, hr = pairs.unit_images(0)
     (result,) = upscale([lr], [0], system.generator(), DEFAULT, samples=4, output="mean")
-    np.testing.assert_allclose(error, np.abs(hr - result.upscaled).ravel(), atol=1e-5)
-    expected = DEFAULT.band.scale(4) * (deviation + DEFAULT.band.floor)
+    np.testing.assert_allclose(pixels.error, np.abs(hr - result.upscaled).ravel(), atol=1e-5)
+    expected = DEFAULT.band.scale(4) * pixels.bracket(DEFAULT.band.floor, DEFAULT.band.grain)
     assert result.spread is not None
     np.testing.assert_allclose(result.spread.ravel(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_grain_makes_the_images_rough(data: Path) -> None:
+    pairs = PairDataset(list_pairs(data)[:1], DEFAULT.data)
+    system = eager.load(ROOT / "weights" / DEFAULT.name, DEFAULT)
+    plain, grainy = (scatter(pairs, system, grain)[2] for grain in (0.0, 1.0))
+    assert grainy.roughness.mean() > plain.roughness.mean()
+    assert grainy.error.mean() > plain.error.mean()
 
 
 def test_command(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

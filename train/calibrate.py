@@ -1,6 +1,6 @@
 """Fit the 90 % band of a preset on validation patients, and count how many pixels of other patients it holds.
 
-python -m train.calibrate --data data/nih
+python -m train.calibrate --data data/nih --grain 0.25
 python -m train.calibrate --data data/nih --split test
 python -m train.calibrate --data data/iu --split all --limit 64 --preset paper
 """
@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,57 +20,84 @@ from tqdm import tqdm
 
 from pipeline import eager
 from pipeline.command_line import make_parser
+from pipeline.images import from_integers
 from pipeline.spec import DEFAULT, MAX_SAMPLES, PRESETS, Band
-from pipeline.superres import draw_samples
+from pipeline.superres import doubt, draw_samples
+from train.augment import add_grain
 from train.config import DEVICES, choose_device
 from train.data import PairDataset, read_index
 from train.evaluate import add_choice, choose
+from train.plan import check_shares
 
 SHARE = 0.90
 COUNTS = (2, 3, 4, 8, MAX_SAMPLES)
 """Numbers of samples that get a scale of their own."""
 FLOORS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 
-Scatter = Mapping[int, tuple[NDArray[np.float32], NDArray[np.float32]]]
-"""By number of samples: (│HR - mean│, standard deviation) of every pixel of every image, [pixels]."""
+GRAINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
 
 
-def scatter(pairs: PairDataset, system: eager.Eager) -> Scatter:
-    """What samples of a system at the preset's own settings tell of these images; image i has seed i."""
+class Pixels(NamedTuple):
+    """What is known of every pixel of every image, float32 [pixels]."""
+
+    error: NDArray[np.float32]
+    """│HR - mean of the samples│"""
+    deviation: NDArray[np.float32]
+    """of the samples"""
+    roughness: NDArray[np.float32]
+    """of the LR image"""
+
+    def bracket(self, floor: float, grain: float) -> NDArray[np.float32]:
+        return self.deviation + np.float32(grain) * self.roughness + np.float32(floor)
+
+
+Scatter = Mapping[int, Pixels]
+"""By number of samples."""
+
+
+def scatter(pairs: PairDataset, system: eager.Eager, grain: float = 0.0) -> Scatter:
+    """What samples of a system at the preset's own settings tell of these images; image i has seed i.
+
+    Args:
+        grain: share of the images that noise is added to.
+    """
     preset, generate = system.preset, system.generator()
-    found: dict[int, list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = {count: [] for count in COUNTS}
+    bare, with_grain = Band((), floor=0.0), Band((), floor=0.0, grain=1.0)
+    found: dict[int, list[Pixels]] = {count: [] for count in COUNTS}
     for i in tqdm(range(len(pairs)), desc="samples", unit="image", leave=False):
-        lr, hr = pairs.unit_images(i)
-        drawn = np.stack(next(draw_samples([lr], [i], generate, preset, MAX_SAMPLES, preset.faithful)))
+        lr, hr = map(from_integers, add_grain(*pairs.images(i), grain, np.random.default_rng(i)))
+        drawn = next(draw_samples([lr], [i], generate, preset, MAX_SAMPLES, preset.faithful))
         for count in COUNTS:
-            error, deviation = np.abs(hr - drawn[:count].mean(axis=0)), drawn[:count].std(axis=0, ddof=1)
-            found[count].append((error.ravel(), deviation.ravel()))
-    return {count: tuple(map(np.concatenate, zip(*rows, strict=True))) for count, rows in found.items()}  # type: ignore[misc]
+            some = drawn[:count]
+            deviation = doubt(some, lr, bare)
+            images = np.abs(hr - np.mean(some, axis=0)), deviation, doubt(some, lr, with_grain) - deviation
+            found[count].append(Pixels(*(image.ravel() for image in images)))
+    return {count: Pixels(*map(np.concatenate, zip(*rows, strict=True))) for count, rows in found.items()}
 
 
-def scale_for(error: NDArray[np.float32], deviation: NDArray[np.float32], floor: float) -> float:
-    """The scale with which ``SHARE`` of the pixels lie within scale·(deviation + floor): split conformal prediction."""
-    return float(np.quantile(error / (deviation + floor), SHARE))
+def scale_for(pixels: Pixels, floor: float, grain: float) -> float:
+    """The scale with which ``SHARE`` of the pixels lie within scale·bracket: split conformal prediction."""
+    return float(np.quantile(pixels.error / pixels.bracket(floor, grain), SHARE))
 
 
 def fit(found: Scatter) -> Band:
-    """The floor with which the band is narrowest on average for most samples, and every number's scale with it."""
+    """The floor and grain with which the band of most samples is narrowest on average, and every number's scale."""
 
-    def width(floor: float) -> float:
-        error, deviation = found[MAX_SAMPLES]
-        return scale_for(error, deviation, floor) * float((deviation + floor).mean())
+    def width(floor_and_grain: tuple[float, float]) -> float:
+        pixels = found[MAX_SAMPLES]
+        return scale_for(pixels, *floor_and_grain) * float(pixels.bracket(*floor_and_grain).mean())
 
-    floor = min(FLOORS, key=width)
-    scales = [(count, round(scale_for(*found[count], floor), 3)) for count in COUNTS]
-    return Band(tuple(scales), floor)
+    floor, grain = min(product(FLOORS, GRAINS), key=width)
+    scales = [(count, round(scale_for(pixels, floor, grain), 3)) for count, pixels in found.items()]
+    return Band(tuple(scales), floor, grain)
 
 
 def coverage(found: Scatter, band: Band) -> dict[int, tuple[float, float]]:
     """By number of samples: (share of the pixels within the band, its mean half-width in gray levels of 255)."""
     result = {}
-    for count, (error, deviation) in found.items():
-        spread = band.scale(count) * (deviation + band.floor)
-        result[count] = float((error <= spread).mean()), 255 * float(spread.mean())
+    for count, pixels in found.items():
+        spread = band.scale(count) * pixels.bracket(band.floor, band.grain)
+        result[count] = float((pixels.error <= spread).mean()), 255 * float(spread.mean())
     return result
 
 
@@ -86,19 +115,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
     parser.add_argument("--weights", type=Path, help="default: weights/PRESET")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
+    parser.add_argument(
+        "--grain", type=float, default=0.0, help="share of the images that noise is added to (default: 0)"
+    )
     args: argparse.Namespace = parser.parse_args(argv)
     try:
         preset = PRESETS[args.preset]
+        check_shares(grain=args.grain)
         pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
         weights = args.weights or Path("weights") / preset.name
-        found = scatter(pairs, eager.load(weights, preset, device=choose_device(args.device)))
+        found = scatter(pairs, eager.load(weights, preset, device=choose_device(args.device)), args.grain)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}; preset {preset.name}\n")
+    grainy = f", noise added to {100 * args.grain:.0f} %" if args.grain else ""
+    print(f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}{grainy}; preset {preset.name}\n")
     print(report(found, preset.band))
     return 0
 
