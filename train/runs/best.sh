@@ -36,7 +36,7 @@ cpu)
     sweep=${SWEEP:-1}
     vae=(--batch 16 --rate 4e-4 --steps "${VAE_STEPS:-1500}")
     unet=(--batch 32 --rate 1e-3 --steps "${UNET_STEPS:-1800}")
-    tune=(--batch 4 --rate 3e-4 --steps "${TUNE_STEPS:-3000}" --crop 192)
+    tune=(--batch 4 --rate 3e-4 --steps "${TUNE_STEPS:-6000}" --crop 192)
     ;;
 *)
     echo "error: DEVICE is '$device', allowed are auto, cuda and cpu" >&2
