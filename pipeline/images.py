@@ -69,12 +69,6 @@ def upsample(image: Image, factor: int = SCALE) -> Image:
     return resize_cubic(image, image.shape[0] * factor, image.shape[1] * factor)
 
 
-def roughness(image: Image) -> Image:
-    """[H, W], how far the pixels around each lie from a smooth surface: grain, and near them edges."""
-    detail = image - cv2.GaussianBlur(image, (0, 0), 1.0)
-    return np.sqrt(cv2.GaussianBlur(np.square(detail), (0, 0), 3.0))
-
-
 def pad_to_multiple(image: Image, multiple: int) -> Image:
     """Pad at the bottom and right by reflection until ``multiple`` divides both sides."""
     height, width = image.shape

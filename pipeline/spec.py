@@ -196,19 +196,15 @@ class DiffusionSpec:
 
 @dataclass(frozen=True)
 class Band:
-    """How the scatter of samples becomes the half-width of the 90 % band around their mean:
+    """How the scatter of samples becomes the half-width of the 90 % band around their mean: scale·doubt.
 
-    scale·(deviation + grain·roughness + floor), where ``pipeline.superres.doubt`` makes the bracket. It holds for the
-    preset's own sampler, steps and start. Calibrated on validation patients by ``train.calibrate`` (split conformal:
-    ``scales`` are 90 % quantiles of │HR - mean│ over the bracket).
+    ``pipeline.superres.doubt`` makes the second factor. The band holds for the preset's own sampler, steps and start.
+    Calibrated on validation patients by ``train.calibrate`` (split conformal: ``scales`` are 90 % quantiles of
+    │HR - mean│ over the doubt).
     """
 
     scales: tuple[tuple[int, float], ...]
     """(number of samples, scale), ascending; a number between two takes the scale of the smaller."""
-    floor: float
-    """In [0, 1] of gray; keeps the band open where all samples agree."""
-    grain: float = 0.0
-    """How much of the LR image's roughness, which no sample shows in full, counts as doubt."""
 
     def scale(self, samples: int) -> float:
         """The scale for so many samples, two or more."""
@@ -252,7 +248,7 @@ class Preset:
 
 PAPER = Preset(
     name="paper",
-    band=Band(scales=((2, 2.212), (3, 1.913), (4, 1.802), (8, 1.541), (16, 1.49)), floor=0.008),
+    band=Band(scales=((2, 4.323), (3, 3.41), (4, 3.175), (8, 2.466), (16, 2.357))),
     reported=(
         Reported("nih", "bicubic", lpips=0.3472, psnr=29.59, ssim=0.9176),
         Reported("nih", "PyTorch", lpips=0.1232, psnr=27.34, ssim=0.8647, seconds=7.02),
@@ -265,7 +261,7 @@ PAPER = Preset(
 
 BEST = Preset(
     name="best",
-    band=Band(scales=((2, 3.404), (3, 2.88), (4, 2.699), (8, 2.507), (16, 2.436)), floor=0.004),
+    band=Band(scales=((2, 6.226), (3, 5.651), (4, 5.49), (8, 5.324), (16, 5.273))),
     data=DataSpec(channels=1),
     augmentation=AugmentationSpec(share=0.5, horizontal_flip=1.0, rotations=(0,), random_resized_crop=0.0, cutout=0.0),
     vae=DetailVAESpec(),

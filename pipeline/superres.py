@@ -21,19 +21,20 @@ from pipeline.images import (
     from_network,
     pad_to_multiple,
     project,
-    roughness,
     to_network,
     upsample,
 )
 from pipeline.sampler import ETA, Seed, image_noise, sample
 from pipeline.schedule import make_schedule
-from pipeline.spec import MAX_BATCH, MAX_BATCH_PIXELS, SCALE, Band, DiffusionSpec, Output, Preset, SamplerName, Start
+from pipeline.spec import MAX_BATCH, MAX_BATCH_PIXELS, SCALE, DiffusionSpec, Output, Preset, SamplerName, Start
 
 Array = NDArray[np.float32]
 Z = TypeVar("Z", bound=Any)
 
 SMOOTHING = 2.0
 """Standard deviation, in pixels, of the Gaussian that averages the samples' variance."""
+FLOOR = np.float32(0.0002)
+"""The least doubt, in [0, 1] of gray: keeps the band open where all samples agree."""
 
 Generate = Callable[[Array, Sequence[Seed]], Array]
 """LR images [B, C, h, w] in [-1, 1] and a seed for each ⇒ one sample of each, [B, C, 4h, 4w] in about [-1, 1]."""
@@ -145,21 +146,20 @@ def finish(decoded: Array, image: Image, faithful: bool) -> Image:
     return project(gray, image) if faithful else np.clip(gray, 0.0, 1.0)
 
 
-def doubt(drawn: Sequence[Image], image: Image, band: Band) -> Image:
-    """[4H, 4W], the half-width of the 90 % band before ``band.scale``: the samples' deviation and the image's grain.
+def doubt(drawn: Sequence[Image]) -> Image:
+    """[4H, 4W], how far the samples of an image deviate from each other around each pixel.
 
     The variance is averaged over a few pixels around: a few samples tell it badly pixel by pixel, and where projected
     ones may differ follows the grid of ``downscale``.
     """
     variance = cv2.GaussianBlur(np.var(drawn, axis=0, ddof=1, dtype=np.float32), (0, 0), SMOOTHING)
-    grain = np.maximum(upsample(roughness(image)), 0.0)
-    return np.sqrt(variance) + np.float32(band.grain) * grain + np.float32(band.floor)
+    return np.sqrt(variance) + FLOOR
 
 
 def combine(drawn: Sequence[Image], image: Image, preset: Preset, output: Output) -> Result:
     """The samples of one image ⇒ its result: the first or their mean, with the calibrated spread."""
     upscaled = drawn[0] if output == "sample" else np.mean(drawn, axis=0)
-    spread = np.float32(preset.band.scale(len(drawn))) * doubt(drawn, image, preset.band) if len(drawn) > 1 else None
+    spread = np.float32(preset.band.scale(len(drawn))) * doubt(drawn) if len(drawn) > 1 else None
     return Result(upscaled, spread, float(np.abs(image - downscale(upscaled).clip(0.0, 1.0)).max()))
 
 

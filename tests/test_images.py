@@ -18,7 +18,6 @@ from pipeline.images import (
     pad_to_multiple,
     project,
     psnr,
-    roughness,
     ssim,
     to_integers,
     to_network,
@@ -131,13 +130,3 @@ def test_metrics_of_equal_images(rng: np.random.Generator) -> None:
     image = rng.random((20, 20), dtype=np.float32)
     assert psnr(image, image) == float("inf")
     assert ssim(image, image) == pytest.approx(1)
-
-
-def test_roughness_is_that_of_grain_not_of_slopes(rng: np.random.Generator) -> None:
-    slope = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
-    inside = np.s_[8:-8, 8:-8]
-    assert roughness(slope)[inside].max() < 1e-3
-    fine, coarse = (
-        roughness(slope + np.float32(a) * rng.standard_normal(slope.shape, np.float32)) for a in (0.01, 0.1)
-    )
-    assert coarse[inside].mean() == pytest.approx(10 * fine[inside].mean(), rel=0.1)

@@ -51,7 +51,7 @@ def test_best_is_the_default_and_takes_few_steps() -> None:
 
 
 def test_a_band_takes_the_scale_of_the_number_of_samples_below() -> None:
-    band = Band(scales=((2, 3.0), (4, 2.0), (16, 1.5)), floor=0.0)
+    band = Band(scales=((2, 3.0), (4, 2.0), (16, 1.5)))
     assert [band.scale(n) for n in (2, 3, 4, 15, 16)] == [3.0, 3.0, 2.0, 2.0, 1.5]
 
 

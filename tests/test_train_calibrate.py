@@ -17,18 +17,16 @@ from train.calibrate import COUNTS, coverage, fit, scatter
 from train.data import PairDataset, list_pairs
 
 
-def drawn_scatter(seed: int, pixels: int = 40_000, grain: float = 0.0) -> calibrate.Scatter:
-    """Of samples that are as far from each other as from HR, but for grain, which only HR has, pixel by pixel."""
+def drawn_scatter(seed: int, pixels: int = 40_000) -> calibrate.Scatter:
+    """Of samples that are as far from each other as from HR."""
     rng = np.random.default_rng(seed)
     sigma = rng.uniform(0.01, 0.1, pixels)
-    roughness = rng.uniform(0.0, 0.1, pixels)
-    hr = sigma * rng.standard_normal(pixels) + grain * roughness * rng.standard_normal(pixels)
+    hr = sigma * rng.standard_normal(pixels)
     samples = sigma * rng.standard_normal((MAX_SAMPLES, pixels))
     return {
         count: calibrate.Pixels(
             np.abs(hr - samples[:count].mean(axis=0)).astype(np.float32),
             samples[:count].std(axis=0, ddof=1).astype(np.float32),
-            roughness.astype(np.float32),
         )
         for count in COUNTS
     }
@@ -56,16 +54,6 @@ def test_a_band_that_is_too_narrow_is_seen() -> None:
     assert all(share < 0.75 for share, _ in coverage(found, narrow).values())
 
 
-def test_grain_that_the_samples_do_not_show_widens_the_band_where_lr_is_rough() -> None:
-    smooth, grainy = fit(drawn_scatter(0)), fit(drawn_scatter(0, grain=2.0))
-    assert smooth.grain < 0.2 < grainy.grain
-    rough = drawn_scatter(1, grain=2.0)[MAX_SAMPLES]
-    roughest = calibrate.Pixels(*(values[rough.roughness > 0.09] for values in rough))
-    share = {band: coverage({MAX_SAMPLES: roughest}, band)[MAX_SAMPLES][0] for band in (smooth, grainy)}
-    assert share[smooth] < 0.6
-    assert share[grainy] > 0.8
-
-
 def test_the_scatter_is_that_of_the_pipelines_samples(data: Path) -> None:
     pairs = PairDataset(list_pairs(data)[:1], DEFAULT.data)
     system = eager.load(ROOT / "weights" / DEFAULT.name, DEFAULT)
@@ -73,16 +61,15 @@ def test_the_scatter_is_that_of_the_pipelines_samples(data: Path) -> None:
     lr, hr = pairs.unit_images(0)
     (result,) = upscale([lr], [0], system.generator(), DEFAULT, samples=4, output="mean")
     np.testing.assert_allclose(pixels.error, np.abs(hr - result.upscaled).ravel(), atol=1e-5)
-    expected = DEFAULT.band.scale(4) * pixels.bracket(DEFAULT.band.floor, DEFAULT.band.grain)
+    expected = DEFAULT.band.scale(4) * pixels.doubt
     assert result.spread is not None
     np.testing.assert_allclose(result.spread.ravel(), expected, rtol=1e-3, atol=1e-5)
 
 
-def test_grain_makes_the_images_rough(data: Path) -> None:
+def test_grain_makes_the_samples_wrong(data: Path) -> None:
     pairs = PairDataset(list_pairs(data)[:1], DEFAULT.data)
     system = eager.load(ROOT / "weights" / DEFAULT.name, DEFAULT)
     plain, grainy = (scatter(pairs, system, grain)[2] for grain in (0.0, 1.0))
-    assert grainy.roughness.mean() > plain.roughness.mean()
     assert grainy.error.mean() > plain.error.mean()
 
 

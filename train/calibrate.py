@@ -1,6 +1,6 @@
 """Fit the 90 % band of a preset on validation patients, and count how many pixels of other patients it holds.
 
-python -m train.calibrate --data data/nih --grain 0.25
+python -m train.calibrate --data data/nih --grain 0.2
 python -m train.calibrate --data data/nih --split test
 python -m train.calibrate --data data/iu --split all --limit 64 --preset paper
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +31,6 @@ from train.plan import check_shares
 SHARE = 0.90
 COUNTS = (2, 3, 4, 8, MAX_SAMPLES)
 """Numbers of samples that get a scale of their own."""
-FLOORS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
-
-GRAINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4)
 
 
 class Pixels(NamedTuple):
@@ -42,13 +38,8 @@ class Pixels(NamedTuple):
 
     error: NDArray[np.float32]
     """│HR - mean of the samples│"""
-    deviation: NDArray[np.float32]
+    doubt: NDArray[np.float32]
     """of the samples"""
-    roughness: NDArray[np.float32]
-    """of the LR image"""
-
-    def bracket(self, floor: float, grain: float) -> NDArray[np.float32]:
-        return self.deviation + np.float32(grain) * self.roughness + np.float32(floor)
 
 
 Scatter = Mapping[int, Pixels]
@@ -62,41 +53,30 @@ def scatter(pairs: PairDataset, system: eager.Eager, grain: float = 0.0) -> Scat
         grain: share of the images that noise is added to.
     """
     preset, generate = system.preset, system.generator()
-    bare, with_grain = Band((), floor=0.0), Band((), floor=0.0, grain=1.0)
     found: dict[int, list[Pixels]] = {count: [] for count in COUNTS}
     for i in tqdm(range(len(pairs)), desc="samples", unit="image", leave=False):
         lr, hr = map(from_integers, add_grain(*pairs.images(i), grain, np.random.default_rng(i)))
         drawn = next(draw_samples([lr], [i], generate, preset, MAX_SAMPLES, preset.faithful))
         for count in COUNTS:
             some = drawn[:count]
-            deviation = doubt(some, lr, bare)
-            images = np.abs(hr - np.mean(some, axis=0)), deviation, doubt(some, lr, with_grain) - deviation
-            found[count].append(Pixels(*(image.ravel() for image in images)))
+            found[count].append(Pixels(np.abs(hr - np.mean(some, axis=0)).ravel(), doubt(some).ravel()))
     return {count: Pixels(*map(np.concatenate, zip(*rows, strict=True))) for count, rows in found.items()}
 
 
-def scale_for(pixels: Pixels, floor: float, grain: float) -> float:
-    """The scale with which ``SHARE`` of the pixels lie within scale·bracket: split conformal prediction."""
-    return float(np.quantile(pixels.error / pixels.bracket(floor, grain), SHARE))
-
-
 def fit(found: Scatter) -> Band:
-    """The floor and grain with which the band of most samples is narrowest on average, and every number's scale."""
-
-    def width(floor_and_grain: tuple[float, float]) -> float:
-        pixels = found[MAX_SAMPLES]
-        return scale_for(pixels, *floor_and_grain) * float(pixels.bracket(*floor_and_grain).mean())
-
-    floor, grain = min(product(FLOORS, GRAINS), key=width)
-    scales = [(count, round(scale_for(pixels, floor, grain), 3)) for count, pixels in found.items()]
-    return Band(tuple(scales), floor, grain)
+    """The scales with which ``SHARE`` of the pixels lie within scale·doubt: split conformal prediction."""
+    return Band(
+        tuple(
+            (count, round(float(np.quantile(pixels.error / pixels.doubt, SHARE)), 3)) for count, pixels in found.items()
+        )
+    )
 
 
 def coverage(found: Scatter, band: Band) -> dict[int, tuple[float, float]]:
     """By number of samples: (share of the pixels within the band, its mean half-width in gray levels of 255)."""
     result = {}
     for count, pixels in found.items():
-        spread = band.scale(count) * pixels.bracket(band.floor, band.grain)
+        spread = band.scale(count) * pixels.doubt
         result[count] = float((pixels.error <= spread).mean()), 255 * float(spread.mean())
     return result
 
