@@ -261,7 +261,7 @@ PAPER = Preset(
 
 BEST = Preset(
     name="best",
-    band=Band(scales=((2, 6.226), (3, 5.651), (4, 5.49), (8, 5.324), (16, 5.273))),
+    band=Band(scales=((2, 6.024), (3, 5.472), (4, 5.32), (8, 5.159), (16, 5.111))),
     data=DataSpec(channels=1),
     augmentation=AugmentationSpec(share=0.5, horizontal_flip=1.0, rotations=(0,), random_resized_crop=0.0, cutout=0.0),
     vae=DetailVAESpec(),

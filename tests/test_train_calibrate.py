@@ -66,13 +66,6 @@ def test_the_scatter_is_that_of_the_pipelines_samples(data: Path) -> None:
     np.testing.assert_allclose(result.spread.ravel(), expected, rtol=1e-3, atol=1e-5)
 
 
-def test_grain_makes_the_samples_wrong(data: Path) -> None:
-    pairs = PairDataset(list_pairs(data)[:1], DEFAULT.data)
-    system = eager.load(ROOT / "weights" / DEFAULT.name, DEFAULT)
-    plain, grainy = (scatter(pairs, system, grain)[2] for grain in (0.0, 1.0))
-    assert grainy.error.mean() > plain.error.mean()
-
-
 def test_command(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrate.main(["--data", str(data), "--limit", "1"]) == 0
     text = capsys.readouterr().out

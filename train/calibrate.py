@@ -1,6 +1,6 @@
 """Fit the 90 % band of a preset on validation patients, and count how many pixels of other patients it holds.
 
-python -m train.calibrate --data data/nih --grain 0.2
+python -m train.calibrate --data data/nih
 python -m train.calibrate --data data/nih --split test
 python -m train.calibrate --data data/iu --split all --limit 64 --preset paper
 """
@@ -19,14 +19,11 @@ from tqdm import tqdm
 
 from pipeline import eager
 from pipeline.command_line import make_parser
-from pipeline.images import from_integers
 from pipeline.spec import DEFAULT, MAX_SAMPLES, PRESETS, Band
 from pipeline.superres import doubt, draw_samples
-from train.augment import add_grain
 from train.config import DEVICES, choose_device
 from train.data import PairDataset, read_index
 from train.evaluate import add_choice, choose
-from train.plan import check_shares
 
 SHARE = 0.90
 COUNTS = (2, 3, 4, 8, MAX_SAMPLES)
@@ -46,16 +43,12 @@ Scatter = Mapping[int, Pixels]
 """By number of samples."""
 
 
-def scatter(pairs: PairDataset, system: eager.Eager, grain: float = 0.0) -> Scatter:
-    """What samples of a system at the preset's own settings tell of these images; image i has seed i.
-
-    Args:
-        grain: share of the images that noise is added to.
-    """
+def scatter(pairs: PairDataset, system: eager.Eager) -> Scatter:
+    """What samples of a system at the preset's own settings tell of these images; image i has seed i."""
     preset, generate = system.preset, system.generator()
     found: dict[int, list[Pixels]] = {count: [] for count in COUNTS}
     for i in tqdm(range(len(pairs)), desc="samples", unit="image", leave=False):
-        lr, hr = map(from_integers, add_grain(*pairs.images(i), grain, np.random.default_rng(i)))
+        lr, hr = pairs.unit_images(i)
         drawn = next(draw_samples([lr], [i], generate, preset, MAX_SAMPLES, preset.faithful))
         for count in COUNTS:
             some = drawn[:count]
@@ -95,24 +88,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
     parser.add_argument("--weights", type=Path, help="default: weights/PRESET")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
-    parser.add_argument(
-        "--grain", type=float, default=0.0, help="share of the images that noise is added to (default: 0)"
-    )
     args: argparse.Namespace = parser.parse_args(argv)
     try:
         preset = PRESETS[args.preset]
-        check_shares(grain=args.grain)
         pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
         weights = args.weights or Path("weights") / preset.name
-        found = scatter(pairs, eager.load(weights, preset, device=choose_device(args.device)), args.grain)
+        found = scatter(pairs, eager.load(weights, preset, device=choose_device(args.device)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    grainy = f", noise added to {100 * args.grain:.0f} %" if args.grain else ""
-    print(f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}{grainy}; preset {preset.name}\n")
+    print(f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}; preset {preset.name}\n")
     print(report(found, preset.band))
     return 0
 
