@@ -19,7 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.command_line import make_parser
-from pipeline.spec import DEFAULT, PAPER, PRESETS, SCALE, Preset
+from pipeline.spec import BEST, DEFAULT, PAPER, PRESETS, SCALE, Preset
 from pipeline.unet import UNet
 from pipeline.vae import decode, make_vae, posterior
 
@@ -78,13 +78,8 @@ def main(argv: list[str] | None = None) -> int:
         type=parse_run,
         nargs="+",
         metavar="PRESET:STEPS",
-        default=[
-            (PAPER, 300),
-            (PAPER, 10),
-            (DEFAULT, DEFAULT.diffusion.ddim_steps),
-            (DEFAULT, 1),
-        ],
-        help="the first is what the others are compared with (default: paper:300 and others)",
+        default=[(PAPER, 300), (PAPER, 10), (BEST, 4), (BEST, 1)],
+        help="the first is what the others are compared with (default: paper:300 paper:10 best:4 best:1)",
     )
     args = parser.parse_args(argv)
     multiple = max(preset.lr_multiple for preset, _ in args.run)

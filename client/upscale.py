@@ -88,7 +88,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--faithful",
         action=argparse.BooleanOptionalAction,
-        help="make the result downscale exactly to the image (default: the preset's)",
+        help="make the result downscale to the image, to rounding (default: the preset's)",
     )
     add(
         "--denoiser", choices=DENOISERS, default="auto", help="the U-Net's runtime on the server (default: %(default)s)"

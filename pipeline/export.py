@@ -12,7 +12,8 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,18 @@ def write_onnx(network: nn.Module, model: Model, path: Path) -> None:
             external_data=False,
             verbose=False,
         )
+    proto = onnx.load(str(path))
+    drop_traces(proto)
+    onnx.save(proto, str(path))
+
+
+def drop_traces(proto: onnx.ModelProto) -> None:
+    """Clear what the exporter tells of the source lines of every node: the paths of the machine it ran on."""
+    graph = proto.graph
+    parts = (proto, graph, graph.node, graph.input, graph.output, graph.value_info, graph.initializer)
+    for part in chain.from_iterable(p if isinstance(p, Iterable) else [p] for p in (*parts, proto.functions)):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
 
 
 def _differences(tensors: tuple[Tensor, ...], values: list[onnx.ValueInfoProto]) -> Iterator[str]:

@@ -15,24 +15,22 @@ Z = TypeVar("Z", bound=Any)
 
 @dataclass(frozen=True)
 class Schedule:
-    """β_t and ᾱ_t for t = 0 … T-1, float64 of shape [T]."""
+    """ᾱ_t for t = 0 … T-1, float64 of shape [T]."""
 
-    beta: NDArray[np.float64]
     alpha_bar: NDArray[np.float64]
 
     @property
     def T(self) -> int:
-        return len(self.beta)
+        return len(self.alpha_bar)
 
 
 def make_schedule(diffusion: DiffusionSpec) -> Schedule:
     """The table of the preset's schedule; ᾱ_t = Π_{s ≤ t} (1 - β_s). See ``DiffusionSpec`` for the two shapes."""
     if diffusion.schedule == "linear":
-        beta = np.linspace(diffusion.beta_start, diffusion.beta_end, diffusion.T)
-        return Schedule(beta, np.cumprod(1.0 - beta))
+        return Schedule(np.cumprod(1.0 - np.linspace(diffusion.beta_start, diffusion.beta_end, diffusion.T)))
     alpha_bar = np.cos(np.pi / 2 * np.arange(diffusion.T + 1) / diffusion.T) ** 2
     alpha_bar[-1] = 0.0
-    return Schedule(1.0 - alpha_bar[1:] / alpha_bar[:-1], alpha_bar[1:])
+    return Schedule(alpha_bar[1:])
 
 
 def noise_coefficients(schedule: Schedule, t: int) -> tuple[float, float]:

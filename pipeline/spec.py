@@ -198,9 +198,9 @@ class DiffusionSpec:
 class Band:
     """How the scatter of samples becomes the half-width of the 90 % band around their mean: scale·doubt.
 
-    ``pipeline.superres.doubt`` makes the second factor. The band holds for the preset's own sampler, steps and start.
-    Calibrated on validation patients by ``train.calibrate`` (split conformal: ``scales`` are 90 % quantiles of
-    │HR - mean│ over the doubt).
+    ``pipeline.superres.doubt`` makes the second factor. The band holds for the preset's own sampler, steps, start and
+    ``faithful``. Calibrated on validation patients by ``train.calibrate`` (split conformal: ``scales`` are 90 %
+    quantiles of │HR - mean│ over the doubt).
     """
 
     scales: tuple[tuple[int, float], ...]

@@ -1,6 +1,6 @@
 """``config.pbtxt`` of every model, generated from ``pipeline.spec`` through Triton's own protobuf.
 
-python -m pipeline.triton_config            write the files of preset best
+python -m pipeline.triton_config            write the files of the repository's preset
 python -m pipeline.triton_config --preset paper
 python -m pipeline.triton_config --trt      write unet_trt/config.pbtxt too, for a plan that was built on this GPU
 python -m pipeline.triton_config --check    exit 1 where a file differs from the specification
@@ -15,7 +15,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pipeline.spec import DEFAULT, MAX_BATCH, PRESETS, Model, Tensor, models, unet_trt_model
+from pipeline.spec import DEFAULT, MAX_BATCH, PRESETS, Model, Preset, Tensor, models, unet_trt_model
 
 MODEL_FILE = {"python": "model.py", "onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 REPOSITORY = Path("model_repository")
@@ -54,18 +54,29 @@ def config_text(model: Model) -> str:
     return HEADER + text_format.MessageToString(config_of(model))
 
 
+def preset_of(repository: Path) -> Preset:
+    """The preset that the repository is configured for; the default where it is not yet."""
+    path = repository / "superres" / "config.pbtxt"
+    if not path.is_file():
+        return DEFAULT
+    config = text_format.Parse(path.read_text(), pb.ModelConfig())
+    return PRESETS.get(config.parameters["preset"].string_value, DEFAULT)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.triton_config",
         description="Write every config.pbtxt of the model repository from pipeline/spec.py.",
     )
     parser.add_argument("--model-repository", type=Path, default=REPOSITORY, help="default: %(default)s")
-    parser.add_argument("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
+    parser.add_argument(
+        "--preset", choices=PRESETS, help=f"default: what the repository is configured for, else {DEFAULT.name}"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file differs")
     parser.add_argument("--trt", action="store_true", help="also for unet_trt, whose plan must then be there")
     args = parser.parse_args(argv)
     stale = []
-    preset = PRESETS[args.preset]
+    preset = PRESETS[args.preset] if args.preset else preset_of(args.model_repository)
     for model in [*models(preset), *([unet_trt_model(preset)] if args.trt else [])]:
         path = args.model_repository / model.name / "config.pbtxt"
         text = config_text(model)

@@ -37,6 +37,13 @@ def test_the_shipped_graphs_fit_the_specification(model: Model) -> None:
     export.check_graph(ROOT / "model_repository" / model.name / "1" / "model.onnx", model)
 
 
+@pytest.mark.parametrize("name", ["unet_onnx", "vae_encoder", "vae_decoder"])
+def test_the_shipped_graphs_tell_nothing_of_the_machine_that_made_them(name: str) -> None:
+    content = (ROOT / "model_repository" / name / "1" / "model.onnx").read_bytes()
+    assert b"stack_trace" not in content
+    assert b"site-packages" not in content
+
+
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_onnxruntime_equals_pytorch(exported: tuple[UNet, Path], batch: int) -> None:
     unet, path = exported

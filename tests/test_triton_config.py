@@ -37,6 +37,14 @@ def test_the_repositorys_files_are_up_to_date() -> None:
     assert main(["--check", "--model-repository", str(Path(__file__).parents[1] / "model_repository")]) == 0
 
 
+def test_a_repository_keeps_its_preset(tmp_path: Path) -> None:
+    arguments = ["--model-repository", str(tmp_path)]
+    assert main([*arguments, "--preset", "paper"]) == 0
+    assert main([*arguments, "--trt"]) == 0
+    assert main([*arguments, "--check", "--trt", "--preset", "paper"]) == 0
+    assert main([*arguments, "--check", "--preset", "best"]) == 1
+
+
 def test_writes_checks_and_notices_a_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model-repository", str(tmp_path)]
     assert main([*arguments, "--check"]) == 1

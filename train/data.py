@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from pipeline.images import Image, from_integers, to_network
 from pipeline.spec import PAPER, SCALE, AugmentationSpec, DataSpec
-from train.augment import apply, draw
+from train.augment import add_grain, apply, draw, random_crop
 from train.pairs import HR, LR
 
 SPLITS = ("train", "val", "test")
@@ -25,6 +25,8 @@ SHARES = "/".join(f"{100 * share:g}" for share in PAPER.data.split)
 
 PATIENT_IN_NAME = re.compile(r"(\d{8})_\d{3}\.|(?:CXR)?(\d+)_IM-")
 """NIH ChestX-ray14's PATIENT_FOLLOWUP and Open-i's CXRPATIENT_IM-… (its CXR is often left away)."""
+
+VALIDATION_IMAGES = 32
 
 Index = dict[str, str]
 """Patient ids by file name without suffix: train.pairs writes PNG, whatever it reads."""
@@ -207,3 +209,26 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
 def as_network(image: NDArray[np.uint8], channels: int) -> Tensor:
     """uint8 [H, W] ⇒ float32 [channels, H, W] in [-1, 1]."""
     return torch.from_numpy(to_network(from_integers(image), channels))
+
+
+def draw_squares(
+    images: PairDataset, side: int, seeds: Sequence[tuple[int, ...]], grain: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """A square of a random pair for every seed: (LR [B, C, side/4, side/4], HR [B, C, side, side]) in [-1, 1].
+
+    Args:
+        grain: share of the squares that noise is added to.
+    """
+    pairs = []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        crops = random_crop(*images.images(int(rng.integers(len(images)))), side // SCALE, rng)
+        pairs.append([as_network(crop, images.data.channels) for crop in add_grain(*crops, grain, rng)])
+    lr, hr = (torch.stack(halves) for halves in zip(*pairs, strict=True))
+    return lr, hr
+
+
+def validation_images(paths: Sequence[Path], spec: DataSpec) -> PairDataset:
+    """Those of the validation's pairs that a training looks at whole: 32, evenly spread."""
+    every = max(1, len(paths) // VALIDATION_IMAGES)
+    return PairDataset(paths[::every][:VALIDATION_IMAGES], spec)

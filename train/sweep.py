@@ -136,8 +136,8 @@ class Sweep:
 
     def steps(self, lead: Lead) -> int:
         """The stage's, or fewer where a batch is larger, so that every lead sees as many samples."""
-        larger = lead.options.get("batch", 1) / BASE[lead.stage]["batch"] if "batch" in lead.options else 1
-        return max(1, round(self.scale * STEPS[lead.stage] / larger))
+        usual = BASE[lead.stage]["batch"]
+        return max(1, round(self.scale * STEPS[lead.stage] * usual / lead.options.get("batch", usual)))
 
 
 def base_of(stage: Stage) -> Lead:
@@ -167,14 +167,14 @@ def figures(lead: Lead, sweep: Sweep, pairs: PairDataset) -> dict[str, dict[str,
     """By run: LPIPS as a multiple of bicubic's, PSNR and SSIM as differences to it, the LR error as it is."""
     weights, preset = sweep.weights(lead), lead.preset
     if lead.stage == "vae":
-        vae = load_vae(vae_path(weights, preset.vae), preset.vae)
-        system = eager.Eager(Encoder(vae), UNet(preset.unet), Decoder(vae), preset, torch.device("cpu"))
+        vae = load_vae(vae_path(weights, preset.vae), preset.vae).to(sweep.device)
+        system = eager.Eager(Encoder(vae), UNet(preset.unet), Decoder(vae), preset, torch.device(sweep.device))
         methods = make_methods((), (), system, Path(), "")
     else:
         system = eager.load(weights, preset, device=sweep.device)
         runs = [Run("ddim", steps, "noise") for steps in STEPS_MEASURED[lead.stage]]
         if lead.stage == "tune":
-            runs += [Run("ddim", 2, "noise", 16, "mean"), Run("ddim", 2, "noise", faithful=False)]
+            runs += [Run("ddim", 1, "noise", 16, "mean"), Run("ddim", 1, "noise", faithful=False)]
         methods = make_methods(("torch",), runs, system, Path(), "")
         del methods[CEILING]
     results = measure(pairs, methods)
@@ -215,7 +215,9 @@ def run_sweep(sweep: Sweep, log: Path, only: list[str] | None) -> None:
         raise ValueError(f"--scale is {sweep.scale:g}, it must be above 0")
     log.parent.mkdir(parents=True, exist_ok=True)
     pairs, _ = choose(sweep.data, "val", sweep.limit, read_index(sweep.index))
-    bases = {base_of(stage).name for stage in STEPS}
+    stages = list(STEPS)
+    last = max(stages.index(lead.stage) for lead in LEADS if only is None or lead.name in only)
+    bases = {base_of(stage).name for stage in stages[: last + 1]}
     chosen = [lead for lead in LEADS if only is None or lead.name in only or lead.name in bases]
     for lead in tqdm(chosen, desc="leads", unit="lead"):
         steps = sweep.steps(lead)
@@ -249,7 +251,9 @@ def main(argv: list[str] | None = None) -> int:
         f"{steps} of {stage}" for stage, steps in STEPS.items()) + ")")  # fmt: skip
     add("--seed", type=int, default=0, help="of the trainings (default: %(default)s)")
     add("--limit", type=int, default=24, help="validation images that are measured (default: %(default)s)")
-    add("--only", nargs="+", choices=names, metavar="LEAD", help="these, and the bases they start from")
+    add(
+        "--only", nargs="+", choices=names, metavar="LEAD", help="these, and the bases they start from and compare with"
+    )
     add("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
     add("--list", action="store_true", help="only list the leads")
     args = parser.parse_args(argv)

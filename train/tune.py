@@ -12,7 +12,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL.Image import Image as Picture
 from torch import nn
@@ -26,9 +25,8 @@ from pipeline.superres import upscale
 from pipeline.vae import Decoder, Encoder, load_vae, vae_path
 from pipeline.weights import check_pair, digest, load_unet, save_unet, save_vae
 from train import checkpoint
-from train.augment import add_grain, random_crop
 from train.config import option, run_command
-from train.data import PairDataset, as_network
+from train.data import PairDataset, draw_squares, validation_images
 from train.loop import Task, device_of, train
 from train.losses import FewStepLoss, Perceptual
 from train.plan import (
@@ -42,8 +40,6 @@ from train.plan import (
     step_generator,
     weights_of,
 )
-
-VALIDATION_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -84,13 +80,8 @@ def draw_batch(
     images: PairDataset, numbers: list[int], config: Tuning, preset: Preset, step: int, share: slice
 ) -> tuple[object, ...]:
     """The arguments of ``FewStepLoss`` for a step's images that are in ``share``."""
-    pairs = []
-    for sample in range(config.batch)[share]:
-        rng = np.random.default_rng([config.seed, step, sample])
-        crops = random_crop(*images.images(int(rng.integers(len(images)))), config.crop // SCALE, rng)
-        crops = add_grain(*crops, config.grain, rng)
-        pairs.append([as_network(crop, preset.data.channels) for crop in crops])
-    lr, hr = (torch.stack(side) for side in zip(*pairs, strict=True))
+    samples = range(config.batch)[share]
+    lr, hr = draw_squares(images, config.crop, [(config.seed, step, sample) for sample in samples], config.grain)
     z, generator = config.crop // preset.vae.factor, step_generator(config, step)
     noise = torch.randn((2, config.batch, preset.vae.latent_channels, z, z), generator=generator)[:, share]
     seen = torch.from_numpy(fold(lr.numpy(), preset.vae.factor // SCALE))
@@ -157,8 +148,7 @@ def tune(config: Tuning) -> None:
         config.teacher_steps,
     )
     images = PairDataset(files["train"], preset.data)
-    every = max(1, len(files["val"]) // VALIDATION_IMAGES)
-    validation = PairDataset(files["val"][::every][:VALIDATION_IMAGES], preset.data)
+    validation = validation_images(files["val"], preset.data)
     first_lr, first_hr = validation.unit_images(0)
 
     def picture(networks: nn.ModuleDict) -> Picture:

@@ -13,7 +13,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL.Image import Image as Picture
 from torch import Tensor
@@ -21,13 +20,11 @@ from tqdm import tqdm
 
 from pipeline.images import Image, from_network
 from pipeline.pictures import labelled_row
-from pipeline.spec import SCALE
 from pipeline.vae import VAE, decode, load_vae, make_vae, posterior, set_latent_scale
 from pipeline.weights import digest, save_vae
 from train import checkpoint
-from train.augment import random_crop
 from train.config import option, run_command
-from train.data import PairDataset, as_network
+from train.data import PairDataset, draw_squares, validation_images
 from train.loop import Task, device_of, train
 from train.losses import AdversaryLoss, AutoencoderLoss, Discriminator, Perceptual, project
 from train.lpips import LPIPS
@@ -45,7 +42,6 @@ from train.plan import (
 
 LEAST_CROP = 32
 """LPIPS takes no smaller images."""
-VALIDATION_IMAGES = 32
 SCALE_IMAGES = 200
 
 
@@ -73,12 +69,7 @@ def draw_crops(images: PairDataset, config: VAETraining, step: int, share: slice
     preset = preset_of(config)
     whole = config.whole_every and step % config.whole_every == config.whole_every - 1
     size = preset.data.hr_size if whole else config.crop
-    pairs = []
-    for sample in range(config.batch)[share]:
-        rng = np.random.default_rng([config.seed, step, sample])
-        crops = random_crop(*images.images(int(rng.integers(len(images)))), size // SCALE, rng)
-        pairs.append([as_network(crop, preset.data.channels) for crop in crops])
-    lr, hr = (torch.stack(side) for side in zip(*pairs, strict=True))
+    lr, hr = draw_squares(images, size, [(config.seed, step, sample) for sample in range(config.batch)[share]])
     z, generator = size // preset.vae.factor, step_generator(config, step)
     noise = torch.randn((2, config.batch, preset.vae.latent_channels, z, z), generator=generator)[:, share]
     chance = torch.rand((config.batch, 2), generator=generator)[share]
@@ -149,8 +140,7 @@ def train_vae(config: VAETraining) -> None:
     torch.manual_seed(config.seed)
     files, description = split_files(config)
     vae = load_vae(config.vae, preset.vae).train() if config.vae else make_vae(preset.vae)
-    every = max(1, len(files["val"]) // VALIDATION_IMAGES)
-    validation = PairDataset(files["val"][::every][:VALIDATION_IMAGES], preset.data)
+    validation = validation_images(files["val"], preset.data)
     images = PairDataset(files["train"], preset.data)
     found: dict[str, object] = {}
     if config.steps:

@@ -10,6 +10,7 @@
 #   RUNS       folder of checkpoints, logs, samples and of the sweep's leads.csv (default: runs/best)
 #   SWEEP      times the sweep's steps (default: 1 on a CPU, 10 on a GPU); 0: no sweep
 #   VAE_STEPS, UNET_STEPS, TUNE_STEPS    other numbers of steps
+#   INDEX      CSV file with file and patient, for names that hold no patient id
 set -euo pipefail
 
 usage="usage: train/runs/best.sh DATA [OUT]; see the head of the file"
@@ -18,6 +19,7 @@ if [ $# -lt 1 ] || [ $# -gt 2 ]; then
     exit 2
 fi
 data=$(realpath -m "$1") out=$(realpath -m "${2:-weights/best}") runs=$(realpath -m "${RUNS:-runs/best}")
+index=(${INDEX:+--index "$(realpath -m "$INDEX")"})
 cd "$(dirname "$0")/../.."
 [ -x .venv/bin/python ] && PATH="$PWD/.venv/bin:$PATH"
 
@@ -36,7 +38,7 @@ cpu)
     sweep=${SWEEP:-1}
     vae=(--batch 16 --rate 4e-4 --steps "${VAE_STEPS:-1500}")
     unet=(--batch 32 --rate 1e-3 --steps "${UNET_STEPS:-1800}")
-    tune=(--batch 4 --rate 3e-4 --steps "${TUNE_STEPS:-6000}" --crop 192)
+    tune=(--batch 4 --rate 2e-4 --steps "${TUNE_STEPS:-6000}" --crop 192)
     ;;
 *)
     echo "error: DEVICE is '$device', allowed are auto, cuda and cpu" >&2
@@ -44,10 +46,10 @@ cpu)
     ;;
 esac
 start=$out-untuned
-common=(--preset best --data "$data" --device "$device" --resume)
+common=(--preset best --data "$data" "${index[@]}" --device "$device" --resume)
 
 if [ "$sweep" != 0 ]; then
-    python -m train.sweep --data "$data" --device "$device" --scale "$sweep" --folder "$runs/sweep" --log "$runs/leads.csv"
+    python -m train.sweep --data "$data" "${index[@]}" --device "$device" --scale "$sweep" --folder "$runs/sweep" --log "$runs/leads.csv"
 fi
 python -m train.vae "${common[@]}" --out "$start" --run-dir "$runs/vae" --lpips 0.2 --vgg 0.1 --latent-noise 0.5 \
     --latent-drop 0.15 --whole-every 0 "${vae[@]}"

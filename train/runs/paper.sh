@@ -10,6 +10,7 @@
 #   RUNS       folder of checkpoints, logs and samples (default: runs/paper)
 #   VAE_STEPS, UNET_STEPS    other numbers of steps
 #   VAE_FROM, UNET_FROM      an autoencoder's folder and a weights folder to start from
+#   INDEX      CSV file with file and patient, for names that hold no patient id
 set -euo pipefail
 
 usage="usage: train/runs/paper.sh DATA [OUT]; see the head of the file"
@@ -21,6 +22,7 @@ data=$(realpath -m "$1") out=$(realpath -m "${2:-weights/paper}") runs=$(realpat
 for name in VAE_FROM UNET_FROM; do # an autoencoder may also be a name of the hub
     if [ -d "${!name:-}" ]; then export "$name=$(realpath "${!name}")"; fi
 done
+index=(${INDEX:+--index "$(realpath -m "$INDEX")"})
 cd "$(dirname "$0")/../.."
 [ -x .venv/bin/python ] && PATH="$PWD/.venv/bin:$PATH"
 
@@ -42,7 +44,7 @@ cpu)
     exit 2
     ;;
 esac
-common=(--preset paper --data "$data" --out "$out" --device "$device" --resume)
+common=(--preset paper --data "$data" "${index[@]}" --out "$out" --device "$device" --resume)
 
 python -m train.vae "${common[@]}" --run-dir "$runs/vae" ${VAE_FROM:+--vae "$VAE_FROM"} "${vae[@]}"
 python -m train.unet "${common[@]}" --run-dir "$runs/unet" --weights "$out" ${UNET_FROM:+--unet "$UNET_FROM"} "${unet[@]}"
