@@ -149,13 +149,15 @@ def test_concurrent_requests_are_each_answered_with_their_own_image(client: trit
 
 
 def counts(client: triton.InferenceServerClient, model: str, inferences: int = 0) -> tuple[int, int]:
-    """(inferences, executions) so far, when there have been at least so many: a batch is counted after its answers."""
-    deadline = time.monotonic() + 5
+    """(inferences, executions) so far, at rest: a batch is counted after its answers. At least so many, if they come."""
+    deadline, before = time.monotonic() + 10, (-1, -1)
     while True:
         (stats,) = client.get_inference_statistics(model).model_stats
-        if stats.inference_count >= inferences or time.monotonic() > deadline:
-            return stats.inference_count, stats.execution_count
-        time.sleep(0.05)
+        now = (stats.inference_count, stats.execution_count)
+        if (now == before and now[0] >= inferences) or time.monotonic() > deadline:
+            return now
+        before = now
+        time.sleep(0.3)
 
 
 def test_separate_requests_run_together(client: triton.InferenceServerClient) -> None:
