@@ -149,7 +149,7 @@ def test_concurrent_requests_are_each_answered_with_their_own_image(client: trit
 
 
 def counts(client: triton.InferenceServerClient, model: str, inferences: int = 0) -> tuple[int, int]:
-    """(inferences, executions) so far, at rest: a batch is counted after its answers. At least so many, if they come."""
+    """(inferences, executions), at rest: a batch is counted after its answers. At least so many, if they come."""
     deadline, before = time.monotonic() + 10, (-1, -1)
     while True:
         (stats,) = client.get_inference_statistics(model).model_stats
