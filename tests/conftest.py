@@ -28,6 +28,9 @@ from pipeline.superres import Networks
 
 Array = NDArray[np.float32]
 
+# a shell that runs the tests in the background has them, and what they start, ignore Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def fake_denoise(z_t: Array, z_lr: Array, t: int) -> Array:
     """A smooth function of all three arguments that any array library computes alike.
