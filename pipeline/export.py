@@ -1,4 +1,4 @@
-"""Weights ⇒ the three ONNX files of the model repository, each checked before it replaces the old one.
+"""Weights ⇒ the ONNX files of the model repository, each checked before it replaces the old one.
 
 python -m pipeline.export
 python -m pipeline.export --preset paper
@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from pipeline import eager
 from pipeline.command_line import make_parser
+from pipeline.fused import Denoise, Whole
 from pipeline.images import psnr
 from pipeline.onnx_networks import onnx_networks, open_session
-from pipeline.spec import DEFAULT, PRESETS, Model, Preset, Tensor, network_models
+from pipeline.spec import DEFAULT, PRESETS, Model, Preset, Tensor, onnx_models
 from pipeline.superres import generator, upscale
 
 OPSET = 18
@@ -151,17 +152,20 @@ def whole_image_parity(pipeline: eager.Eager, repository: Path, seed: int = 0) -
 
 
 def export(weights: Path, repository: Path, preset: Preset, vae: str | None = None) -> None:
-    """Export, check, and only then put the three files into ``repository``.
+    """Export, check, and only then put the files into ``repository``.
 
     Raises:
         ExportError: a graph differs from the specification or from PyTorch.
         ValueError: weights are missing, damaged or of another network.
     """
     pipeline = eager.load(weights, preset, vae=vae)
-    networks = {"unet_onnx": pipeline.unet, "vae_encoder": pipeline.encoder, "vae_decoder": pipeline.decoder}
+    networks = {
+        **{"unet_onnx": pipeline.unet, "vae_encoder": pipeline.encoder, "vae_decoder": pipeline.decoder},
+        **{"denoise": Denoise(pipeline.unet), "superres_onnx": Whole(pipeline.unet, pipeline.decoder, preset)},
+    }
     repository.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=repository, prefix=".export-") as staging:
-        for model in tqdm(network_models(preset), desc="export", leave=False):
+        for model in tqdm(onnx_models(preset), desc="export", leave=False):
             path = Path(staging) / model.name / "1" / "model.onnx"
             path.parent.mkdir(parents=True)
             network = networks[model.name].eval()
@@ -177,10 +181,10 @@ def export(weights: Path, repository: Path, preset: Preset, vae: str | None = No
         tqdm.write(f"whole image, {preset.diffusion.T} steps: PSNR between PyTorch and onnxruntime {parity:.1f} dB")
         if not parity > MIN_PARITY_DB:
             raise ExportError(f"whole image: parity is {parity:.1f} dB, needed is more than {MIN_PARITY_DB} dB")
-        for name in networks:
-            target = repository / name / "1" / "model.onnx"
+        for model in onnx_models(preset):
+            target = repository / model.name / "1" / "model.onnx"
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(Path(staging) / name / "1" / "model.onnx", target)
+            os.replace(Path(staging) / model.name / "1" / "model.onnx", target)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from pipeline.spec import Model, Preset, network_models
+from pipeline.spec import Model, Preset, onnx_models
 from pipeline.superres import Networks
 
 
@@ -26,16 +26,17 @@ def open_session(path: Path) -> ort.InferenceSession:
 
 
 def onnx_networks(repository: Path, preset: Preset) -> Networks:
-    """Encoder, denoiser and decoder of a ``repository`` that was exported from ``preset``.
+    """Encoder, denoiser, decoder and what fuses them, of a ``repository`` that was exported from ``preset``.
 
     Raises:
         ValueError: a file is missing, damaged or of another preset.
     """
-    denoise, encode, decode = (network(repository / m.name / "1" / "model.onnx", m) for m in network_models(preset))
+    denoise, encode, decode, fused = (network(repository / m.name / "1" / "model.onnx", m) for m in onnx_models(preset))
     return Networks(
         encode=lambda image, lr: encode(image=image, lr=lr),
         denoise=lambda x, t: denoise(x=x, t=t),
         decode=lambda latent, lr: decode(latent=latent, lr=lr),
+        fused=fused,
     )
 
 

@@ -30,7 +30,7 @@ from pipeline.local_server import ServerError, running_server
 from pipeline.onnx_networks import onnx_networks
 from pipeline.parity import ParityError, judge, measure_parity, report
 from pipeline.spec import MAX_BATCH, MAX_SIDE, Model, Preset, network_models, unet_trt_model
-from pipeline.triton_config import MODEL_FILE, config_text, preset_of
+from pipeline.triton_config import MODEL_FILE, config_of, config_text, preset_of
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Shape = tuple[int, ...]
@@ -279,7 +279,7 @@ def make_staging(repository: Path, staging: Path, preset: Preset, build: Callabl
     model = unet_trt_model(preset)
     folder = staging / model.name
     (folder / "1").mkdir(parents=True)
-    (folder / "config.pbtxt").write_text(config_text(model))
+    (folder / "config.pbtxt").write_text(config_text(config_of(model)))
     return build(folder / "1" / MODEL_FILE[model.backend])
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.schedule import Schedule, add_noise
-from pipeline.spec import Prediction, SamplerName
+from pipeline.spec import LEAP, Prediction, SamplerName
 
 Z = TypeVar("Z", bound=Any)
 
@@ -25,12 +25,27 @@ ETA: dict[SamplerName, float] = {"ddpm": 1.0, "ddim": 0.0}
 
 @dataclass(frozen=True)
 class Step:
-    """z_prev = ``z``·z_t + ``predicted``·prediction(z_t, t) + ``sigma``·noise."""
+    """The coefficients of ``advance``: numbers, or in an exported graph tensors."""
 
-    t: int
-    z: float
-    predicted: float
-    sigma: float
+    t: Any
+    z: Any
+    predicted: Any
+    sigma: Any
+
+
+def advance(z: Z, step: Step, predicted: Z, noise: Z | None = None) -> Z:
+    """z_prev = ``step.z``·z_t + ``step.predicted``·prediction(z_t, t) + ``step.sigma``·noise."""
+    z = z * step.z + predicted * step.predicted
+    return z if noise is None else z + noise * step.sigma
+
+
+Leap = Callable[[Z, NDArray[np.float32], list[Z]], Z]
+"""(z_t, coefficients [LEAP, 4] as t, z, predicted, sigma, the noise of each) ⇒ z after LEAP steps."""
+
+
+def rows(path: Sequence[Step]) -> NDArray[np.float32]:
+    """Steps as rows t, z, predicted, sigma, as exported graphs take them: [len(path), 4]."""
+    return np.array([(s.t, s.z, s.predicted, s.sigma) for s in path], np.float32)
 
 
 def timesteps(T: int, steps: int) -> list[int]:
@@ -104,6 +119,7 @@ def sample(
     eta: float,
     prediction: Prediction = "eps",
     z_lr: Z | None = None,
+    leap: Leap[Z] | None = None,
 ) -> Z:
     """Draw HR latents.
 
@@ -115,6 +131,7 @@ def sample(
         eta: 1 for DDPM, 0 for deterministic DDIM (see ``ETA``), or between.
         prediction: what ``denoise`` returns.
         z_lr: start from this LR latent noised to t = T-1; None: from pure noise, as in the paper.
+        leap: takes LEAP steps at once, as long as there are so many; ``denoise`` then only does the rest.
 
     Returns:
         z_0, of the noise's shape and dtype.
@@ -124,8 +141,9 @@ def sample(
     """
     path = trajectory(schedule, steps, eta, prediction)
     z = noise() if z_lr is None else add_noise(z_lr, noise(), schedule, path[0].t)
+    while leap and len(path) >= LEAP:
+        now, path = path[:LEAP], path[LEAP:]
+        z = leap(z, rows(now), [noise() if step.sigma > 0 else z * 0.0 for step in now])
     for step in path:
-        z = z * step.z + denoise(z, step.t) * step.predicted
-        if step.sigma > 0:
-            z = z + noise() * step.sigma
+        z = advance(z, step, denoise(z, step.t), noise() if step.sigma > 0 else None)
     return z

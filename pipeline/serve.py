@@ -3,6 +3,7 @@
 python -m pipeline.serve
 python -m pipeline.serve --http-port 9000 --grpc-port 9001 --metrics-port 9002
 python -m pipeline.serve --model-repository my/repository -- --log-verbose=1
+python -m pipeline.serve --runtime onnxruntime
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import filecmp
 import hashlib
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -43,6 +45,8 @@ class Server:
 
     binary: Path
     flags: tuple[str, ...] = ()
+    bundled: bool = False
+    """Whether it is the wheel's, whose networks run on this project's own backends."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -90,6 +94,7 @@ def embedded_server(package: Path) -> Server:
     return Server(
         triton / "bin" / "tritonserver",
         flags=(f"--backend-directory={backends}", f"--cache-directory={triton / 'caches'}"),
+        bundled=True,
         environment={
             "LD_LIBRARY_PATH": os.pathsep.join(libraries),
             # the stub ignores PYTHONPATH and PYTHONHOME; it takes the packages of the `python3` that it finds in PATH
@@ -131,7 +136,10 @@ def prepare_backends(triton: Path, stub: Path) -> Path:
         "python/libtriton_python.so": triton / "backends" / "python" / "libtriton_python.so",
         "python/triton_python_backend_utils.py": triton / "backends" / "python" / "triton_python_backend_utils.py",
         "python/triton_python_backend_stub": stub,
-        "onnxruntime/model.py": ROOT / "pipeline" / "backends" / "onnxruntime" / "model.py",
+        **{
+            f"{name}/model.py": ROOT / "pipeline" / "backends" / name / "model.py"
+            for name in ("onnxruntime", "openvino")
+        },
     }
     key = hashlib.sha256("\n".join(map(str, files.values())).encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -148,6 +156,32 @@ def prepare_backends(triton: Path, stub: Path) -> Path:
     except OSError as error:
         raise ServeError(f"cannot write the backend directory '{directory}' (set XDG_CACHE_HOME): {error}") from error
     return directory
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16."""
+    try:
+        return re.search(r"\b(avx512_bf16|amx_bf16)\b", Path("/proc/cpuinfo").read_text()) is not None
+    except OSError:
+        return False
+
+
+def runtime_flags(runtime: str, server: Server) -> list[str]:
+    """The flags that choose what runs the networks on the CPU.
+
+    "auto" is OpenVINO in bfloat16 where that is faster than onnxruntime (docs/results.md): in the wheel's server, where
+    there is no GPU, and the processor has bfloat16.
+
+    Raises:
+        ServeError: OpenVINO is asked for and not here.
+    """
+    installed = importlib.util.find_spec("openvino") is not None
+    if runtime == "auto":
+        gpu = Path("/dev/nvidiactl").exists()
+        runtime = "openvino" if server.bundled and installed and has_bfloat16() and not gpu else "onnxruntime"
+    if runtime == "openvino" and server.bundled and not installed:
+        raise ServeError("--runtime is openvino, which is not installed: pip install --no-deps openvino==2026.4.1")
+    return ["--model-config-name=openvino"] if runtime == "openvino" else []
 
 
 def check_repository(repository: Path) -> None:
@@ -222,17 +256,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--http-port", type=int, default=8000, help="default: %(default)s")
     parser.add_argument("--grpc-port", type=int, default=8001, help="default: %(default)s")
     parser.add_argument("--metrics-port", type=int, default=8002, help="default: %(default)s")
+    parser.add_argument(
+        "--runtime",
+        choices=("auto", "onnxruntime", "openvino"),
+        default="auto",
+        help="of the networks on a CPU: openvino computes in bfloat16 (default: openvino where the processor has that "
+        "and the server is the wheel's)",
+    )
     parser.add_argument("extra", nargs="*", metavar="-- FLAG", help="any tritonserver flag")
     args = parser.parse_args(argv)
     ports = {f"--{name}-port": getattr(args, f"{name}_port") for name in ("http", "grpc", "metrics")}
     try:
         check_repository(args.model_repository)
         server = find_server()
+        flags = runtime_flags(args.runtime, server)
         check_ports(ports)
     except ServeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    command = command_line(server, args.model_repository.resolve(), ports, args.extra)
+    command = command_line(server, args.model_repository.resolve(), ports, [*flags, *args.extra])
     settings = [f"{name}={value}" for name, value in server.environment.items()]
     print("starting: " + shlex.join(["env", *settings, *command]), flush=True)
     # the server takes this process's place, and with it the terminal, the signals and the exit status

@@ -35,6 +35,9 @@ MAX_BATCH = 16
 MAX_BATCH_PIXELS = MAX_SIDE**2
 """LR pixels that go through the networks together: one image of the largest size, or many small ones."""
 
+LEAP = 10
+"""Denoising steps that one call of model ``denoise`` takes."""
+
 MAX_SAMPLES = 16
 """Samples of one image that a request may ask for."""
 
@@ -60,7 +63,7 @@ class Model:
     """A directory of the model repository."""
 
     name: str
-    backend: Literal["onnxruntime", "tensorrt", "python"]
+    backend: Literal["onnxruntime", "openvino", "tensorrt", "python"]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     warmup: tuple[tuple[int, ...], ...] = ()
@@ -236,6 +239,11 @@ class Preset:
     diffusion: DiffusionSpec = field(default_factory=DiffusionSpec)
     condition: Condition = "latent"
     """What the U-Net sees of the LR image: its bicubic upsampling's latent, or its pixels folded to a latent's size."""
+    fused: Literal["denoise", "superres_onnx"] = "denoise"
+    """The model that does in one call what would take many: LEAP denoising steps, or with the preset's own options
+    everything from image to image."""
+    bfloat16: tuple[str, ...] = ()
+    """The models that pass the parity gate (``pipeline.parity``) in bfloat16."""
     faithful: bool = False
     """Whether results are made to downscale to the LR image unless a request says otherwise."""
     reported: tuple[Reported, ...] = ()
@@ -257,6 +265,8 @@ PAPER = Preset(
         Reported("iu", "PyTorch", lpips=0.1285, psnr=26.74, ssim=0.8621, seconds=7.11),
         Reported("iu", "TensorRT", lpips=0.1290, psnr=27.01, ssim=0.8280, seconds=1.70),
     ),
+    # its autoencoder in bfloat16 shifts dark areas by a gray level
+    bfloat16=("unet_onnx", "denoise"),
 )
 
 BEST = Preset(
@@ -268,6 +278,8 @@ BEST = Preset(
     unet=UNetSpec(base=48),
     diffusion=DiffusionSpec(schedule="cosine", prediction="v", ddim_steps=1, starts=("noise",)),
     condition="lr",
+    fused="superres_onnx",
+    bfloat16=("unet_onnx", "vae_encoder", "vae_decoder", "superres_onnx"),
     faithful=True,
 )
 
@@ -298,6 +310,40 @@ def network_models(preset: Preset) -> tuple[Model, Model, Model]:
         Model("vae_encoder", "onnxruntime", inputs=(image, *lr), outputs=(latent,), warmup=(image_size, *lr_size)),
         Model("vae_decoder", "onnxruntime", inputs=(latent, *lr), outputs=(image,), warmup=(latent_size, *lr_size)),
     )
+
+
+def fused_model(preset: Preset) -> Model:
+    """``preset.fused``: an ONNX model of the networks together; see ``pipeline.fused`` for what it computes."""
+    z, d = preset.vae.latent_channels, preset.data
+    c = preset.unet.in_channels - z
+    side = d.hr_size // preset.vae.factor
+    if preset.fused == "denoise":
+        latent, condition = Tensor("z", "FP32", (z, -1, -1)), Tensor("condition", "FP32", (c, -1, -1))
+        rows, noise = Tensor("coefficients", "FP32", (LEAP, 4)), Tensor("noise", "FP32", (LEAP, z, -1, -1))
+        return Model(
+            "denoise",
+            "onnxruntime",
+            inputs=(latent, condition, rows, noise),
+            outputs=(Tensor("z_after", "FP32", (z, -1, -1)),),
+            warmup=((z, side, side), (c, side, side), (LEAP, 4), (LEAP, z, side, side)),
+        )
+    steps = preset.diffusion.ddim_steps
+    return Model(
+        "superres_onnx",
+        "onnxruntime",
+        inputs=(
+            Tensor("image", "FP32", (-1, -1), range=(0.0, 1.0)),
+            Tensor("noise", "FP32", (z, -1, -1)),
+            Tensor("coefficients", "FP32", (steps, 4)),
+        ),
+        outputs=(Tensor("upscaled", "FP32", (-1, -1), range=(0.0, 1.0)),),
+        warmup=((d.lr_size, d.lr_size), (z, side, side), (steps, 4)),
+    )
+
+
+def onnx_models(preset: Preset) -> tuple[Model, ...]:
+    """Every model of the repository that is an ONNX file: the three networks, and what fuses them."""
+    return (*network_models(preset), fused_model(preset))
 
 
 def unet_trt_model(preset: Preset) -> Model:
@@ -333,4 +379,4 @@ def superres_model(preset: Preset) -> Model:
 
 def models(preset: Preset) -> tuple[Model, ...]:
     """Every model of the repository that is in git."""
-    return (superres_model(preset), *network_models(preset))
+    return (superres_model(preset), *onnx_models(preset))

@@ -24,7 +24,7 @@ from pipeline.images import (
     to_network,
     upsample,
 )
-from pipeline.sampler import ETA, Seed, image_noise, sample
+from pipeline.sampler import ETA, Leap, Seed, image_noise, rows, sample, trajectory
 from pipeline.schedule import make_schedule
 from pipeline.spec import MAX_BATCH, MAX_BATCH_PIXELS, SCALE, DiffusionSpec, Output, Preset, SamplerName, Start
 
@@ -50,6 +50,8 @@ class Networks:
     """(x [B, 8, h, w], t [B, 1]) ⇒ ε, v or z_0 [B, 4, h, w]"""
     decode: Callable[[Array, Array], Array]
     """(latent [B, 4, h, w], lr [B, C, 2h, 2w]) ⇒ image [B, C, 8h, 8w]"""
+    fused: Callable[..., Array] | None = None
+    """``spec.fused_model`` by the names of its inputs, where it is there: fewer calls for the same result"""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def draw_latents(
     steps: int | None,
     sampler: SamplerName | None,
     start: Start | None,
+    leap: Leap[Z] | None = None,
 ) -> Z:
     """``pipeline.sampler.sample`` with the preset's choice for what is None, on arrays and tensors alike."""
     sampler = sampler or diffusion.sampler
@@ -101,6 +104,7 @@ def draw_latents(
         eta=ETA[sampler],
         prediction=diffusion.prediction,
         z_lr=z_lr if (start or diffusion.start) == "lr" else None,
+        leap=leap,
     )
 
 
@@ -111,8 +115,9 @@ def generator(
     steps: int | None = None,
     sampler: SamplerName | None = None,
     start: Start | None = None,
+    faithful: bool | None = None,
 ) -> Generate:
-    """The denoising loop around networks on arrays.
+    """The denoising loop around networks on arrays, in as few calls as they allow.
 
     Args:
         networks: encoder, denoiser, decoder.
@@ -120,7 +125,13 @@ def generator(
         steps: denoising steps, 1 … T.
         sampler: "ddpm" or "ddim".
         start: "lr", the noised LR latent, or "noise".
+        faithful: whether the images are wanted faithful to their LR images; ``finish`` makes them so if these are not.
     """
+    diffusion, fused = preset.diffusion, networks.fused
+    wanted = (steps or diffusion.ddim_steps, sampler or diffusion.sampler, start or diffusion.start)
+    usual = wanted == (diffusion.ddim_steps, "ddim", "noise")
+    if fused and preset.fused == "superres_onnx" and usual and (preset.faithful if faithful is None else faithful):
+        return whole(fused, preset)
 
     def generate(lr: Array, seeds: Sequence[Seed]) -> Array:
         c = condition(lr, preset, networks.encode)
@@ -133,8 +144,33 @@ def generator(
             t[:] = time
             return networks.denoise(x, t)
 
-        z_0 = draw_latents(denoise, image_noise(seeds, latent), c, preset.diffusion, steps, sampler, start)
+        def leap(z: Array, coefficients: Array, noise: list[Array]) -> Array:
+            assert fused is not None
+            return fused(z=z, condition=c, coefficients=repeated(coefficients, len(z)), noise=np.stack(noise, axis=1))
+
+        z_0 = draw_latents(
+            *(denoise, image_noise(seeds, latent), c, diffusion, steps, sampler, start),
+            leap=leap if fused and preset.fused == "denoise" else None,
+        )
         return networks.decode(z_0, lr)
+
+    return generate
+
+
+def repeated(coefficients: Array, batch: int) -> Array:
+    """The same for every image of a batch, in an array of its own."""
+    return np.repeat(coefficients[None], batch, axis=0)
+
+
+def whole(fused: Callable[..., Array], preset: Preset) -> Generate:
+    """The preset's own options in one call."""
+    diffusion, shrink = preset.diffusion, preset.vae.factor // SCALE
+    path = trajectory(make_schedule(diffusion), diffusion.ddim_steps, ETA["ddim"], diffusion.prediction)
+
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Array:
+        noise = image_noise(seeds, (preset.vae.latent_channels, lr.shape[2] // shrink, lr.shape[3] // shrink))()
+        image = (lr[:, 0] + 1) / 2
+        return 2 * fused(image=image, noise=noise, coefficients=repeated(rows(path), len(lr)))[:, None] - 1
 
     return generate
 

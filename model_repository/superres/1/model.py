@@ -10,6 +10,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pipeline.request import BadRequest, Options, check_image, check_seed
-from pipeline.spec import NO_SPREAD, PRESETS, Model, Preset, network_models
+from pipeline.spec import NO_SPREAD, PRESETS, Model, Preset, onnx_models
 from pipeline.superres import Array, Networks, Result, generator, upscale
 
 OPTIONS = ("seed", "steps", "sampler", "start", "samples", "output", "faithful", "denoiser")
@@ -65,9 +66,10 @@ def call(name: str, model: Model, **inputs: Array) -> Array:
 
 def networks(preset: Preset, denoiser: str) -> Networks:
     """The networks as models of this server; "auto" is the ONNX U-Net."""
-    unet, encoder, decoder = network_models(preset)
+    unet, encoder, decoder, fused = onnx_models(preset)
     name = "unet_trt" if denoiser == "trt" else unet.name
     return Networks(
+        fused=None if denoiser == "trt" else partial(call, fused.name, fused),
         encode=lambda image, lr: call(encoder.name, encoder, image=image, lr=lr),
         denoise=lambda x, t: call(name, unet, x=x, t=t),
         decode=lambda latent, lr: call(decoder.name, decoder, latent=latent, lr=lr),
@@ -108,6 +110,7 @@ class TritonPythonModel:
             steps=options.steps,
             sampler=options.sampler,
             start=options.start,
+            faithful=options.faithful,
         )
         return upscale(
             [job.image for job in jobs],

@@ -1,0 +1,110 @@
+"""What the Python-based backends share: requests joined along the batch axis, run, and answered each by itself."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+Feed = dict[str, Any]
+"""Input name ⇒ array."""
+Run = Callable[[Feed], Sequence[Any]]
+"""A feed ⇒ the arrays of all outputs, in the configuration's order."""
+
+
+def model_file(args: dict[str, str], config: dict[str, Any], usual: str) -> Path:
+    """The model's file, by the name in its configuration or the usual one.
+
+    Raises:
+        TritonModelException: it is missing.
+    """
+    path = Path(args["model_repository"]) / args["model_version"] / (config["default_model_filename"] or usual)
+    if not path.is_file():
+        raise pb_utils.TritonModelException(f"model file '{path}' is missing")
+    return path
+
+
+def number(parameters: dict[str, Any], name: str) -> int:
+    """A whole number of the configuration's ``parameters``, 0 where it is not given.
+
+    Raises:
+        TritonModelException: it is something else.
+    """
+    text = parameters.get(name, {}).get("string_value", "0")
+    if not text.isdecimal():
+        raise pb_utils.TritonModelException(f"parameter '{name}' is '{text}', allowed is a whole number")
+    return int(text)
+
+
+def check_names(what: str, configured: Sequence[str], found: Sequence[str], exact: bool) -> None:
+    """See that the model's tensors are the configuration's; not ``exact``: that they are among them.
+
+    Raises:
+        TritonModelException: they are not.
+    """
+    if set(configured) ^ set(found) if exact else set(configured) - set(found):
+        raise pb_utils.TritonModelException(
+            f"the configuration's {what}s are {sorted(configured)}, the model file's are {sorted(found)}"
+        )
+
+
+class Batches:
+    """Answers requests to a model by a function that runs it."""
+
+    def __init__(self, runtime: str, config: dict[str, Any], run: Run) -> None:
+        self.runtime, self.run = runtime, run
+        self.batched = config["max_batch_size"] > 0
+        self.inputs = [i["name"] for i in config["input"]]
+        self.outputs = {o["name"]: pb_utils.triton_string_to_numpy(o["data_type"]) for o in config["output"]}
+
+    def answer(self, requests: list[Any], read: Callable[[Any], Any]) -> list[Any]:
+        """Run all requests whose inputs agree in everything but the batch axis in one call.
+
+        Args:
+            requests: as Triton gives them.
+            read: an input tensor's array, as the runtime wants it.
+        """
+        responses: list[Any] = [None] * len(requests)
+        groups: dict[Any, list[tuple[int, Feed]]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            try:
+                feed = {n: read(pb_utils.get_input_tensor_by_name(request, n)) for n in self.inputs}
+            except Exception as error:  # an input that cannot be read is its request's own answer
+                responses[index] = self._failure(error)
+                continue
+            shapes = tuple((name, array.shape[1:]) for name, array in feed.items())
+            groups[shapes if self.batched else index].append((index, feed))
+        for members in groups.values():
+            indices, feeds = zip(*members, strict=True)
+            try:
+                answers = self._run(feeds)
+            except Exception as error:  # runtimes' exceptions have no common base
+                answers = [self._failure(error) for _ in feeds]
+            for index, answer in zip(indices, answers, strict=True):
+                responses[index] = answer
+        return responses
+
+    def _failure(self, error: Exception) -> Any:
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self.runtime}: {error}"))
+
+    def _run(self, feeds: Sequence[Feed]) -> list[Any]:
+        """Join the feeds along the batch axis, run, and split the results again."""
+        if len(feeds) == 1:
+            parts = [[result] for result in self.run(feeds[0])]
+        else:
+            joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+            ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])[:-1]
+            parts = [np.split(result, ends) for result in self.run(joined)]
+        return [
+            pb_utils.InferenceResponse(
+                [
+                    pb_utils.Tensor(name, np.ascontiguousarray(part[k], dtype=dtype))
+                    for (name, dtype), part in zip(self.outputs.items(), parts, strict=True)
+                ]
+            )
+            for k in range(len(feeds))
+        ]
