@@ -21,7 +21,7 @@ $(BIN)/python:
 
 $(VENV)/serving: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[server,demo]'
-	$(PIP) install --quiet --constraint constraints.txt --no-deps nvidia-pytriton
+	$(PIP) install --quiet --constraint constraints.txt --no-deps nvidia-pytriton openvino
 	@touch $@
 
 $(VENV)/testing: $(VENV)/serving

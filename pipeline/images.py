@@ -38,8 +38,6 @@ TAPS = np.array([-0.09375, 0.59375, 0.59375, -0.09375], np.float32)
 
 KERNEL = np.outer(TAPS, TAPS)
 PROJECTIONS = 8
-MISSING = 1e-5
-"""What ``project`` leaves as it is, a four-hundredth of a gray level."""
 
 
 def project(image: Image, lr: Image) -> Image:
@@ -56,8 +54,6 @@ def project(image: Image, lr: Image) -> Image:
     back = KERNEL / np.square(KERNEL).sum()
     for _ in range(PROJECTIONS):
         missing = lr - np.clip(downscale(image), 0.0, 1.0)
-        if np.abs(missing).max() < MISSING and image.min() >= 0.0 and image.max() <= 1.0:
-            break
         image = np.clip(image + np.kron(missing, back), 0.0, 1.0)
     return image
 

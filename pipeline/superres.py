@@ -131,7 +131,7 @@ def generator(
     wanted = (steps or diffusion.ddim_steps, sampler or diffusion.sampler, start or diffusion.start)
     usual = wanted == (diffusion.ddim_steps, "ddim", "noise")
     if fused and preset.fused == "superres_onnx" and usual and (preset.faithful if faithful is None else faithful):
-        return whole(fused, preset)
+        return Whole(fused, preset)
 
     def generate(lr: Array, seeds: Sequence[Seed]) -> Array:
         c = condition(lr, preset, networks.encode)
@@ -162,17 +162,19 @@ def repeated(coefficients: Array, batch: int) -> Array:
     return np.repeat(coefficients[None], batch, axis=0)
 
 
-def whole(fused: Callable[..., Array], preset: Preset) -> Generate:
-    """The preset's own options in one call."""
-    diffusion, shrink = preset.diffusion, preset.vae.factor // SCALE
-    path = trajectory(make_schedule(diffusion), diffusion.ddim_steps, ETA["ddim"], diffusion.prediction)
+@dataclass(frozen=True)
+class Whole:
+    """A ``Generate`` that does the preset's own options in one call; its images are faithful already."""
 
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Array:
-        noise = image_noise(seeds, (preset.vae.latent_channels, lr.shape[2] // shrink, lr.shape[3] // shrink))()
+    fused: Callable[..., Array]
+    preset: Preset
+
+    def __call__(self, lr: Array, seeds: Sequence[Seed]) -> Array:
+        diffusion, shrink = self.preset.diffusion, self.preset.vae.factor // SCALE
+        path = trajectory(make_schedule(diffusion), diffusion.ddim_steps, ETA["ddim"], diffusion.prediction)
+        noise = image_noise(seeds, (self.preset.vae.latent_channels, lr.shape[2] // shrink, lr.shape[3] // shrink))()
         image = (lr[:, 0] + 1) / 2
-        return 2 * fused(image=image, noise=noise, coefficients=repeated(rows(path), len(lr)))[:, None] - 1
-
-    return generate
+        return 2 * self.fused(image=image, noise=noise, coefficients=repeated(rows(path), len(lr)))[:, None] - 1
 
 
 def finish(decoded: Array, image: Image, faithful: bool) -> Image:
@@ -207,6 +209,7 @@ def draw_samples(
     The first sample of an image is the same however many are drawn. Those of an image that is yielded are not kept.
     """
     lr = network_lr(images, preset)
+    faithful = faithful and not isinstance(generate, Whole)
     jobs: list[tuple[int, Seed]] = [
         (i, seed if k == 0 else (seed, k)) for i, seed in enumerate(seeds) for k in range(samples)
     ]

@@ -115,12 +115,19 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
     """Start a real server on a repository and wait for its models; all are stopped at the end."""
     servers = []
 
-    def start(repository: Path, *flags: str, ready: str = "superres", ports: list[int] | None = None) -> RunningServer:
+    def start(
+        repository: Path,
+        *flags: str,
+        ready: str = "superres",
+        ports: list[int] | None = None,
+        runtime: str = "onnxruntime",
+    ) -> RunningServer:
         http, grpc, metrics = ports or free_ports(3)
         log = tmp_path_factory.mktemp("server") / "log"
         command = [
             *(sys.executable, "-m", "pipeline.serve", "--model-repository", str(repository)),
-            *(f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}", "--", *flags),
+            *(f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"),
+            *(f"--runtime={runtime}", "--", *flags),
         ]
         with open(log, "wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, cwd=ROOT)

@@ -13,9 +13,9 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sampler import image_noise, sample, timesteps, trajectory
+from pipeline.sampler import Step, advance, image_noise, sample, timesteps, trajectory
 from pipeline.schedule import make_schedule
-from pipeline.spec import BEST, PAPER, Prediction
+from pipeline.spec import BEST, LEAP, PAPER, Prediction
 from tests.conftest import Array, exact_tables, fake_denoise
 
 SCHEDULE = make_schedule(PAPER.diffusion)
@@ -216,3 +216,24 @@ def test_steps_out_of_range(steps: int) -> None:
 def test_eta_out_of_range(eta: float) -> None:
     with pytest.raises(ValueError, match="allowed are 0 to 1"):
         trajectory(SCHEDULE, 10, eta)
+
+
+@pytest.mark.parametrize("steps", [1, 9, 10, 34])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_leaps_and_single_steps_are_the_same_steps(steps: int, eta: float) -> None:
+    z_lr = z_lr_of(0)
+    leaps: list[int] = []
+
+    def leap(z: Array, coefficients: Array, noise: list[Array]) -> Array:
+        leaps.append(len(coefficients))
+        for row, fresh in zip(coefficients, noise, strict=True):
+            step = Step(int(row[0]), *row[1:])
+            z = advance(z, step, fake_denoise(z, z_lr, step.t), fresh)
+        return z
+
+    found, expected = (
+        sample(network(z_lr), SCHEDULE, image_noise([1, 2], SHAPE), steps=steps, eta=eta, leap=way)
+        for way in (leap, None)
+    )
+    assert leaps == [LEAP] * (steps // LEAP)
+    assert_equal(found, expected)

@@ -15,7 +15,7 @@ import tritonclient.http
 
 from pipeline import serve
 from pipeline.local_server import free_ports
-from pipeline.serve import ROOT, ServeError
+from pipeline.serve import ROOT, ServeError, Server, runtime_flags
 from tests.conftest import StartServer
 
 REPOSITORY = ROOT / "model_repository"
@@ -84,6 +84,7 @@ def test_backend_directory_is_made_once_and_kept_up_to_date(
     assert Path(server.environment["PATH"].split(":")[0]).samefile(Path(sys.executable).parent)
     assert sorted(str(p.relative_to(backends)) for p in backends.rglob("*") if p.is_file()) == [
         "onnxruntime/model.py",
+        "openvino/model.py",
         "python/libtriton_python.so",
         "python/triton_python_backend_stub",
         "python/triton_python_backend_utils.py",
@@ -206,6 +207,7 @@ def test_signals_end_the_server_and_all_its_processes(start_server: StartServer,
         assert client.is_server_ready()
         assert {m["name"] for m in client.get_model_repository_index()} == {
             "superres",
+            "superres_onnx",
             "unet_onnx",
             "vae_encoder",
             "vae_decoder",
@@ -214,3 +216,22 @@ def test_signals_end_the_server_and_all_its_processes(start_server: StartServer,
     server.process.send_signal(number)
     assert server.process.wait(60) == 0
     assert processes_of_session(server.process.pid) == []
+
+
+def test_openvino_is_chosen_where_the_processor_has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels, installed = Server(Path("tritonserver"), bundled=True), Server(Path("tritonserver"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    monkeypatch.setattr(serve, "has_bfloat16", lambda: True)
+    assert runtime_flags("auto", wheels) == ["--model-config-name=openvino"]
+    assert runtime_flags("auto", installed) == [], "which may have a GPU and has its own backends"
+    assert runtime_flags("onnxruntime", wheels) == []
+    assert runtime_flags("openvino", installed) == ["--model-config-name=openvino"]
+    monkeypatch.setattr(serve, "has_bfloat16", lambda: False)
+    assert runtime_flags("auto", wheels) == []
+
+
+def test_openvino_must_be_installed_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert runtime_flags("auto", Server(Path("tritonserver"), bundled=True)) == []
+    with pytest.raises(ServeError, match="openvino, which is not installed: pip install"):
+        runtime_flags("openvino", Server(Path("tritonserver"), bundled=True))

@@ -8,15 +8,15 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pipeline.spec import MAX_BATCH, PRESETS, Model, models
-from pipeline.triton_config import config_text, main
+from pipeline.spec import MAX_BATCH, PRESETS, Model, Preset, models
+from pipeline.triton_config import config_of, config_text, main, openvino_config
 
 
 @pytest.mark.parametrize(
     "model", [m for preset in PRESETS.values() for m in models(preset)], ids=lambda m: f"{m.name}-{m.preset}"
 )
 def test_says_what_the_specification_says(model: Model) -> None:
-    config = text_format.Parse(config_text(model), pb.ModelConfig())
+    config = text_format.Parse(config_text(config_of(model)), pb.ModelConfig())
     assert config.name == model.name
     assert config.max_batch_size == MAX_BATCH
     assert config.HasField("dynamic_batching")
@@ -25,6 +25,21 @@ def test_says_what_the_specification_says(model: Model) -> None:
         assert pb.DataType.Name(found.data_type) == f"TYPE_{tensor.dtype}"
     assert bool(config.model_warmup) == bool(model.warmup)
     assert config.parameters["preset"].string_value == (model.preset or "")
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda p: p.name)
+def test_what_is_exact_enough_in_bfloat16_can_run_by_openvino(preset: Preset) -> None:
+    by_name = {model.name: model for model in models(preset)}
+    for name in preset.bfloat16:
+        config, usual = openvino_config(by_name[name]), config_of(by_name[name])
+        assert (config.backend, config.parameters["HINT_BF16"].string_value) == ("openvino", "YES")
+        assert (config.input, config.output, config.model_warmup) == (usual.input, usual.output, usual.model_warmup)
+
+
+def test_openvino_configurations_lie_where_the_server_looks_for_them_by_name(tmp_path: Path) -> None:
+    assert main(["--model-repository", str(tmp_path), "--preset", "paper"]) == 0
+    found = {path.parts[-3] for path in tmp_path.glob("*/configs/openvino.pbtxt")}
+    assert found == {"unet_onnx", "denoise"}
 
 
 def test_the_plans_configuration_is_written_on_demand(tmp_path: Path) -> None:
