@@ -39,8 +39,8 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running_server(log: Path) -> Iterator[str]:
-    """A server on the repository, ready; yields its gRPC address, and stops it whatever happens.
+def running_server(log: Path, repository: Path = ROOT / "model_repository") -> Iterator[str]:
+    """A server on a repository, ready; yields its gRPC address, and stops it whatever happens.
 
     Raises:
         DemoError: it does not start.
@@ -50,7 +50,10 @@ def running_server(log: Path) -> Iterator[str]:
     with open(log, "w") as file:
         # a session of its own, so that Ctrl-C reaches this process alone, which then stops the server in order
         server = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.serve", *ports], stdout=file, stderr=file, start_new_session=True
+            [sys.executable, "-m", "pipeline.serve", f"--model-repository={repository}", *ports],
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
         try:
             deadline = time.monotonic() + START_LIMIT
