@@ -24,9 +24,9 @@ import tritonclient.grpc
 from tqdm import tqdm
 
 from client import Client, UpscaleError
-from client.demo import DemoError, running_server
 from pipeline import eager
 from pipeline.command_line import make_parser
+from pipeline.local_server import ServerError, running_server
 from pipeline.onnx_networks import onnx_networks
 from pipeline.serve import ROOT
 from pipeline.spec import DEFAULT, SAMPLERS, SamplerName
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 url = stack.enter_context(running_server(folder / "server.log"))
             results = measure(url, args.rounds, args.sampler, args.steps, args.side)
-    except (DemoError, UpscaleError, ValueError) as error:
+    except (ServerError, UpscaleError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(report(results, args.side))

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,77 +14,18 @@ from pathlib import Path
 
 from pydicom.data import get_testdata_file
 
-from client import Client, ServerUnavailable, UpscaleError
+from client import UpscaleError
 from pipeline.files import FileError, read_image, write_png
 from pipeline.images import crop_square, downscale, from_integers, resize_cubic, to_integers, upsample
+from pipeline.local_server import ServerError, running_server
 from pipeline.serve import ROOT
 from pipeline.spec import PAPER
 
 RADIOGRAPH = "RG1_UNCR.dcm"
-START_LIMIT = 120
 
 
 class DemoError(Exception):
     """The demonstration cannot go on; the message says why."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
-
-
-@contextlib.contextmanager
-def running_server(log: Path, repository: Path = ROOT / "model_repository") -> Iterator[str]:
-    """A server on a repository, ready; yields its gRPC address, and stops it whatever happens.
-
-    Raises:
-        DemoError: it does not start.
-    """
-    http, grpc, metrics = free_ports(3)
-    ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
-    with open(log, "w") as file:
-        # a session of its own, so that Ctrl-C reaches this process alone, which then stops the server in order
-        server = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.serve", f"--model-repository={repository}", *ports],
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-        try:
-            deadline = time.monotonic() + START_LIMIT
-            while True:
-                if server.poll() is not None:
-                    raise DemoError(f"the server stopped with status {server.returncode}:\n{last_lines(log)}")
-                try:
-                    Client(f"localhost:{grpc}", wait=1).close()
-                    break
-                except ServerUnavailable as error:
-                    if time.monotonic() > deadline:
-                        raise DemoError(f"{error}; see '{log}'") from error
-            yield f"localhost:{grpc}"
-        finally:
-            stop(server)
-
-
-def stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server and every process it started, at once where another interruption comes meanwhile."""
-    server.terminate()
-    try:
-        server.wait(40)
-    except subprocess.TimeoutExpired:
-        pass  # killed below
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def last_lines(path: Path, count: int = 5) -> str:
-    return "\n".join(path.read_text().strip().splitlines()[-count:])
 
 
 def make_inputs(out: Path) -> None:
@@ -145,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     os.chdir(ROOT)
     try:
         demo(out)
-    except (DemoError, FileError, UpscaleError, OSError) as error:
+    except (DemoError, ServerError, FileError, UpscaleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

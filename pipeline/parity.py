@@ -115,4 +115,5 @@ def measure_parity(url: str, preset: Preset, networks: Networks) -> Parity:
 def report(parity: Parity) -> str:
     """For people."""
     calls = ", ".join(f"{error:.2%} at t = {t}" for t, error in parity.unet_error.items())
-    return f"U-Net off by {calls}; whole images: PSNR {parity.psnr:.1f} dB, dark areas shifted by {parity.dark:.2f} gray levels"
+    dark = f"dark areas shifted by {parity.dark:.2f} gray levels"
+    return f"U-Net off by {calls}; whole images: PSNR {parity.psnr:.1f} dB, {dark}"

@@ -25,8 +25,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
-from client.demo import DemoError, running_server
 from pipeline.command_line import make_parser
+from pipeline.local_server import ServerError, running_server
 from pipeline.onnx_networks import onnx_networks
 from pipeline.parity import ParityError, judge, measure_parity, report
 from pipeline.spec import MAX_BATCH, MAX_SIDE, Model, Preset, network_models, unet_trt_model
@@ -199,8 +199,8 @@ def cast(onnx: Path, target: Path, precision: Precision) -> Path:
         writer = importlib.import_module("onnx")
     except ImportError as error:
         raise PlanError(
-            f"TensorRT {STRONGLY_TYPED_SINCE} and newer take the precision from the ONNX file, and AutoCast, which puts "
-            f"it there, is not installed ({error}): pip install nvidia-modelopt[onnx], or use --precision fp32"
+            f"TensorRT {STRONGLY_TYPED_SINCE} and newer take the precision from the ONNX file, and AutoCast, which "
+            f"puts it there, is not installed ({error}): pip install nvidia-modelopt[onnx], or use --precision fp32"
         ) from error
     try:
         mixed = autocast.convert_to_mixed_precision(
@@ -222,8 +222,8 @@ def load_tensorrt() -> ModuleType:
         return importlib.import_module("tensorrt")
     except (ImportError, OSError) as error:
         raise PlanError(
-            f"neither trtexec nor the Python package tensorrt is here ({error}): use NVIDIA's container, or pip install "
-            "tensorrt"
+            f"neither trtexec nor the Python package tensorrt is here ({error}): use NVIDIA's container, or pip "
+            "install tensorrt"
         ) from error
 
 
@@ -271,7 +271,7 @@ def build_by_api(
 
 
 def make_staging(repository: Path, staging: Path, preset: Preset, build: Callable[[Path], str]) -> str:
-    """Copy ``repository`` without its old plan to ``staging``, and build the new plan there; returns TensorRT's version.
+    """Copy ``repository`` without its old plan to ``staging``, build the new one there; returns TensorRT's version.
 
     A server on the copy can then be asked what the plan makes of images, before anything is replaced.
     """
@@ -324,7 +324,7 @@ def make_plan(repository: Path, precision: Precision, builder: str, timing_cache
         try:
             with running_server(log, staging) as url:
                 parity = measure_parity(url, preset, onnx_networks(repository, preset))
-        except DemoError as error:
+        except ServerError as error:
             raise PlanError(f"no server takes the plan: {error}") from error
         print(report(parity))
         judge(parity)

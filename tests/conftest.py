@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from client import Client, ServerUnavailable
-from client.demo import free_ports, stop
 from pipeline.images import downscale
+from pipeline.local_server import free_ports, stop
 from pipeline.serve import ROOT
 from pipeline.spec import PAPER
 from pipeline.superres import Networks

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from client import BadRequest, Client, ServerError, ServerLost, ServerUnavailable, UpscaleError
-from client.demo import free_ports
+from pipeline.local_server import free_ports
 from pipeline.request import Options
 from pipeline.serve import ROOT
 from pipeline.spec import DEFAULT

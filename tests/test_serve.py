@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import tritonclient.http
 
-from client.demo import free_ports
 from pipeline import serve
+from pipeline.local_server import free_ports
 from pipeline.serve import ROOT, ServeError
 from tests.conftest import StartServer
 

@@ -20,8 +20,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from client.demo import free_ports
 from pipeline import eager
+from pipeline.local_server import free_ports
 from pipeline.serve import ROOT
 from pipeline.spec import BEST, PAPER, Preset
 from pipeline.superres import upscale

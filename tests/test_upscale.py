@@ -13,9 +13,9 @@ import pytest
 from PIL import Image as PILImage
 from pydicom.data import get_testdata_file
 
-from client.demo import free_ports
 from client.upscale import main
 from pipeline.files import read_image
+from pipeline.local_server import free_ports
 from pipeline.serve import ROOT
 from tests.conftest import RunningServer, StartServer
 
