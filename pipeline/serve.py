@@ -217,7 +217,7 @@ def free_shared_memory() -> float:
 
 
 def check_shared_memory(repository: Path, extra: Sequence[str]) -> None:
-    """See that the models' Python processes get the shared memory they start with; warn where large images will not fit.
+    """See that the models' Python processes get the shared memory they start with; warn where large images lack it.
 
     Every instance takes one region for its tensors, of ``REGION_MB`` unless ``extra`` says otherwise, which grows when
     needed and never shrinks. ONNX models count too: in the wheel's server they are Python processes, two a model.
