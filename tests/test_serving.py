@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -87,8 +86,13 @@ def test_an_unstable_round_is_told() -> None:
 
 
 def test_without_a_plan_its_rows_say_so(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(serving, "measure", lambda arguments, _: asked.append(arguments) or measurement(5))
+    asked = []
+
+    def fake(arguments: list[str], _: int) -> Measurement:
+        asked.append(arguments)
+        return measurement(5)
+
+    monkeypatch.setattr(serving, "measure", fake)
     rows = serving.run(list(serving.unet_cases(target, SMALL)), rounds=2, plan=False)
     assert len(asked) == 2
     assert [row["note"] for row in rows] == ["", "no plan loaded"]
