@@ -7,7 +7,8 @@ python -m benchmarks.alternatives --way diffusers in_process
 Ways: `diffusers`, its scheduler's loop in PyTorch eager; `compiled`, the same with networks by torch.compile;
 `in_process`, a Triton model that holds PyTorch itself, as public examples of Stable Diffusion do; `esrgan`, another
 method, Real-ESRGAN x4plus by ncnn, whose file `benchmarks/peers.py` fetches. All but the last start from the same
-noise, and the largest difference to our image tells that theirs is the same. Read the ratios, not the seconds. The last line is JSON.
+noise, and the largest difference to our image tells that theirs is the same. Read the ratios, not the seconds. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -242,6 +243,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ServerError, UpscaleError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except InferenceServerException as error:
         print(f"error: the model in_process failed: {error.message()}", file=sys.stderr)
         return 1

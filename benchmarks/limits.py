@@ -172,6 +172,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ServerError, UpscaleError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     needs = {name: need(preset, args.side) for name, preset in tqdm(PRESETS.items(), desc="counting", leave=False)}
     achieved = {path: times[f"{path}_s"] for path in PATHS}
     print(report(machine, needs, own.name, achieved))
