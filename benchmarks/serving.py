@@ -258,7 +258,6 @@ def plot(rows: Sequence[Row]) -> Figure | None:
 
 def write(out: Path, rows: Sequence[Row]) -> None:
     """serving.md, .csv, .json and, of sweeps, .png in the folder ``out``; raises OSError where that fails."""
-    out.mkdir(parents=True, exist_ok=True)
     (out / "serving.md").write_text(markdown(rows) + "\n")
     (out / "serving.json").write_text(json.dumps(rows, indent=2) + "\n")
     with open(out / "serving.csv", "w", newline="", encoding="utf-8") as file:
@@ -303,6 +302,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("argument --http-url: the part protocols needs it beside --url")
     if args.rounds is not None and args.rounds < 1:
         parser.error(f"argument --rounds: {args.rounds}, needed is 1 or more")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --out: '{args.out}' cannot be made a folder: {error.strerror}")
     sweep = QUICK if args.quick else Sweep()
     sweep = replace(sweep, rounds=args.rounds or sweep.rounds)
     rows: list[Row] = []
@@ -325,8 +328,12 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         status = 130
     if rows:
-        write(args.out, rows)
-        print(f"\n{markdown(rows)}\n\nwritten into '{args.out}': serving.md, .csv, .json, .png\n{json.dumps(rows)}")
+        try:
+            write(args.out, rows)
+        except OSError as error:
+            print(f"error: the results cannot be written: {error}", file=sys.stderr)
+            status = 1
+        print(f"\n{markdown(rows)}\n\n{json.dumps(rows)}")
     return status
 
 

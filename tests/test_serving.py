@@ -104,11 +104,11 @@ def test_files_hold_every_row(tmp_path: Path) -> None:
         serving.summary(CASE, [measurement(5)], [measurement(5)]),
         {"part": "superres", "load": "1 at once", "variant": "trt", "note": serving.NO_PLAN},
     ]
-    serving.write(tmp_path / "out", rows)
-    assert json.loads((tmp_path / "out" / "serving.json").read_text()) == rows
-    with open(tmp_path / "out" / "serving.csv", newline="") as file:
+    serving.write(tmp_path, rows)
+    assert json.loads((tmp_path / "serving.json").read_text()) == rows
+    with open(tmp_path / "serving.csv", newline="") as file:
         assert [row["variant"] for row in csv.DictReader(file)] == ["unet_trt", "trt"]
-    assert (tmp_path / "out" / "serving.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "serving.png").read_bytes().startswith(b"\x89PNG")
     (panel,) = serving.plot(rows).axes  # type: ignore[union-attr]
     assert panel.get_title() == "unet", "what was not measured has no panel"
 
@@ -142,9 +142,11 @@ def test_what_was_measured_before_a_failure_is_kept(
     assert {row["part"] for row in json.loads((tmp_path / "serving.json").read_text())} == {"unet"}
 
 
-def test_little_shared_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_little_shared_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(serving, "free_shared_memory", lambda: 7.0)
-    assert serving.main(["--part", "protocols"]) == 1
+    assert serving.main(["--part", "protocols", "--out", str(tmp_path)]) == 1
     assert "7 MB free, the part protocols needs 64 MB" in capsys.readouterr().err
 
 
@@ -154,6 +156,13 @@ def test_shared_memory_and_http_need_both_addresses(capsys: pytest.CaptureFixtur
     assert "--http-url" in capsys.readouterr().err
 
 
-def test_nothing_answers(capsys: pytest.CaptureFixture[str]) -> None:
-    assert serving.main(["--part", "unet", "--url", "localhost:1"]) == 1
+def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        serving.main(["--out", str(tmp_path / "file")])
+    assert "file' cannot be made a folder: File exists" in capsys.readouterr().err
+
+
+def test_nothing_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert serving.main(["--part", "unet", "--url", "localhost:1", "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("error: no server ready at localhost:1")
