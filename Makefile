@@ -60,8 +60,10 @@ export: $(VENV)/testing ## write the ONNX files and config.pbtxt of model_reposi
 train: $(VENV)/testing ## train PRESET on DATA (default: data/nih), on a GPU or, by DEVICE=cpu, in hours
 	train/runs/$(PRESET).sh $(or $(DATA),data/nih)
 
-bench: $(VENV)/testing $(VENV)/perf_analyzer ## time an image: server, one process, PyTorch
-	$(BIN)/python benchmarks/overhead.py
+bench: $(VENV)/testing $(VENV)/perf_analyzer ## time an image (server, one process, PyTorch), the server under load, the machine's limits
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.serving --quick
+	$(BIN)/python -m benchmarks.limits
 
 clean: ## remove the virtual environment and the demo's output
 	rm -rf $(VENV) demo

@@ -26,7 +26,7 @@ from pipeline.vae import decode, make_vae, posterior
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Multiply-adds of one image, in 10⁹."""
+    """What one image takes of each network, in 10⁹: multiply-adds, or what else was counted."""
 
     unet: float
     """one call"""
@@ -39,14 +39,15 @@ class Arithmetic:
 
 
 def count(run: Callable[[], object]) -> float:
+    """10⁹ multiply-adds."""
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops()) / 2e9
 
 
 @torch.no_grad()
-def arithmetic(preset: Preset, side: int) -> Arithmetic:
-    """Of an LR image of side² pixels."""
+def arithmetic(preset: Preset, side: int, count: Callable[[Callable[[], object]], float] = count) -> Arithmetic:
+    """Of an LR image of side² pixels; ``count`` runs a network and says what it took."""
     z, hr, channels = side * SCALE // preset.vae.factor, side * SCALE, preset.data.channels
     with torch.device("meta"):
         unet, vae = UNet(preset.unet), make_vae(preset.vae)

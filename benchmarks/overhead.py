@@ -1,8 +1,8 @@
 """Time one image through the server, through the same ONNX files in this process, and through PyTorch eager.
 
-python benchmarks/overhead.py
-python benchmarks/overhead.py --rounds 9 --sampler ddpm --steps 300
-python benchmarks/overhead.py --url localhost:8001
+python -m benchmarks.overhead
+python -m benchmarks.overhead --rounds 9 --sampler ddpm --steps 300
+python -m benchmarks.overhead --url localhost:8001
 
 The three take turns in one run, so that a busy machine troubles them alike; read the ratios, not the seconds. The
 last line is JSON.

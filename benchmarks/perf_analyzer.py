@@ -9,18 +9,47 @@ All arguments go to perf_analyzer as they are. Newer releases of its wheel need 
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import os
+import re
 import shutil
+import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 WHEEL = Path(sys.prefix) / "perf_analyzer"
 LIBRARIES = ("libb64.so.0d", "libcudart.so.12")
 
 
+UNSTABLE = "Failed to obtain stable measurement"
+ANYTHING = 100_000
+"""A percentage that every measurement is within."""
+TRIALS = 4
+"""Windows at most; the figures are those of the last three."""
+LIMIT = 1800
+"""Seconds that one measurement may take."""
+
+
 class PerfAnalyzerError(Exception):
-    """perf_analyzer or a library of its own is not here; the message says what to install."""
+    """perf_analyzer is not here, failed, or reported nothing that can be read; the message says what to do or why."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What perf_analyzer found at one load."""
+
+    throughput: float
+    """inferences a second"""
+    p50_ms: float
+    p99_ms: float
+    queue_ms: float
+    """of a request in the queue of the model that was called, mean"""
+    stable: bool
+    """whether three windows in a row agreed within the percentage that was allowed"""
 
 
 def link_libraries(folder: Path) -> Path:
@@ -57,6 +86,72 @@ def find() -> tuple[str, dict[str, str]]:
         )
     binary.chmod(0o755)
     return str(binary), {"LD_LIBRARY_PATH": str(link_libraries(WHEEL / "lib"))}
+
+
+def read_report(path: Path, stable: bool = True) -> Measurement:
+    """The only load in a CSV report (``perf_analyzer -f``).
+
+    Raises:
+        PerfAnalyzerError: there is no report, no load or another number of them, or a figure is missing.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise PerfAnalyzerError(f"perf_analyzer left no report: {error}") from error
+    if len(rows) != 1:
+        raise PerfAnalyzerError(f"perf_analyzer's report '{path}' holds {len(rows)} loads, expected is one")
+    try:
+        throughput, p50, p99, queue = (
+            float(rows[0][name]) for name in ("Inferences/Second", "p50 latency", "p99 latency", "Server Queue")
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise PerfAnalyzerError(f"perf_analyzer's report '{path}' lacks a figure: {error}") from error
+    return Measurement(throughput, p50 / 1e3, p99 / 1e3, queue / 1e3, stable)
+
+
+def reason(output: str) -> str:
+    """Why perf_analyzer failed, by what it printed: the error itself, not the lines around it."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    telling = [line for line in lines if re.search(r"\berror: ", line)] or lines[-1:] or ["it printed nothing"]
+    return re.sub(r"^(error|Thread \[\d+\] had error): |\[request id: <id_unknown>\] ", "", telling[0])
+
+
+def measure(arguments: Sequence[str], requests: int, stability: int = 50) -> Measurement:
+    """Run perf_analyzer on one load.
+
+    Args:
+        arguments: model, address, input and load.
+        requests: in each window, at least.
+        stability: percentage within which three windows must agree; where they do not, another run takes them as they
+            are, and the result says so.
+
+    Raises:
+        PerfAnalyzerError: it is not installed, fails or does not end.
+    """
+    binary, environment = find()
+    for percentage in (stability, ANYTHING):
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "report.csv"
+            windows = ["--measurement-mode", "count_windows", "--measurement-request-count", str(requests)]
+            trials = ["-r", str(TRIALS), "-s", str(percentage), "-f", str(report)]
+            try:
+                result = subprocess.run(
+                    [binary, *arguments, *windows, *trials],
+                    env={**os.environ, **environment},
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    timeout=LIMIT,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                raise PerfAnalyzerError(f"perf_analyzer is not done after {LIMIT} s: ask for fewer requests") from None
+            if result.returncode == 0:
+                return read_report(report, stable=percentage == stability)
+            if UNSTABLE not in result.stderr:
+                break
+    raise PerfAnalyzerError(f"perf_analyzer failed: {reason(result.stderr or result.stdout)}")
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ import errno
 import filecmp
 import hashlib
 import importlib.util
+import math
 import os
 import re
 import shlex
@@ -28,10 +29,16 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from pipeline.command_line import make_parser
+from pipeline.spec import MAX_SIDE
 from pipeline.triton_config import MODEL_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTALLED = Path("/opt/tritonserver/bin/tritonserver")
+SHARED_MEMORY = Path("/dev/shm")
+REGION_MB = 1.05
+"""Shared memory with which a Python process of the server starts: 1 MiB."""
+LARGE_IMAGES_MB = 250
+"""Shared memory beyond that: four images of the largest size at once took 130 MB."""
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -234,6 +241,40 @@ def check_ports(ports: dict[str, int]) -> None:
                 raise ServeError(f"port {port} {reason}: choose another with {flag}") from error
 
 
+def free_shared_memory() -> float:
+    """MB (10⁶ bytes) free in /dev/shm; infinite where there is none to run out of."""
+    if not SHARED_MEMORY.is_dir():
+        return math.inf
+    space = os.statvfs(SHARED_MEMORY)
+    return space.f_bavail * space.f_frsize / 1e6
+
+
+def check_shared_memory(repository: Path, extra: Sequence[str]) -> None:
+    """See that the models' Python processes get the shared memory they start with; warn where large images lack it.
+
+    Every instance takes one region for its tensors, of ``REGION_MB`` unless ``extra`` says otherwise, which grows when
+    needed and never shrinks. ONNX models count too: in the wheel's server they are Python processes, two a model.
+
+    Raises:
+        ServeError: there is less than the server starts with.
+    """
+    size = next(
+        (float(m[1]) / 1e6 for flag in extra if (m := re.search(r"shm-default-byte-size=(\d+)", flag))), REGION_MB
+    )
+    configs = [text_format.Parse(path.read_text(), pb.ModelConfig()) for path in repository.glob("*/config.pbtxt")]
+    instances = sum(sum(group.count for group in config.instance_group) or 2 for config in configs)
+    free, start = free_shared_memory(), instances * size
+    advice = "give it more (docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm)"
+    if free < start:
+        raise ServeError(f"/dev/shm has {free:.0f} MB free, the models need {start:.0f} MB to start: {advice}")
+    if free < start + LARGE_IMAGES_MB:
+        print(
+            f"warning: /dev/shm has {free:.0f} MB free, images of {MAX_SIDE}×{MAX_SIDE} may need "
+            f"{start + LARGE_IMAGES_MB:.0f} MB and fail without: {advice}",
+            file=sys.stderr,
+        )
+
+
 def command_line(server: Server, repository: Path, ports: dict[str, int], extra: Sequence[str]) -> list[str]:
     """The server's command line."""
     return [
@@ -271,6 +312,7 @@ def main(argv: list[str] | None = None) -> int:
         server = find_server()
         flags = runtime_flags(args.runtime, server)
         check_ports(ports)
+        check_shared_memory(args.model_repository, args.extra)
     except ServeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

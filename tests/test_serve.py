@@ -179,6 +179,34 @@ def test_port_not_allowed(port: int, message: str) -> None:
         serve.check_ports({"--http-port": port, "--grpc-port": 8001})
 
 
+@pytest.mark.parametrize(
+    ("free", "extra", "needed"),
+    [(5, [], "8 MB"), (64, ["--backend-config=python,shm-default-byte-size=67108864"], "537 MB")],
+)
+def test_too_little_shared_memory_to_start(
+    free: float, extra: list[str], needed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "free_shared_memory", lambda: free)
+    with pytest.raises(ServeError, match=rf"{free} MB free, the models need {needed} to start.*--shm-size=1g"):
+        serve.check_shared_memory(REPOSITORY, extra)
+
+
+@pytest.mark.parametrize(("free", "warned"), [(67, True), (1000, False)])
+def test_a_containers_64_mb_are_enough_to_start_but_not_for_large_images(
+    free: float, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "free_shared_memory", lambda: free)
+    serve.check_shared_memory(REPOSITORY, [])
+    assert ("images of 512×512 may need 258 MB and fail without" in capsys.readouterr().err) == warned
+
+
+def test_free_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "SHARED_MEMORY", tmp_path)
+    assert serve.free_shared_memory() == pytest.approx(shutil.disk_usage(tmp_path).free / 1e6, rel=0.1)
+    monkeypatch.setattr(serve, "SHARED_MEMORY", tmp_path / "none")
+    assert serve.free_shared_memory() == float("inf")
+
+
 def test_flags_behind_the_dashes_reach_the_server() -> None:
     ports = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), free_ports(3), strict=True)]
     result = run(*ports, "--", "--no-such-flag")

@@ -1,0 +1,259 @@
+"""The same image with the same weights as one would make it otherwise, in turns with our server.
+
+python -m benchmarks.alternatives
+python -m benchmarks.alternatives --rounds 9 --steps 4
+python -m benchmarks.alternatives --way diffusers in_process
+
+Ways: `diffusers`, its scheduler's loop in PyTorch eager; `compiled`, the same with networks by torch.compile;
+`in_process`, a Triton model that holds PyTorch itself, as public examples of Stable Diffusion do; `esrgan`, another
+method, Real-ESRGAN x4plus by ncnn, whose file `benchmarks/peers.py` fetches. All but the last start from the same
+noise, and the largest difference to our image tells that theirs is the same. Read the ratios, not the seconds. The
+last line is JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import tritonclient.grpc
+from diffusers import DDIMScheduler
+from google.protobuf import text_format
+from tqdm import tqdm
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonclient.utils import InferenceServerException
+
+from benchmarks.peers import CACHE, PeerError, real_esrgan
+from client import Client, UpscaleError
+from pipeline import eager
+from pipeline.command_line import make_parser
+from pipeline.images import Image
+from pipeline.local_server import ServerError, running_server
+from pipeline.sampler import Seed, image_noise
+from pipeline.schedule import make_schedule
+from pipeline.serve import ROOT
+from pipeline.spec import Preset
+from pipeline.superres import Array, Generate, condition, upscale
+from pipeline.triton_config import preset_of
+
+WAYS = {
+    "diffusers": "diffusers, PyTorch eager",
+    "compiled": "diffusers, torch.compile",
+    "in_process": "PyTorch in a Triton model",
+    "esrgan": "Real-ESRGAN x4plus, ncnn",
+}
+TOGETHER = 8
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+
+Way = Callable[[Image], Image]
+"""[H, W] ⇒ [4H, 4W], both in [0, 1]."""
+
+
+class WayError(Exception):
+    """A way cannot be gone here; the message says why."""
+
+
+def make_scheduler(preset: Preset, steps: int) -> DDIMScheduler:
+    """diffusers' DDIM on the preset's schedule, with timesteps as ours."""
+    scheduler = DDIMScheduler(
+        preset.diffusion.T,
+        prediction_type=PREDICTIONS[preset.diffusion.prediction],
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+    scheduler.alphas_cumprod = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def diffusers_loop(system: eager.Eager, steps: int) -> Generate:
+    """``pipeline.eager``'s networks in the loop that diffusers' documentation shows."""
+    preset = system.preset
+    scheduler = make_scheduler(preset, steps)
+
+    @torch.inference_mode()
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Array:
+        c = system.tensor(condition(lr, preset, system.encode))
+        z = system.tensor(image_noise(seeds, (preset.vae.latent_channels, *c.shape[2:]))())
+        if preset.diffusion.start == "lr":
+            z = scheduler.add_noise(c, z, scheduler.timesteps[:1])
+        for t in scheduler.timesteps.tolist():
+            predicted = system.unet(torch.cat([z, c], dim=1), z.new_full((len(z), 1), t))
+            z = scheduler.step(predicted, t, z).prev_sample
+        return system.decode(z, lr)
+
+    return generate
+
+
+def compiled(system: eager.Eager) -> eager.Eager:
+    """The system with U-Net and decoder by torch.compile, which needs a C++ compiler.
+
+    Raises:
+        WayError: there is none.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise WayError(f"torch.compile needs a C++ compiler, and there is no '{compiler}': install g++ or set CXX")
+    unet, decoder = torch.compile(system.unet), torch.compile(system.decoder)
+    return replace(system, unet=unet, decoder=decoder)  # type: ignore[arg-type]
+
+
+def by_loop(system: eager.Eager, steps: int) -> Way:
+    generate = diffusers_loop(system, steps)
+    return lambda image: upscale([image], [0], generate, system.preset)[0].upscaled
+
+
+def write_in_process(repository: Path, preset: Preset, steps: int) -> None:
+    """Add the model ``in_process`` to a model repository."""
+    config = pb.ModelConfig(name="in_process", backend="python")
+    config.input.add(name="image", data_type=pb.TYPE_FP32, dims=[-1, -1])
+    config.output.add(name="upscaled", data_type=pb.TYPE_FP32, dims=[-1, -1])
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+    for key, value in (("preset", preset.name), ("weights", ROOT / "weights" / preset.name), ("steps", steps)):
+        config.parameters[key].string_value = str(value)
+    folder = repository / "in_process"
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
+    shutil.copy(ROOT / "benchmarks" / "in_process.py", folder / "1" / "model.py")
+
+
+def ask_in_process(client: tritonclient.grpc.InferenceServerClient, image: Image) -> Image:
+    tensor = tritonclient.grpc.InferInput("image", image.shape, "FP32").set_data_from_numpy(image)
+    upscaled: Image = client.infer("in_process", [tensor]).as_numpy("upscaled")
+    return upscaled
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One way against our server."""
+
+    seconds: float
+    """an image, median"""
+    ratio: float
+    """of the seconds to our server's, median over the rounds"""
+    difference: float
+    """largest, between its image and the server's, in gray levels"""
+
+
+def compare(ways: dict[str, Way], image: Image, rounds: int, together: int = 1) -> dict[str, Compared]:
+    """Every way in turn, ``together`` images at a time; the first is what the others are compared with.
+
+    Returns:
+        by way; seconds and ratios for one image of those at a time.
+    """
+    results = {name: way(image) for name, way in tqdm(ways.items(), desc="first images", leave=False)}
+    first = next(iter(ways))
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    with ThreadPoolExecutor(together) as pool:
+        for _ in tqdm(range(rounds), desc=f"rounds, {together} at once"):
+            for name, way in ways.items():
+                began = time.perf_counter()
+                list(pool.map(way, [image] * together))
+                seconds[name].append((time.perf_counter() - began) / together)
+    return {
+        name: Compared(
+            statistics.median(times),
+            statistics.median(mine / ours for mine, ours in zip(times, seconds[first], strict=True)),
+            255 * float(np.abs(results[name] - results[first]).max()),
+        )
+        for name, times in seconds.items()
+    }
+
+
+def rounded(way: Compared) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in asdict(way).items()}
+
+
+def table(title: str, found: dict[str, Compared]) -> str:
+    lines = [f"| {title} | ms an image | / ours | difference (levels) |", "|---|---|---|---|"]
+    for name, way in found.items():
+        lines.append(f"| {WAYS.get(name, name)} | {1e3 * way.seconds:.1f} | {way.ratio:.2f} | {way.difference:.2f} |")
+    return "\n".join(lines)
+
+
+def local_ways(wanted: Sequence[str], system: eager.Eager, steps: int) -> dict[str, Way]:
+    """The ways that need no server; one that cannot be gone here is left out with a line that says why."""
+    makers: dict[str, Callable[[], Way]] = {
+        "diffusers": lambda: by_loop(system, steps),
+        "compiled": lambda: by_loop(compiled(system), steps),
+        "esrgan": lambda: real_esrgan(CACHE),
+    }
+    ways = {}
+    for name in (name for name in wanted if name in makers):
+        try:
+            ways[name] = makers[name]()
+        except (WayError, PeerError) as error:
+            print(f"left out: {WAYS[name]}: {error}")
+    return ways
+
+
+def measure(wanted: Sequence[str], steps: int | None, rounds: int) -> tuple[dict[str, Compared], dict[str, Compared]]:
+    """The comparison of one image at a time, and of ``TOGETHER``, in which only servers take part.
+
+    Raises:
+        ServerError: the server does not start.
+        UpscaleError: it does not answer.
+        ValueError: there are no weights of its preset, or ``steps`` is out of range.
+    """
+    preset = preset_of(ROOT / "model_repository")
+    steps = preset.diffusion.ddim_steps if steps is None else steps
+    lr = json.loads((ROOT / "benchmarks" / "superres.json").read_text())["data"][0]["image"]
+    image = np.array(lr["content"], np.float32).reshape(lr["shape"])
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        repository = folder / "models"
+        shutil.copytree(ROOT / "model_repository", repository)
+        if "in_process" in wanted:
+            write_in_process(repository, preset, steps)
+        url = stack.enter_context(running_server(folder / "log", repository))
+        client = stack.enter_context(Client(url))
+        client.check(steps=steps)
+        served: dict[str, Way] = {"ours": lambda image: client.upscale(image, steps=steps).image}
+        if "in_process" in wanted:
+            other = stack.enter_context(tritonclient.grpc.InferenceServerClient(url))
+            served["in_process"] = partial(ask_in_process, other)
+        system = eager.load(ROOT / "weights" / preset.name, preset)
+        alone = compare(served | local_ways(wanted, system, steps), image, rounds)
+        return alone, compare(served, image, rounds, TOGETHER)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--way", choices=WAYS, nargs="+", default=list(WAYS), help="default: all")
+    parser.add_argument("--steps", type=int, help="of DDIM (default: the preset's)")
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error(f"argument --rounds: {args.rounds}, needed is 1 or more")
+    try:
+        alone, together = measure(args.way, args.steps, args.rounds)
+    except (ServerError, UpscaleError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except InferenceServerException as error:
+        print(f"error: the model in_process failed: {error.message()}", file=sys.stderr)
+        return 1
+    print(f"\n{table('one at a time', alone)}\n\n{table(f'{TOGETHER} at once', together)}\n")
+    found = {"alone": alone, f"{TOGETHER} at once": together}
+    print(json.dumps({title: {name: rounded(way) for name, way in ways.items()} for title, ways in found.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""A Triton model that holds PyTorch in its own process, as public examples serve diffusion: what ours is compared with.
+
+``benchmarks.alternatives`` copies this file into a model repository. Image [H, W] in, upscaled image [4H, 4W] out, one
+request after the other.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from pipeline import eager
+from pipeline.spec import PRESETS
+from pipeline.superres import upscale
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        parameters = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
+        self.preset = PRESETS[parameters["preset"]]
+        self.generate = eager.load(Path(parameters["weights"]), self.preset).generator(steps=int(parameters["steps"]))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        responses = []
+        for request in requests:
+            image = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
+            (result,) = upscale([image], [0], self.generate, self.preset)
+            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("upscaled", result.upscaled)]))
+        return responses

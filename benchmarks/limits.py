@@ -1,0 +1,193 @@
+"""How near is an image to what this machine could do? Arithmetic and traffic of the networks against measured rates.
+
+python -m benchmarks.limits
+python -m benchmarks.limits --side 128 --rounds 9
+python -m benchmarks.limits --url localhost:8001
+
+Counted are the multiply-adds of all convolutions and matrix products, and the bytes that these move: each reads its
+input and its weights once and writes its output once, float32 (half of it for bfloat16). All that lies between them –
+normalisation, activations, sums – counts as fused into them and free. The floor is the larger of arithmetic / matrix
+rate and bytes / memory rate. It holds for runtimes that go layer by layer and multiply as often as is written there:
+Winograd's convolutions take fewer. The rates are the best of many tries before and after the paths, which take turns;
+a machine that is busy meanwhile lowers the rates and so the floor's worth. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from tqdm import tqdm
+
+from benchmarks import overhead
+from benchmarks.arithmetic import Arithmetic, arithmetic
+from client import UpscaleError
+from pipeline.command_line import make_parser
+from pipeline.local_server import ServerError, running_server
+from pipeline.serve import ROOT
+from pipeline.spec import DEFAULT, PRESETS, Preset
+from pipeline.triton_config import preset_of
+
+MATRIX = 2048
+"""Side of the square matrices whose product is timed."""
+COPIED = 2**28
+"""Bytes that are copied, more than any cache holds."""
+TRIES = 10
+PATHS = {"pytorch_eager": "PyTorch eager", "one_process": "ONNX, one process", "server": "server"}
+
+
+class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the bytes that convolutions and matrix products read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return result
+
+
+def moved(run: Callable[[], object]) -> float:
+    """10⁹ bytes."""
+    with Traffic() as traffic:
+        run()
+    return traffic.bytes / 1e9
+
+
+def best_seconds(run: Callable[[], object]) -> float:
+    """Of a few tries, after one that is not counted."""
+    run()
+    times = []
+    for _ in range(TRIES):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What it was measured to do, all cores: 10⁹ multiply-adds a second, and 10⁹ bytes a second read or written."""
+
+    float32: float
+    bfloat16: float
+    memory: float
+
+    def best(self, other: Machine) -> Machine:
+        return Machine(*map(max, astuple(self), astuple(other)))
+
+
+def measure_machine() -> Machine:
+    def matrix_rate(dtype: torch.dtype) -> float:
+        a, b = (torch.rand(MATRIX, MATRIX).to(dtype) for _ in range(2))
+        return MATRIX**3 / 1e9 / best_seconds(lambda: a @ b)
+
+    source = torch.zeros(COPIED, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    copied = 2 * COPIED / 1e9 / best_seconds(lambda: target.copy_(source))
+    return Machine(matrix_rate(torch.float32), matrix_rate(torch.bfloat16), copied)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one image of a preset needs with its default steps."""
+
+    multiply_adds: Arithmetic
+    traffic: Arithmetic
+    steps: int
+
+    def floor(self, machine: Machine, half: bool = False) -> float:
+        """Seconds that the image takes at least; ``half``: in bfloat16."""
+        computing = self.multiply_adds.total(self.steps) / (machine.bfloat16 if half else machine.float32)
+        moving = self.traffic.total(self.steps) / machine.memory / (2 if half else 1)
+        return max(computing, moving)
+
+
+def need(preset: Preset, side: int) -> Need:
+    """Of an LR image of side² pixels."""
+    return Need(arithmetic(preset, side), arithmetic(preset, side, moved), preset.diffusion.ddim_steps)
+
+
+def report(machine: Machine, needs: dict[str, Need], own: str, achieved: dict[str, float]) -> str:
+    """Three tables for people; ``achieved``: seconds by path of preset ``own``."""
+    lines = [
+        f"machine: {machine.float32:.1f}·10⁹ multiply-adds/s in float32, {machine.bfloat16:.1f} in bfloat16; "
+        f"memory {machine.memory:.1f} GB/s",
+        "",
+        "| network | 10⁹ multiply-adds | GB | multiply-adds a byte |",
+        "|---|---|---|---|",
+    ]
+    for name, found in needs.items():
+        for part in ("unet", "encoder", "decoder"):
+            work, traffic = getattr(found.multiply_adds, part), getattr(found.traffic, part)
+            if work:
+                lines.append(f"| {name}, {part} | {work:.3f} | {traffic:.4f} | {work / traffic:.0f} |")
+    lines += ["", "| preset, steps | floor (ms) | in bfloat16 |", "|---|---|---|"]
+    for name, found in needs.items():
+        floor, half = (1e3 * found.floor(machine, half) for half in (False, True))
+        lines.append(f"| {name}, {found.steps} | {floor:.2f} | {half:.2f} |")
+    lines += ["", f"| preset {own} | ms an image | / floor |", "|---|---|---|"]
+    for path, seconds in achieved.items():
+        lines.append(f"| {PATHS[path]} | {1e3 * seconds:.1f} | {seconds / needs[own].floor(machine):.1f} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--side", type=int, default=DEFAULT.data.lr_size, help="of the LR image (default: %(default)s)")
+    args = parser.parse_args(argv)
+    multiple = max(preset.lr_multiple for preset in PRESETS.values())
+    if args.side < 1 or args.side % multiple:
+        parser.error(f"argument --side: {args.side}, needed is a multiple of {multiple}")
+    if args.rounds < 1:
+        parser.error(f"argument --rounds: {args.rounds}, needed is 1 or more")
+    own = preset_of(ROOT / "model_repository")
+    try:
+        with contextlib.ExitStack() as stack:
+            url = args.url
+            if url is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                url = stack.enter_context(running_server(folder / "log"))
+            before = measure_machine()
+            times = overhead.measure(url, args.rounds, own.diffusion.sampler, None, args.side)
+            machine = before.best(measure_machine())
+    except (ServerError, UpscaleError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    needs = {name: need(preset, args.side) for name, preset in tqdm(PRESETS.items(), desc="counting", leave=False)}
+    achieved = {path: times[f"{path}_s"] for path in PATHS}
+    print(report(machine, needs, own.name, achieved))
+    figures = {
+        "float32_gmac_per_s": machine.float32,
+        "bfloat16_gmac_per_s": machine.bfloat16,
+        "memory_gb_per_s": machine.memory,
+        **{f"{name}_floor_s": found.floor(machine) for name, found in needs.items()},
+        **{f"{path}/floor": seconds / needs[own.name].floor(machine) for path, seconds in achieved.items()},
+    }
+    print("\n" + json.dumps({name: round(value, 5) for name, value in figures.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,341 @@
+"""Measure the server under load with perf_analyzer: batches, clients at once, protocols, Poisson arrivals.
+
+python -m benchmarks.serving --quick
+python -m benchmarks.serving --part unet superres --rounds 5
+python -m benchmarks.serving --part protocols --url localhost:8001 --http-url localhost:8000
+
+Parts: `unet`, the denoiser alone, ONNX against TensorRT, by batch; `superres`, whole images by number of clients;
+`protocols`, gRPC and HTTP, with and without shared memory; `poisson`, arrivals at random at a share of the rate that
+many clients at once were served. What is compared takes turns, so that a busy machine troubles all alike. Written are
+a table, CSV, JSON and a plot; the last line is JSON too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tritonclient.grpc
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from benchmarks.perf_analyzer import Measurement, PerfAnalyzerError, measure
+from client import Client, UpscaleError
+from pipeline.command_line import make_parser
+from pipeline.local_server import ServerError, free_ports, running_server
+from pipeline.serve import ROOT, free_shared_memory
+from pipeline.spec import MAX_BATCH, SCALE, Preset, network_models
+
+Row = dict[str, Any]
+"""part, load, variant, figures by the names in ``HEADS``; of what was not measured only the note that says why."""
+HEADS = {
+    "variant": "variant",
+    "per_s": "a second",
+    "of_first": "of the first",
+    "p50_ms": "p50 (ms)",
+    "p99_ms": "p99 (ms)",
+    "p99/p50": "p99 / p50",
+    "queue_ms": "queue (ms)",
+    "note": "note",
+}
+PARTS = ("unet", "superres", "protocols", "poisson")
+NO_PLAN = "no plan loaded"
+NEEDED_MB = 64
+"""Shared memory for the server's regions and perf_analyzer's own."""
+IMAGE = json.loads((ROOT / "benchmarks" / "superres.json").read_text())["data"][0]["image"]
+"""The demonstration's LR image, in perf_analyzer's form."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How much is measured."""
+
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    """those above the models' ``max_batch_size`` are left out"""
+    clients: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    shares: tuple[float, ...] = (0.5, 0.8, 0.95)
+    """of the saturated rate"""
+    rounds: int = 3
+    requests: int = 40
+    """in each of the three windows of a measurement, at least"""
+
+
+QUICK = Sweep(batches=(1, 4, 16), clients=(1, 4, 16), shares=(0.8,), rounds=1, requests=10)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A running server and what is sent to it."""
+
+    grpc: str
+    http: str
+    preset: Preset
+    folder: Path
+    """for the input files"""
+    plan: bool
+    """whether the server has loaded ``unet_trt``"""
+
+    def address(self, protocol: str) -> list[str]:
+        return ["-i", protocol, "-u", self.grpc if protocol == "grpc" else self.http]
+
+    def superres(self, denoiser: str) -> list[str]:
+        """Model and input; every option is given, because perf_analyzer's shared memory knows no optional inputs."""
+        diffusion = self.preset.diffusion
+        options: dict[str, list[Any]] = {
+            "seed": [0],
+            "steps": [diffusion.ddim_steps],
+            "sampler": ["ddim"],
+            "start": [diffusion.start],
+            "samples": [1],
+            "output": ["sample"],
+            "faithful": [self.preset.faithful],
+            "denoiser": [denoiser],
+        }
+        path = self.folder / f"{denoiser}.json"
+        path.write_text(json.dumps({"data": [{"image": IMAGE, **options}]}))
+        return ["-m", "superres", "--input-data", str(path)]
+
+    def unet(self, runtime: str, batch: int) -> list[str]:
+        model = network_models(self.preset)[0]
+        shapes = (f"{t.name}:{','.join(map(str, dims))}" for t, dims in zip(model.inputs, model.warmup, strict=True))
+        return ["-m", f"unet_{runtime}", "-b", str(batch), *(word for shape in shapes for word in ("--shape", shape))]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure; the first of a part and load is what the others of that load are compared with."""
+
+    part: str
+    load: str
+    variant: str
+    arguments: list[str]
+    requests: int
+    needs_plan: bool = False
+
+
+def together(clients: int) -> list[str]:
+    # with an end of the range perf_analyzer starts as many threads as clients
+    return ["--concurrency-range", f"{clients}:{clients}"]
+
+
+def unet_cases(target: Target, sweep: Sweep) -> Iterator[Case]:
+    for batch in (batch for batch in sweep.batches if batch <= MAX_BATCH):
+        for runtime in ("onnx", "trt"):
+            arguments = [*target.unet(runtime, batch), *target.address("grpc"), *together(2)]
+            yield Case("unet", f"batch {batch}", f"unet_{runtime}", arguments, sweep.requests, runtime == "trt")
+
+
+def superres_cases(target: Target, sweep: Sweep) -> Iterator[Case]:
+    for clients in sweep.clients:
+        for denoiser in ("onnx", "trt"):
+            arguments = [*target.superres(denoiser), *target.address("grpc"), *together(clients)]
+            requests = max(sweep.requests, 2 * clients)
+            yield Case("superres", f"{clients} at once", denoiser, arguments, requests, denoiser == "trt")
+
+
+def protocol_cases(target: Target, sweep: Sweep) -> Iterator[Case]:
+    preset = target.preset
+    latent = 4 * preset.unet.out_channels * (preset.data.hr_size // preset.vae.factor) ** 2
+    image = 4 * SCALE**2 * IMAGE["shape"][0] * IMAGE["shape"][1]
+    models = {
+        f"unet_onnx, batch {MAX_BATCH}": (target.unet("onnx", MAX_BATCH), MAX_BATCH * latent),
+        "superres": (target.superres("onnx"), image),
+    }
+    for name, (arguments, output_bytes) in models.items():
+        shared = ["--shared-memory", "system", "--output-shared-memory-size", str(output_bytes)]
+        for variant, extra in {"": [], ", shared memory": shared}.items():
+            for protocol in ("grpc", "http"):
+                command = [*arguments, *target.address(protocol), *extra, *together(4)]
+                yield Case("protocols", f"{name}, 4 at once", protocol + variant, command, sweep.requests)
+
+
+def poisson_cases(target: Target, sweep: Sweep, saturated: float) -> Iterator[Case]:
+    """Asynchronous, so that a request is sent when it is due, however many are under way."""
+    for share in sweep.shares:
+        rate = ["--request-rate-range", f"{share * saturated:.3f}", "--async", "--max-threads", "16"]
+        for distribution in ("constant", "poisson"):
+            arguments = [*target.superres("onnx"), *target.address("grpc"), *rate]
+            arguments += ["--request-distribution", distribution]
+            yield Case("poisson", f"{share:.0%} of saturation", distribution, arguments, 4 * sweep.requests)
+
+
+def run(cases: Sequence[Case], rounds: int, plan: bool) -> list[Row]:
+    """Measure the cases in turn, ``rounds`` times; a row each, with medians over the rounds.
+
+    Raises:
+        PerfAnalyzerError: a measurement fails.
+    """
+    found: list[list[Measurement]] = [[] for _ in cases]
+    wanted = [(case, mine) for case, mine in zip(cases, found, strict=True) if plan or not case.needs_plan]
+    for case, mine in tqdm(wanted * rounds, desc=cases[0].part):
+        try:
+            mine.append(measure(case.arguments, case.requests))
+        except PerfAnalyzerError as error:
+            raise PerfAnalyzerError(f"{case.part}, {case.variant}, {case.load}: {error}") from error
+    first: dict[str, list[Measurement]] = {}
+    return [summary(case, mine, first.setdefault(case.load, mine)) for case, mine in zip(cases, found, strict=True)]
+
+
+def summary(case: Case, found: Sequence[Measurement], first: Sequence[Measurement]) -> Row:
+    """Medians over the rounds; ratios to ``first`` are those of the same round."""
+    row: Row = {"part": case.part, "load": case.load, "variant": case.variant}
+    if not found:
+        return {**row, "note": NO_PLAN}
+    ratios = (mine.throughput / other.throughput for mine, other in zip(found, first, strict=True))
+    return {
+        **row,
+        "per_s": round(statistics.median(m.throughput for m in found), 3),
+        "of_first": round(statistics.median(ratios), 3),
+        "p50_ms": round(statistics.median(m.p50_ms for m in found), 2),
+        "p99_ms": round(statistics.median(m.p99_ms for m in found), 2),
+        "p99/p50": round(statistics.median(m.p99_ms / m.p50_ms for m in found), 2),
+        "queue_ms": round(statistics.median(m.queue_ms for m in found), 2),
+        "note": "" if all(m.stable for m in found) else "unstable",
+    }
+
+
+def measure_parts(target: Target, parts: Sequence[str], sweep: Sweep) -> Iterator[list[Row]]:
+    """The rows of each part.
+
+    Raises:
+        PerfAnalyzerError: a measurement fails.
+    """
+    builders = {"unet": unet_cases, "superres": superres_cases, "protocols": protocol_cases}
+    for part in (part for part in parts if part in builders):
+        yield run(list(builders[part](target, sweep)), sweep.rounds, target.plan)
+    if "poisson" in parts:
+        arguments = [*target.superres("onnx"), *target.address("grpc"), *together(MAX_BATCH)]
+        saturated = run([Case("poisson", "saturation", f"{MAX_BATCH} at once", arguments, 2 * MAX_BATCH)], 1, False)
+        cases = list(poisson_cases(target, sweep, saturated[0]["per_s"]))
+        yield saturated + run(cases, sweep.rounds, target.plan)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table a part."""
+    tables = []
+    for part in dict.fromkeys(row["part"] for row in rows):
+        lines = ["| " + " | ".join([part, *HEADS.values()]) + " |", "|" + "---|" * (1 + len(HEADS))]
+        for row in (row for row in rows if row["part"] == part):
+            lines.append("| " + " | ".join([row["load"], *(str(row.get(name, "")) for name in HEADS)]) + " |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+SWEPT = ("unet", "superres", "poisson")
+"""Parts that hold a sweep to draw a line of."""
+
+
+def plot(rows: Sequence[Row]) -> Figure | None:
+    """Throughput against latency, a panel a sweep, a line a variant, p99 dashed; None where nothing was swept."""
+    measured = [row for row in rows if "per_s" in row and row["part"] in SWEPT]
+    parts = list(dict.fromkeys(row["part"] for row in measured))
+    if not parts:
+        return None
+    figure = Figure(figsize=(6 * len(parts), 4.5), layout="constrained")
+    for part, axes in zip(parts, figure.subplots(1, len(parts), squeeze=False)[0], strict=True):
+        of_part = [row for row in measured if row["part"] == part]
+        for k, variant in enumerate(dict.fromkeys(row["variant"] for row in of_part)):
+            line = [row for row in of_part if row["variant"] == variant]
+            rates = [row["per_s"] for row in line]
+            axes.plot(rates, [row["p50_ms"] for row in line], "o-", color=f"C{k}", label=f"{variant}, p50")
+            axes.plot(rates, [row["p99_ms"] for row in line], "o--", color=f"C{k}", mfc="none", label=f"{variant}, p99")
+            for row in line:
+                at = (row["per_s"], row["p50_ms"])
+                axes.annotate(row["load"], at, xytext=(4, -10), textcoords="offset points", fontsize=7)
+        axes.set(title=part, xlabel="inferences a second", ylabel="latency of a request (ms)", yscale="log")
+        axes.set_xlim(0, 1.25 * max(row["per_s"] for row in of_part))
+        axes.legend(fontsize=8)
+    return figure
+
+
+def write(out: Path, rows: Sequence[Row]) -> None:
+    """serving.md, .csv, .json and, of sweeps, .png in the folder ``out``; raises OSError where that fails."""
+    (out / "serving.md").write_text(markdown(rows) + "\n")
+    (out / "serving.json").write_text(json.dumps(rows, indent=2) + "\n")
+    with open(out / "serving.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["part", "load", *HEADS], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    figure = plot(rows)
+    if figure is not None:
+        figure.savefig(out / "serving.png", dpi=100)
+
+
+@contextlib.contextmanager
+def target_of(url: str | None, http_url: str | None) -> Iterator[Target]:
+    """The server at an address, or one that runs for as long as the block.
+
+    Raises:
+        ServerError: none starts.
+        UpscaleError: none answers there.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if url is None:
+            (port,) = free_ports(1)
+            url, http_url = stack.enter_context(running_server(folder / "log", http=port)), f"localhost:{port}"
+        with Client(url) as client:
+            preset = client.preset
+        with tritonclient.grpc.InferenceServerClient(url) as server:
+            plan = server.is_model_ready("unet_trt")
+        yield Target(url, http_url or "", preset, folder, plan)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS, help="default: all")
+    parser.add_argument("--quick", action="store_true", help="fewer loads, fewer requests, one round: minutes on a CPU")
+    parser.add_argument("--rounds", type=int, help=f"default: {Sweep.rounds}, with --quick {QUICK.rounds}")
+    parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
+    parser.add_argument("--http-url", help="its HTTP address, for the part protocols")
+    parser.add_argument("--out", type=Path, default=Path("results/serving"), help="folder (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.url and not args.http_url and "protocols" in args.part:
+        parser.error("argument --http-url: the part protocols needs it beside --url")
+    if args.rounds is not None and args.rounds < 1:
+        parser.error(f"argument --rounds: {args.rounds}, needed is 1 or more")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --out: '{args.out}' cannot be made a folder: {error.strerror}")
+    sweep = QUICK if args.quick else Sweep()
+    sweep = replace(sweep, rounds=args.rounds or sweep.rounds)
+    rows: list[Row] = []
+    status = 0
+    try:
+        if "protocols" in args.part and free_shared_memory() < NEEDED_MB:
+            raise PerfAnalyzerError(
+                f"/dev/shm has {free_shared_memory():.0f} MB free, the part protocols needs {NEEDED_MB} MB: "
+                "give it more (docker run --shm-size=1g) or name other parts with --part"
+            )
+        if "unet" in args.part and (left_out := [batch for batch in sweep.batches if batch > MAX_BATCH]):
+            print(f"left out: batch {', '.join(map(str, left_out))}, above the models' max_batch_size {MAX_BATCH}")
+        with target_of(args.url, args.http_url) as target:
+            for found in measure_parts(target, args.part, sweep):
+                rows += found
+    except (PerfAnalyzerError, ServerError, UpscaleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    if rows:
+        try:
+            write(args.out, rows)
+        except OSError as error:
+            print(f"error: the results cannot be written: {error}", file=sys.stderr)
+            status = 1
+        print(f"\n{markdown(rows)}\n\n{json.dumps(rows)}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""Send the server thousands of requests and see whether its memory grows or its answers get slower.
+
+python -m benchmarks.soak --side 16
+python -m benchmarks.soak --requests 2000 --rate 5 --steps 4
+python -m benchmarks.soak --url localhost:8001 --pid 12345
+
+Without a rate as many clients as ``--concurrency`` each send their next request when they hold the answer to the last;
+with one, a request is sent when it is due and its latency counts from then. The first tenth of the requests is
+warm-up. The exit status is 1 where a request failed, or where from the end of the warm-up to the end the server's
+memory or its shared memory grew by more than ``--allowed-growth``. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from client import Client, ServerLost, ServerUnavailable, UpscaleError
+from pipeline.command_line import make_parser
+from pipeline.local_server import ServerError, running_server
+from pipeline.spec import MAX_SIDE, MIN_SIDE
+
+PROC = Path("/proc")
+WARM_UP = 0.1
+"""Share of the requests; also that of the beginning and of the end whose latencies are compared."""
+LEAST_REQUESTS = 30
+
+
+class SoakError(Exception):
+    """The processes of the server cannot be seen; the message says why."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a server holds, in MB (10⁶ bytes)."""
+
+    models: dict[str, float]
+    """by model, and "tritonserver": resident pages that are no file's. A leak is among them; how much of a library a
+    process is charged with depends on who else maps it."""
+    shared: float
+    """its files in /dev/shm"""
+
+    @property
+    def total(self) -> float:
+        return sum(self.models.values())
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What became of the requests, in the order in which they were due."""
+
+    seconds: list[float]
+    """latencies of those that were answered"""
+    errors: Counter[str]
+    elapsed: float
+
+
+def descendants(root: int) -> list[int]:
+    """Every process that ``root`` started, and those that they started."""
+    children: dict[int, list[int]] = {}
+    for stat in PROC.glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            children.setdefault(int(stat.read_text().rsplit(")", 1)[1].split()[1]), []).append(int(stat.parent.name))
+    found, waiting = [], [root]
+    while waiting:
+        waiting += (new := children.get(waiting.pop(), []))
+        found += new
+    return found
+
+
+def label(pid: int) -> str:
+    """The model whose Python stub a process is, else the process's own name."""
+    arguments = (PROC / str(pid) / "cmdline").read_bytes().decode().split("\0")
+    if arguments[0].endswith("triton_python_backend_stub"):
+        return Path(arguments[1]).parents[1].name
+    return Path(arguments[0]).name
+
+
+def memory(pids: list[int]) -> Memory:
+    """Of the server's processes.
+
+    Raises:
+        SoakError: one of them is gone, or belongs to somebody else.
+    """
+    models: dict[str, float] = {}
+    shared: dict[str, float] = {}
+    try:
+        for pid in pids:
+            folder = PROC / str(pid)
+            (kb,) = re.findall(r"^Anonymous: +(\d+) kB$", (folder / "smaps_rollup").read_text(), re.MULTILINE)
+            name = label(pid)
+            models[name] = models.get(name, 0.0) + int(kb) * 1024 / 1e6
+            files = {line.split()[-1] for line in (folder / "maps").read_text().splitlines() if " /dev/shm/" in line}
+            shared |= {file: Path(file).stat().st_blocks * 512 / 1e6 for file in files if Path(file).exists()}
+    except (OSError, ValueError) as error:
+        raise SoakError(f"process {pid} of the server cannot be looked at: {error}") from error
+    return Memory(models, sum(shared.values()))
+
+
+def send(
+    call: Callable[[int], object], numbers: range, rate: float | None, concurrency: int, name: str = "requests"
+) -> Answers:
+    """Make a call for each number, several at once; once the server is gone no more are made.
+
+    Args:
+        call: sends one request; raises UpscaleError where it fails.
+        numbers: of the requests.
+        rate: requests a second; None: as fast as they are answered.
+        concurrency: how many may be under way.
+        name: of the progress bar.
+    """
+    gone = threading.Event()
+    began = time.monotonic()
+
+    def one(number: int) -> float | str:
+        due = began + (number - numbers.start) / rate if rate else time.monotonic()
+        time.sleep(max(0.0, due - time.monotonic()))
+        if gone.is_set():
+            return "not sent after the server was gone"
+        try:
+            call(number)
+            return time.monotonic() - due
+        except (ServerLost, ServerUnavailable) as error:
+            gone.set()
+            return str(error)
+        except UpscaleError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(concurrency) as pool:
+        try:
+            found = list(tqdm(pool.map(one, numbers), desc=name, total=len(numbers)))
+        except KeyboardInterrupt:
+            gone.set()  # the pool would wait for all that are left
+            raise
+    return Answers(
+        [value for value in found if isinstance(value, float)],
+        Counter(value for value in found if isinstance(value, str)),
+        time.monotonic() - began,
+    )
+
+
+def soak(
+    call: Callable[[int], object],
+    pids: list[int],
+    requests: int,
+    rate: float | None,
+    concurrency: int,
+) -> tuple[list[Memory], Answers, Counter[str]]:
+    """(memory at the start, after the warm-up and at the end; answers after the warm-up; errors of all requests).
+
+    Raises:
+        SoakError: see ``memory``.
+    """
+    warm = round(WARM_UP * requests)
+    memories = [memory(pids)]
+    warming = send(call, range(warm), rate, concurrency, "warm-up")
+    memories.append(memory(pids))
+    answers = send(call, range(warm, requests), rate, concurrency)
+    memories.append(memory(pids))
+    return memories, answers, warming.errors + answers.errors
+
+
+def summary(memories: list[Memory], answers: Answers, errors: Counter[str]) -> dict[str, Any]:
+    """The figures; growth and drift are shares of the value after the warm-up, 0 where nothing changed."""
+    start, warm, end = memories
+    part = max(1, round(WARM_UP * len(answers.seconds)))
+    figures: dict[str, Any] = {
+        "start_mb": start.total,
+        "warm_mb": warm.total,
+        "end_mb": end.total,
+        "growth": end.total / warm.total - 1,
+        "shm_start_mb": start.shared,
+        "shm_warm_mb": warm.shared,
+        "shm_end_mb": end.shared,
+        "shm_growth": end.shared / warm.shared - 1 if warm.shared else 0.0,
+        "requests_per_s": len(answers.seconds) / answers.elapsed,
+    }
+    if answers.seconds:
+        p50, p99 = np.quantile(answers.seconds, (0.5, 0.99))
+        first, last = (statistics.median(tenth) for tenth in (answers.seconds[:part], answers.seconds[-part:]))
+        figures |= {"p50_ms": 1e3 * p50, "p99_ms": 1e3 * p99, "drift": last / first - 1}
+    return {"errors": errors.total(), **{name: round(float(value), 4) for name, value in figures.items()}}
+
+
+def report(figures: dict[str, Any], memories: list[Memory], errors: Counter[str]) -> str:
+    """For people."""
+    lines = ["", "| MB | start | after warm-up | end |", "|---|---|---|---|"]
+    for name in memories[0].models:
+        lines.append(f"| {name} | " + " | ".join(f"{m.models.get(name, 0.0):.1f}" for m in memories) + " |")
+    lines.append("| together | " + " | ".join(f"{m.total:.1f}" for m in memories) + " |")
+    lines.append("| /dev/shm | " + " | ".join(f"{m.shared:.1f}" for m in memories) + " |")
+    lines.append(f"\nmemory {figures['growth']:+.1%}, /dev/shm {figures['shm_growth']:+.1%} since the warm-up")
+    if "drift" in figures:
+        latency = f"p50 {figures['p50_ms']:.0f} ms, p99 {figures['p99_ms']:.0f} ms"
+        drift = f"the last tenth's median is {figures['drift']:+.1%} to the first's"
+        lines.append(f"{figures['requests_per_s']:.1f} requests/s, {latency}; {drift}")
+    lines += [f"{count} errors: {text}" for text, count in errors.most_common()]
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def server(url: str | None, pid: int | None) -> Iterator[tuple[str, list[int]]]:
+    """(address, processes) of the server that was named, or of one that runs for as long as the block.
+
+    Raises:
+        ServerError: it does not start.
+        SoakError: there is no such process.
+    """
+    if url is not None and pid is not None:
+        if not (PROC / str(pid)).exists():
+            raise SoakError(f"there is no process {pid}: name that of tritonserver with --pid")
+        yield url, [pid, *descendants(pid)]
+        return
+    with tempfile.TemporaryDirectory() as folder, running_server(Path(folder) / "log") as own:
+        yield own, descendants(os.getpid())
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--requests", type=int, default=10_000, help="default: %(default)s")
+    parser.add_argument("--rate", type=float, help="requests a second (default: the next when one is answered)")
+    parser.add_argument("--concurrency", type=int, default=4, help="requests under way at most (default: %(default)s)")
+    parser.add_argument("--side", type=int, default=64, help="of the LR image (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1, help="of denoising (default: %(default)s)")
+    parser.add_argument("--allowed-growth", type=float, default=0.1, help="share of the memory (default: %(default)s)")
+    parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
+    parser.add_argument("--pid", type=int, help="of that server's tritonserver, on this machine")
+    args = parser.parse_args(argv)
+    if (args.url is None) != (args.pid is None):
+        parser.error("arguments --url and --pid belong together")
+    if args.requests < LEAST_REQUESTS:
+        parser.error(f"argument --requests: {args.requests}, needed is {LEAST_REQUESTS} or more")
+    if not MIN_SIDE <= args.side <= MAX_SIDE:
+        parser.error(f"argument --side: {args.side}, allowed are {MIN_SIDE} to {MAX_SIDE}")
+    if args.concurrency < 1 or (args.rate is not None and not args.rate > 0):
+        parser.error("arguments --concurrency and --rate: needed is more than 0")
+    image = np.random.default_rng(0).random((args.side, args.side), dtype=np.float32)
+    try:
+        with server(args.url, args.pid) as (url, pids), Client(url) as client:
+            client.check(steps=args.steps)
+            memories, answers, errors = soak(
+                lambda number: client.upscale(image, seed=number, steps=args.steps),
+                pids,
+                args.requests,
+                args.rate,
+                args.concurrency,
+            )
+    except (ServerError, SoakError, UpscaleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    figures = summary(memories, answers, errors)
+    print(f"{report(figures, memories, errors)}\n{json.dumps(figures)}")
+    grown = max(figures["growth"], figures["shm_growth"]) > args.allowed_growth
+    if grown:
+        print(f"error: memory grew by more than {args.allowed_growth:.0%}", file=sys.stderr)
+    if errors:
+        print(f"error: {errors.total()} requests failed", file=sys.stderr)
+    return 1 if grown or errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
