@@ -1,7 +1,8 @@
-"""Time one image through the server, through the same ONNX files in this process, and through PyTorch eager.
+"""Time one image through the server, through the same files and runtime in this process, and through PyTorch eager.
 
 python -m benchmarks.overhead
-python -m benchmarks.overhead --rounds 9 --sampler ddpm --steps 300
+python -m benchmarks.overhead --model-repository models-paper --sampler ddpm --rounds 9
+python -m benchmarks.overhead --runtime onnxruntime
 python -m benchmarks.overhead --url localhost:8001
 
 The three take turns in one run, so that a busy machine troubles them alike; read the ratios, not the seconds. The
@@ -27,26 +28,37 @@ from client import Client, UpscaleError
 from pipeline import eager
 from pipeline.command_line import make_parser
 from pipeline.local_server import ServerError, running_server
-from pipeline.onnx_networks import onnx_networks
-from pipeline.serve import ROOT
+from pipeline.onnx_networks import Runtime, onnx_networks
+from pipeline.serve import ROOT, RUNTIMES
 from pipeline.spec import DEFAULT, SAMPLERS, SamplerName
 from pipeline.superres import generator, upscale
 
 
-def unet_seconds(url: str) -> tuple[int, float, float]:
-    """(calls of the U-Net so far, seconds in its queue and backend, seconds of these in the backend alone)."""
+def network_seconds(url: str) -> tuple[int, float, float]:
+    """(calls of networks so far, seconds in their queues and backends, seconds of these in the backends alone)."""
     with tritonclient.grpc.InferenceServerClient(url) as client:
-        (stats,) = client.get_inference_statistics("unet_onnx").model_stats
-    s = stats.inference_stats
-    return s.success.count, s.success.ns / 1e9, (s.compute_input.ns + s.compute_infer.ns + s.compute_output.ns) / 1e9
+        stats = [s for s in client.get_inference_statistics().model_stats if s.name != "superres"]
+    computing = (s.inference_stats for s in stats)
+    ns = sum(s.compute_input.ns + s.compute_infer.ns + s.compute_output.ns for s in computing)
+    calls = sum(s.inference_stats.success.count for s in stats)
+    return calls, sum(s.inference_stats.success.ns for s in stats) / 1e9, ns / 1e9
 
 
-def measure(url: str, rounds: int, sampler: SamplerName, steps: int | None, side: int) -> dict[str, float]:
-    """Median seconds of each way, the ratios, and the server's own account of its U-Net calls."""
+def runtime_of(url: str) -> Runtime:
+    """What runs the networks on the server."""
+    with tritonclient.grpc.InferenceServerClient(url) as client:
+        return "openvino" if client.get_model_config("unet_onnx").config.backend == "openvino" else "onnxruntime"
+
+
+def measure(
+    url: str, repository: Path, rounds: int, sampler: SamplerName | None, steps: int | None, side: int
+) -> dict[str, float]:
+    """Median seconds of each way, the ratios, and the server's own account of its networks' calls."""
     image = np.random.default_rng(0).random((side, side), dtype=np.float32)
     with Client(url) as client:
         preset = client.preset
-        one_process = generator(onnx_networks(ROOT / "model_repository", preset), preset, steps=steps, sampler=sampler)
+        networks = onnx_networks(repository, preset, runtime_of(url))
+        one_process = generator(networks, preset, steps=steps, sampler=sampler)
         pytorch = eager.load(ROOT / "weights" / preset.name, preset).generator(steps=steps, sampler=sampler)
         ways: dict[str, Callable[[], object]] = {
             "server": lambda: client.upscale(image, steps=steps, sampler=sampler),
@@ -56,13 +68,13 @@ def measure(url: str, rounds: int, sampler: SamplerName, steps: int | None, side
         for run in ways.values():
             run()
         seconds: dict[str, list[float]] = {name: [] for name in ways}
-        before = unet_seconds(url)
+        before = network_seconds(url)
         for _ in tqdm(range(rounds), desc="rounds"):
             for name, run in ways.items():
                 began = time.perf_counter()
                 run()
                 seconds[name].append(time.perf_counter() - began)
-        calls, total, compute = (b - a for a, b in zip(before, unet_seconds(url), strict=True))
+        calls, total, compute = (b - a for a, b in zip(before, network_seconds(url), strict=True))
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return {
         **{f"{name}_s": value for name, value in medians.items()},
@@ -72,35 +84,35 @@ def measure(url: str, rounds: int, sampler: SamplerName, steps: int | None, side
         "pytorch_eager/server": statistics.median(
             a / b for a, b in zip(seconds["pytorch_eager"], seconds["server"], strict=True)
         ),
-        "unet_calls_per_image": calls / rounds,
-        "unet_compute_s_per_image": compute / rounds,
-        "unet_queue_s_per_image": (total - compute) / rounds,
-        "outside_unet_s_per_image": statistics.mean(seconds["server"]) - total / rounds,
+        "calls_per_image": calls / rounds,
+        "compute_s_per_image": compute / rounds,
+        "queue_s_per_image": (total - compute) / rounds,
+        "outside_s_per_image": statistics.mean(seconds["server"]) - total / rounds,
     }
 
 
 def report(r: dict[str, float], side: int) -> str:
     """What the figures mean, for people."""
     server = r["server_s"]
-    per_call = 1e3 * (server - r["one_process_s"]) / r["unet_calls_per_image"]
     return f"""
-one {side}×{side} image, {r["unet_calls_per_image"]:.0f} steps, medians
-  (a) through the server          {server:7.3f} s
-  (b) same files, one process     {r["one_process_s"]:7.3f} s   a/b = {r["server/one_process"]:.2f}
-  (c) PyTorch eager               {r["pytorch_eager_s"]:7.3f} s   c/a = {r["pytorch_eager/server"]:.2f}
+one {side}×{side} image, {r["calls_per_image"]:.0f} calls of networks, medians
+  (a) through the server          {1e3 * server:8.1f} ms
+  (b) same files, one process     {1e3 * r["one_process_s"]:8.1f} ms   a/b = {r["server/one_process"]:.2f}
+  (c) PyTorch eager               {1e3 * r["pytorch_eager_s"]:8.1f} ms   c/a = {r["pytorch_eager/server"]:.2f}
 where (a) goes, by the server's statistics (means)
-  U-Net: ONNX backend computing   {r["unet_compute_s_per_image"]:7.3f} s   {r["unet_calls_per_image"]:.0f} calls
-  U-Net: queue and scheduling     {r["unet_queue_s_per_image"]:7.3f} s
-  the rest                        {r["outside_unet_s_per_image"]:7.3f} s   BLS calls, sampler, autoencoder, wire
-  overhead per U-Net call         {per_call:7.3f} ms  (a - b) / calls
+  networks computing              {1e3 * r["compute_s_per_image"]:8.1f} ms
+  their queues and scheduling     {1e3 * r["queue_s_per_image"]:8.1f} ms
+  the rest                        {1e3 * r["outside_s_per_image"]:8.1f} ms   BLS calls, sampler, projection, wire
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
+    parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="of the server that is started")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--sampler", choices=SAMPLERS, default=DEFAULT.diffusion.sampler, help="default: %(default)s")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="default: the preset's")
     parser.add_argument("--steps", type=int, help="default: the preset's")
     parser.add_argument("--side", type=int, default=DEFAULT.data.lr_size, help="of the LR image (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -109,8 +121,10 @@ def main(argv: list[str] | None = None) -> int:
             url = args.url
             if url is None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                url = stack.enter_context(running_server(folder / "server.log"))
-            results = measure(url, args.rounds, args.sampler, args.steps, args.side)
+                url = stack.enter_context(
+                    running_server(folder / "server.log", args.model_repository, [f"--runtime={args.runtime}"])
+                )
+            results = measure(url, args.model_repository, args.rounds, args.sampler, args.steps, args.side)
     except (ServerError, UpscaleError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,16 +1,17 @@
-"""The networks of a model repository in this process: onnxruntime sessions on the repository's own ONNX files."""
+"""The networks of a model repository in this process: its own ONNX files by onnxruntime or OpenVINO."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from pipeline.spec import Model, Preset, onnx_models
-from pipeline.superres import Networks
+from pipeline.superres import Array, Networks
+
+Runtime = Literal["onnxruntime", "openvino"]
 
 
 def open_session(path: Path) -> ort.InferenceSession:
@@ -25,13 +26,21 @@ def open_session(path: Path) -> ort.InferenceSession:
         raise ValueError(f"cannot load '{path}': {str(error).splitlines()[0]}") from error
 
 
-def onnx_networks(repository: Path, preset: Preset) -> Networks:
+def onnx_networks(repository: Path, preset: Preset, runtime: Runtime = "onnxruntime") -> Networks:
     """Encoder, denoiser, decoder and what fuses them, of a ``repository`` that was exported from ``preset``.
 
+    Args:
+        repository: the model repository.
+        preset: the system.
+        runtime: "openvino" runs those in bfloat16 that the preset allows, as a server of that runtime does.
+
     Raises:
-        ValueError: a file is missing, damaged or of another preset.
+        ValueError: a file is missing, damaged or of another preset, or OpenVINO is not installed.
     """
-    denoise, encode, decode, fused = (network(repository / m.name / "1" / "model.onnx", m) for m in onnx_models(preset))
+    denoise, encode, decode, fused = (
+        network(repository / m.name / "1" / "model.onnx", m, runtime if m.name in preset.bfloat16 else "onnxruntime")
+        for m in onnx_models(preset)
+    )
     return Networks(
         encode=lambda image, lr: encode(image=image, lr=lr),
         denoise=lambda x, t: denoise(x=x, t=t),
@@ -40,18 +49,40 @@ def onnx_networks(repository: Path, preset: Preset) -> Networks:
     )
 
 
-def network(path: Path, model: Model) -> Callable[..., NDArray[np.float32]]:
+Run = Callable[[Mapping[str, Array]], Array]
+"""Inputs by name ⇒ the only output."""
+
+
+def network(path: Path, model: Model, runtime: Runtime) -> Callable[..., Array]:
     """The model's only output as a function of its inputs by name; arguments that it does not have are ignored.
 
     Raises:
-        ValueError: the file is missing, damaged or of another preset.
+        ValueError: the file is missing, damaged or of another preset, or OpenVINO is not installed.
     """
-    session, names = open_session(path), model.input_names
-    if (found := [tensor.name for tensor in session.get_inputs()]) != names:
-        raise ValueError(f"'{path}' has the inputs {', '.join(found)}, needed are {', '.join(names)}: another preset's")
+    inputs, run = by_openvino(path, model) if runtime == "openvino" else by_onnxruntime(path)
+    names = model.input_names
+    if inputs != names:
+        raise ValueError(
+            f"'{path}' has the inputs {', '.join(inputs)}, needed are {', '.join(names)}: another preset's"
+        )
+    return lambda **arrays: run({name: arrays[name] for name in names})
 
-    def run(**inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        output: NDArray[np.float32] = session.run(None, {name: inputs[name] for name in names})[0]
-        return output
 
-    return run
+def by_onnxruntime(path: Path) -> tuple[list[str], Run]:
+    """The inputs' names and the network."""
+    session = open_session(path)
+    return [tensor.name for tensor in session.get_inputs()], lambda feed: session.run(None, feed)[0]
+
+
+def by_openvino(path: Path, model: Model) -> tuple[list[str], Run]:
+    """The inputs' names and the network, in bfloat16, with the model's warm-up shape as the usual one."""
+    try:
+        from pipeline import openvino_runtime
+    except ImportError as error:
+        raise ValueError("OpenVINO is not installed: pip install --no-deps openvino==2026.4.1") from error
+    usual = {name: (1, *dims) for name, dims in zip(model.input_names, model.warmup, strict=True)}
+    try:
+        inputs, outputs, run = openvino_runtime.load(path, bf16=True, usual=usual)
+    except openvino_runtime.OpenVINOError as error:
+        raise ValueError(f"cannot load '{path}': {error}") from error
+    return inputs, lambda feed: run(feed)[outputs[0]]

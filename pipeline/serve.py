@@ -39,6 +39,7 @@ REGION_MB = 1.05
 """Shared memory with which a Python process of the server starts: 1 MiB."""
 LARGE_IMAGES_MB = 250
 """Shared memory beyond that: four images of the largest size at once took 130 MB."""
+RUNTIMES = ("auto", "onnxruntime", "openvino")
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -299,7 +300,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--metrics-port", type=int, default=8002, help="default: %(default)s")
     parser.add_argument(
         "--runtime",
-        choices=("auto", "onnxruntime", "openvino"),
+        choices=RUNTIMES,
         default="auto",
         help="of the networks on a CPU: openvino computes in bfloat16 (default: openvino where the processor has that "
         "and the server is the wheel's)",
