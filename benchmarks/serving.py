@@ -252,7 +252,7 @@ def plot(rows: Sequence[Row]) -> Figure | None:
                 axes.annotate(row["load"], at, xytext=(4, -10), textcoords="offset points", fontsize=7)
         axes.set(title=part, xlabel="inferences a second", ylabel="latency of a request (ms)", yscale="log")
         axes.set_xlim(0, 1.25 * max(row["per_s"] for row in of_part))
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left")
     return figure
 
 
