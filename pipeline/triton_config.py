@@ -2,7 +2,6 @@
 
 python -m pipeline.triton_config            write the files of the repository's preset
 python -m pipeline.triton_config --preset paper
-python -m pipeline.triton_config --trt      write unet_trt/config.pbtxt too, for a plan that was built on this GPU
 python -m pipeline.triton_config --check    exit 1 where a file differs from the specification
 """
 
@@ -10,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pipeline.spec import DEFAULT, MAX_BATCH, PRESETS, Model, Preset, Tensor, models, unet_trt_model
+from pipeline.spec import DEFAULT, MAX_BATCH, PRESETS, Model, Preset, Tensor, models
 
 MODEL_FILE = {"python": "model.py", "onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 REPOSITORY = Path("model_repository")
@@ -49,9 +49,23 @@ def config_of(model: Model) -> pb.ModelConfig:
     return config
 
 
-def config_text(model: Model) -> str:
-    """The text of the model's ``config.pbtxt``."""
-    return HEADER + text_format.MessageToString(config_of(model))
+def config_text(model: Model, files: Mapping[str, str] | None = None) -> str:
+    """The text of the model's ``config.pbtxt``; ``files``: by compute capability, the file that such a GPU takes."""
+    config = config_of(model)
+    config.cc_model_filenames.update(files or {})
+    return HEADER + text_format.MessageToString(config)
+
+
+def read_config(path: Path) -> pb.ModelConfig:
+    """A ``config.pbtxt``.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return text_format.Parse(path.read_text(), pb.ModelConfig())
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{path}': {error}") from error
 
 
 def preset_of(repository: Path) -> Preset:
@@ -59,7 +73,7 @@ def preset_of(repository: Path) -> Preset:
     path = repository / "superres" / "config.pbtxt"
     if not path.is_file():
         return DEFAULT
-    config = text_format.Parse(path.read_text(), pb.ModelConfig())
+    config = read_config(path)
     return PRESETS.get(config.parameters["preset"].string_value, DEFAULT)
 
 
@@ -73,11 +87,10 @@ def main(argv: list[str] | None = None) -> int:
         "--preset", choices=PRESETS, help=f"default: what the repository is configured for, else {DEFAULT.name}"
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file differs")
-    parser.add_argument("--trt", action="store_true", help="also for unet_trt, whose plan must then be there")
     args = parser.parse_args(argv)
     stale = []
     preset = PRESETS[args.preset] if args.preset else preset_of(args.model_repository)
-    for model in [*models(preset), *([unet_trt_model(preset)] if args.trt else [])]:
+    for model in models(preset):
         path = args.model_repository / model.name / "config.pbtxt"
         text = config_text(model)
         if path.is_file() and path.read_text() == text:

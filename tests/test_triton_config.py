@@ -8,12 +8,14 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pipeline.spec import MAX_BATCH, PRESETS, Model, models
-from pipeline.triton_config import config_text, main
+from pipeline.spec import DEFAULT, MAX_BATCH, PRESETS, Model, models, plan_models
+from pipeline.triton_config import config_text, main, read_config
 
 
 @pytest.mark.parametrize(
-    "model", [m for preset in PRESETS.values() for m in models(preset)], ids=lambda m: f"{m.name}-{m.preset}"
+    "model",
+    [m for preset in PRESETS.values() for m in (*models(preset), *plan_models(preset))],
+    ids=lambda m: f"{m.name}-{m.preset}",
 )
 def test_says_what_the_specification_says(model: Model) -> None:
     config = text_format.Parse(config_text(model), pb.ModelConfig())
@@ -27,10 +29,17 @@ def test_says_what_the_specification_says(model: Model) -> None:
     assert config.parameters["preset"].string_value == (model.preset or "")
 
 
-def test_the_plans_configuration_is_written_on_demand(tmp_path: Path) -> None:
-    assert main(["--model-repository", str(tmp_path), "--trt"]) == 0
-    config = text_format.Parse((tmp_path / "unet_trt" / "config.pbtxt").read_text(), pb.ModelConfig())
+def test_a_plans_configuration_names_the_file_of_each_kind_of_gpu() -> None:
+    model = plan_models(DEFAULT)[0]
+    config = text_format.Parse(config_text(model, {"9.0": "model_sm90.plan"}), pb.ModelConfig())
     assert (config.name, config.backend, config.default_model_filename) == ("unet_trt", "tensorrt", "model.plan")
+    assert dict(config.cc_model_filenames) == {"9.0": "model_sm90.plan"}
+
+
+def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.pbtxt").write_text("max_batch_size: many")
+    with pytest.raises(ValueError, match="config.pbtxt': 1:"):
+        read_config(tmp_path / "config.pbtxt")
 
 
 def test_the_repositorys_files_are_up_to_date() -> None:
@@ -40,8 +49,8 @@ def test_the_repositorys_files_are_up_to_date() -> None:
 def test_a_repository_keeps_its_preset(tmp_path: Path) -> None:
     arguments = ["--model-repository", str(tmp_path)]
     assert main([*arguments, "--preset", "paper"]) == 0
-    assert main([*arguments, "--trt"]) == 0
-    assert main([*arguments, "--check", "--trt", "--preset", "paper"]) == 0
+    assert main(arguments) == 0
+    assert main([*arguments, "--check", "--preset", "paper"]) == 0
     assert main([*arguments, "--check", "--preset", "best"]) == 1
 
 
