@@ -91,7 +91,7 @@ def not_ready(url: str, model: str) -> str | None:
         if client.is_model_ready(model):
             return None
         reasons = [m.reason for m in client.get_model_repository_index().models if m.name == model]
-    return " ".join((reasons or ["it is not in the repository"])[0].split())
+    return (reasons or ["it is not in the repository"])[0].partition("\n")[0]
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:

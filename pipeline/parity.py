@@ -1,4 +1,4 @@
-"""Are TensorRT plans on a server the networks that their ONNX files are? Single calls, and whole images of all T steps."""
+"""Are TensorRT plans the networks that their ONNX files are? Single calls and whole images, through a server."""
 
 from __future__ import annotations
 

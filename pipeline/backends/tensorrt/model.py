@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Feed = dict[str, Array]
 """Tensor name ⇒ array."""
+Shapes = dict[str, tuple[int, ...]]
 
 MAX_SHAPES = 32
 """Input shapes whose execution context and CUDA graph are kept."""
@@ -74,15 +75,13 @@ class Buffer:
         self.cuda, self.pinned = cuda, pinned
         self.size = self.device = self.host = 0
 
-    def reserve(self, size: int) -> bool:
-        """Have at least ``size`` bytes; returns whether the memory is another one than before."""
-        if size <= self.size:
-            return False
-        self.free()
-        self.device = int(self.cuda.Malloc(size))
-        self.host = int(self.cuda.MallocHost(size)) if self.pinned else 0
-        self.size = size
-        return True
+    def reserve(self, size: int) -> None:
+        """Have at least ``size`` bytes; larger ones lie elsewhere than before."""
+        if size > self.size:
+            self.free()
+            self.device = int(self.cuda.Malloc(size))
+            self.host = int(self.cuda.MallocHost(size)) if self.pinned else 0
+            self.size = size
 
     def free(self) -> None:
         if self.device:
@@ -94,7 +93,7 @@ class Buffer:
     def view(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """The host's memory as an array."""
         count = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return np.frombuffer((ctypes.c_char * count).from_address(self.host), dtype).reshape(shape)
+        return np.ndarray(shape, dtype, memoryview((ctypes.c_char * count).from_address(self.host)))
 
 
 @dataclass
@@ -102,7 +101,7 @@ class Prepared:
     """What is kept for inputs of one shape."""
 
     context: Any
-    outputs: dict[str, tuple[int, ...]]
+    outputs: Shapes
     graph: Any
     """A CUDA graph of copies and execution; None where TensorRT cannot be captured, as in networks with loops."""
 
@@ -156,7 +155,7 @@ class Engine:
         self.cuda.StreamSynchronize(self.stream)
         return {n: self.buffers[n].view(shape, self.dtypes[n]).copy() for n, shape in prepared.outputs.items()}
 
-    def _prepare(self, shapes: dict[str, tuple[int, ...]]) -> Prepared:
+    def _prepare(self, shapes: Shapes) -> Prepared:
         key = tuple(shapes.items())
         if key in self.prepared:
             self.prepared.move_to_end(key)
@@ -167,15 +166,9 @@ class Engine:
                 low, _, high = (tuple(s) for s in self.engine.get_tensor_profile_shape(name, 0))
                 raise ValueError(f"input '{name}' is {shape}, the plan takes {low} to {high}")
         outputs = {n: tuple(context.get_tensor_shape(n)) for n in self.dtypes if n not in shapes}
-        moved = [
-            self.buffers[n].reserve(
-                max(self.rows, shape[0]) * int(np.prod(shape[1:])) * np.dtype(self.dtypes[n]).itemsize
-            )
-            for n, shape in (*shapes.items(), *outputs.items())
-        ]
-        activations = context.update_device_memory_size_for_shapes()
-        if any([*moved, self.activations.reserve(activations)]):
-            self._forget(0)  # graphs and contexts hold the old addresses
+        if any(-1 in shape for shape in outputs.values()):
+            raise ValueError("the shape of an output depends on the values of the inputs, which is not supported")
+        self._reserve({**shapes, **outputs}, context.update_device_memory_size_for_shapes())
         for name, buffer in self.buffers.items():
             context.set_tensor_address(name, buffer.device)
         context.set_device_memory(self.activations.device, self.activations.size)
@@ -185,27 +178,34 @@ class Engine:
         self.prepared[key] = Prepared(context, outputs, self._capture(context, shapes, outputs))
         return self.prepared[key]
 
-    def _enqueue(self, context: Any, inputs: dict[str, tuple[int, ...]], outputs: dict[str, tuple[int, ...]]) -> None:
+    def _reserve(self, shapes: Shapes, activations: int) -> None:
+        """Memory for the largest batch of tensors and, as that is far more, for the activations of this batch only."""
+        needed = [
+            (self.buffers[name], max(self.rows, shape[0]) * self._bytes(name, (1, *shape[1:])))
+            for name, shape in shapes.items()
+        ]
+        needed.append((self.activations, activations))
+        if any(size > buffer.size for buffer, size in needed):
+            self._forget(0)  # graphs and contexts hold the old addresses
+            for buffer, size in needed:
+                buffer.reserve(size)
+
+    def _bytes(self, name: str, shape: tuple[int, ...]) -> int:
+        return int(np.prod(shape)) * int(self.dtypes[name].itemsize)
+
+    def _enqueue(self, context: Any, inputs: Shapes, outputs: Shapes) -> None:
         """Put copies to the device, execution, and copies back onto the stream."""
 
-        def copy(shapes: dict[str, tuple[int, ...]], to_device: bool) -> None:
-            for name, shape in shapes.items():
-                buffer, count = self.buffers[name], int(np.prod(shape)) * np.dtype(self.dtypes[name]).itemsize
-                if to_device:
-                    kind = self.cuda.kind.cudaMemcpyHostToDevice
-                    self.cuda.MemcpyAsync(buffer.device, buffer.host, count, kind, self.stream)
-                else:
-                    kind = self.cuda.kind.cudaMemcpyDeviceToHost
-                    self.cuda.MemcpyAsync(buffer.host, buffer.device, count, kind, self.stream)
-
-        copy(inputs, True)
+        for name, shape in inputs.items():
+            buffer, kind = self.buffers[name], self.cuda.kind.cudaMemcpyHostToDevice
+            self.cuda.MemcpyAsync(buffer.device, buffer.host, self._bytes(name, shape), kind, self.stream)
         if not context.execute_async_v3(int(self.stream)):
             raise CudaError("TensorRT cannot execute the plan; the server's log says why")
-        copy(outputs, False)
+        for name, shape in outputs.items():
+            buffer, kind = self.buffers[name], self.cuda.kind.cudaMemcpyDeviceToHost
+            self.cuda.MemcpyAsync(buffer.host, buffer.device, self._bytes(name, shape), kind, self.stream)
 
-    def _capture(
-        self, context: Any, inputs: dict[str, tuple[int, ...]], outputs: dict[str, tuple[int, ...]]
-    ) -> Any | None:
+    def _capture(self, context: Any, inputs: Shapes, outputs: Shapes) -> Any | None:
         self.cuda.StreamBeginCapture(
             self.stream, self.cuda.cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         )
