@@ -187,20 +187,23 @@ def by_api(trt: Any) -> Builder:
         network = builder.create_network(0)
         parser = trt.OnnxParser(network, log)
         if not parser.parse_from_file(str(onnx)):
-            raise PlanError(f"TensorRT cannot read '{onnx}': {parser.get_error(0).desc()}")
+            error = parser.get_error(0)
+            what = " ".join(filter(None, (error.node_operator(), error.code().name)))
+            raise PlanError(f"TensorRT cannot read '{onnx}': {what}: {error.desc()}")
         config = builder.create_builder_config()
         if precision == "fp32":
             config.clear_flag(trt.BuilderFlag.TF32)
         elif flags:
             config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
-        old = timing_cache.read_bytes() if timing_cache and timing_cache.is_file() else b""
-        if not config.set_timing_cache(config.create_timing_cache(old), ignore_mismatch=False):
-            raise PlanError(f"timing cache '{timing_cache}' is damaged, or of another GPU or TensorRT: remove it")
+        if timing_cache:
+            old = timing_cache.read_bytes() if timing_cache.is_file() else b""
+            if not config.set_timing_cache(config.create_timing_cache(old), ignore_mismatch=False):
+                raise PlanError(f"timing cache '{timing_cache}' is damaged, or of another GPU or TensorRT: remove it")
         profile = builder.create_optimization_profile()
         for name, shape in shapes.items():
             profile.set_shape(name, shape.smallest, shape.usual, shape.largest)
-        config.add_optimization_profile(profile)
-        built = builder.build_serialized_network(network, config)
+        added = config.add_optimization_profile(profile) >= 0
+        built = builder.build_serialized_network(network, config) if added else None
         if built is None:
             raise PlanError(f"TensorRT cannot build '{onnx}': {said[0] if said else 'it does not say why'}")
         plan.write_bytes(built)
