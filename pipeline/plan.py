@@ -138,7 +138,7 @@ def check(order: Order, staging: Path, log: Path) -> Parity:
                     raise PlanError(f"the server cannot load '{model.name}': {reason}")
             parity = measure_parity(url, order.preset, onnx_networks(order.repository, order.preset), order.pairs)
     except ServerError as error:
-        raise PlanError(f"no server takes the plan: {error}") from error
+        raise PlanError(f"no server takes the plan: {' '.join(str(error).split())}") from error
     print(report(parity))
     judge(parity)
     return parity

@@ -209,6 +209,15 @@ def test_a_plan_that_no_server_loads_replaces_nothing(repository: Path, capsys: 
     assert "TensorRT" in message.partition("unet_trt")[2]
 
 
+def test_no_server_at_all_is_one_line(
+    repository: Path, gpu: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(gpu / "nvidia-smi"))
+    message = assert_refused(repository, capsys)
+    assert "no server takes the plan: the server stopped with status 1: " in message
+    assert "cannot write the backend directory" in message
+
+
 @pytest.mark.usefixtures("gpu", "passes")
 def test_all_three_are_built_and_replace_what_was_there(repository: Path) -> None:
     assert main(["--model-repository", str(repository), "--all"]) == 0
