@@ -77,7 +77,7 @@ class FakeCuda(ModuleType):
     def cudaMalloc(self, size: int) -> tuple[Error, int | None]:
         if size > self.available:
             return Error.cudaErrorMemoryAllocation, None
-        block = ctypes.create_string_buffer(size)
+        block = ctypes.create_string_buffer(b"\xff" * size, size)  # as used memory is: no zeros
         self.memory[ctypes.addressof(block)] = block
         self.allocated.append(size)
         return Error.cudaSuccess, ctypes.addressof(block)
@@ -165,6 +165,7 @@ class FakeContext:
             return np.ctypeslib.as_array((kind * size).from_address(self.address[name]))
 
         def run() -> None:
+            assert not np.isnan(array("x", ctypes.c_float, count)).any(), "input that nobody wrote"
             array("y", ctypes.c_float, count)[:] = 2 * array("x", ctypes.c_float, count)
             array("rows", ctypes.c_int32, self.shape[0])[:] = self.shape[0]
 

@@ -117,7 +117,8 @@ class Engine:
         """``dtypes``: of every tensor, by name; ``rows``: the largest batch, for which memory is reserved."""
         self.trt, self.cuda, self.dtypes, self.rows = trt, cuda, dtypes, rows
         self.log = trt.Logger(trt.Logger.WARNING)
-        self.engine = trt.Runtime(self.log).deserialize_cuda_engine(path.read_bytes())
+        self.runtime = trt.Runtime(self.log)
+        self.engine = self.runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
             raise pb_utils.TritonModelException(
                 f"TensorRT {trt.__version__} cannot load '{path}': it is damaged, or was built by another version of "
@@ -156,11 +157,14 @@ class Engine:
         return {n: self.buffers[n].view(shape, self.dtypes[n]).copy() for n, shape in prepared.outputs.items()}
 
     def _prepare(self, shapes: Shapes) -> Prepared:
+        """What is kept for inputs of these shapes, made where it is not."""
         key = tuple(shapes.items())
         if key in self.prepared:
             self.prepared.move_to_end(key)
             return self.prepared[key]
         context = self.engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise CudaError("TensorRT makes no execution context; the server's log says why")
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 low, _, high = (tuple(s) for s in self.engine.get_tensor_profile_shape(name, 0))
@@ -172,6 +176,8 @@ class Engine:
         for name, buffer in self.buffers.items():
             context.set_tensor_address(name, buffer.device)
         context.set_device_memory(self.activations.device, self.activations.size)
+        for name, shape in shapes.items():
+            self.buffers[name].view(shape, self.dtypes[name])[...] = 0  # a valid index, unlike what memory holds
         self._enqueue(context, shapes, outputs)  # TensorRT's first run of a shape does what cannot be captured
         self.cuda.StreamSynchronize(self.stream)
         self._forget(MAX_SHAPES - 1)
@@ -195,7 +201,6 @@ class Engine:
 
     def _enqueue(self, context: Any, inputs: Shapes, outputs: Shapes) -> None:
         """Put copies to the device, execution, and copies back onto the stream."""
-
         for name, shape in inputs.items():
             buffer, kind = self.buffers[name], self.cuda.kind.cudaMemcpyHostToDevice
             self.cuda.MemcpyAsync(buffer.device, buffer.host, self._bytes(name, shape), kind, self.stream)
