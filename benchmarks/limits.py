@@ -151,6 +151,7 @@ def report(machine: Machine, needs: dict[str, Need], own: str, achieved: dict[st
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
+    parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--side", type=int, default=DEFAULT.data.lr_size, help="of the LR image (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -159,15 +160,15 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"argument --side: {args.side}, needed is a multiple of {multiple}")
     if args.rounds < 1:
         parser.error(f"argument --rounds: {args.rounds}, needed is 1 or more")
-    own = preset_of(ROOT / "model_repository")
+    own = preset_of(args.model_repository)
     try:
         with contextlib.ExitStack() as stack:
             url = args.url
             if url is None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                url = stack.enter_context(running_server(folder / "log"))
+                url = stack.enter_context(running_server(folder / "log", args.model_repository))
             before = measure_machine()
-            times = overhead.measure(url, args.rounds, own.diffusion.sampler, None, args.side)
+            times = overhead.measure(url, args.model_repository, args.rounds, None, None, args.side)
             machine = before.best(measure_machine())
     except (ServerError, UpscaleError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -85,6 +85,15 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> No
     raise ServerError(f"the server stopped with status {server.returncode}:\n{last_lines(log)}")
 
 
+def not_ready(url: str, model: str) -> str | None:
+    """Why the server at ``url`` does not run ``model``; None where it does."""
+    with tritonclient.grpc.InferenceServerClient(url) as client:
+        if client.is_model_ready(model):
+            return None
+        reasons = [m.reason for m in client.get_model_repository_index().models if m.name == model]
+    return (reasons or ["it is not in the repository"])[0].partition("\n")[0]
+
+
 def stop(server: subprocess.Popen[bytes]) -> None:
     """End the server and every process it started, at once where another interruption comes meanwhile."""
     server.terminate()

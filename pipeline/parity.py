@@ -1,52 +1,46 @@
-"""Is a server's TensorRT plan the network that its ONNX file is? Single calls, and whole images of all T steps."""
+"""Are TensorRT plans the networks that their ONNX files are? Single calls and whole images, through a server.
+
+``MIN_PSNR`` stands for LPIPS, which needs PyTorch: at 45 dB noise changes an image's LPIPS by 0.013 to 0.018, at 52 dB
+by less than 0.002 (docs/decisions.md). ``python -m train.evaluate --runtimes onnx,trt`` measures the change itself.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as triton
 from pydicom.data import get_testdata_file
+from tritonclient.utils import InferenceServerException
 
-from client import Client
 from pipeline.files import read_image
-from pipeline.images import Image, crop_square, psnr, resize_cubic
-from pipeline.spec import Preset
-from pipeline.superres import Array, Networks, generator, upscale
+from pipeline.images import Image, crop_square, resize_cubic
+from pipeline.spec import Model, Preset
+from pipeline.superres import Array, Networks, generator, network_lr, upsample_all, upscale
 
 RECORDED = (299, 150, 1)
 """Timesteps whose calls are compared."""
-MAX_UNET_ERROR = 0.05
-MIN_PSNR = 45.0
+MAX_CALL_ERROR = 0.05
+MIN_PSNR = 52.0
 MAX_DARK = 0.5
 DARK = 0.2
+LEAST_ERROR = 1e-10
+"""Mean squared error that counts as none: 100 dB, for JSON has no infinity."""
 ADVICE = "use --precision fp32, or bf16"
 
 
 class ParityError(Exception):
-    """The plan is not the network."""
-
-
-def record_inputs(networks: Networks, preset: Preset, image: Image) -> dict[int, tuple[Array, Array]]:
-    """What the U-Net is given at the recorded timesteps of a whole run of DDPM: {t: (x, t)}."""
-    recorded: dict[int, tuple[Array, Array]] = {}
-
-    def denoise(x: Array, t: Array) -> Array:
-        if (time := int(t[0, 0])) in RECORDED:
-            recorded[time] = x.copy(), t.copy()
-        return networks.denoise(x, t)
-
-    upscale([image], [0], generator(replace(networks, denoise=denoise), preset, sampler="ddpm"), preset)
-    return recorded
+    """A plan is not the network."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a plan is from the ONNX file."""
+    """How far plans are from the ONNX files."""
 
-    unet_error: dict[int, float]
-    """By timestep: max │plan - ONNX│ / max │ONNX│"""
+    calls: dict[str, float]
+    """By what was called: max │plan - ONNX│ / max │ONNX│"""
     psnr: float
     """of the worst of the whole images, in dB"""
     dark: float
@@ -54,14 +48,14 @@ class Parity:
 
 
 def judge(parity: Parity) -> None:
-    """Refuse a plan that is not the network.
+    """Refuse plans that are not the networks; NaN is refused as well.
 
     Raises:
-        ParityError: it is too far from the ONNX file.
+        ParityError: they are too far from the ONNX files.
     """
-    wrong = [f"t = {t}: {error:.1%}" for t, error in parity.unet_error.items() if not error < MAX_UNET_ERROR]
+    wrong = [f"{call}: {error:.1%}" for call, error in parity.calls.items() if not error < MAX_CALL_ERROR]
     if wrong:
-        raise ParityError(f"the plan's U-Net is off by {', '.join(wrong)}, allowed is {MAX_UNET_ERROR:.0%}: {ADVICE}")
+        raise ParityError(f"the plan is off ({', '.join(wrong)}), allowed is {MAX_CALL_ERROR:.0%}: {ADVICE}")
     if not parity.psnr > MIN_PSNR:
         raise ParityError(f"whole images: PSNR against ONNX is {parity.psnr:.1f} dB, needed is {MIN_PSNR:g}: {ADVICE}")
     if not parity.dark < MAX_DARK:
@@ -82,38 +76,79 @@ def radiographs(preset: Preset) -> list[Image]:
     return [lr, lr * np.float32(0.4)]
 
 
-def measure_parity(url: str, preset: Preset, networks: Networks) -> Parity:
-    """Compare ``unet_trt`` with ``unet_onnx`` on the server at ``url``: single calls, and whole images of all T steps.
+def remote(server: triton.InferenceServerClient, name: str, model: Model) -> Callable[..., Array]:
+    """Model ``name`` of the server as a function of the inputs that ``model`` has, by name; others are ignored."""
+
+    def run(**inputs: Array) -> Array:
+        tensors = [triton.InferInput(tensor.name, inputs[tensor.name].shape, tensor.dtype) for tensor in model.inputs]
+        for tensor in tensors:
+            tensor.set_data_from_numpy(inputs[tensor.name()])
+        output: Array = server.infer(name, tensors).as_numpy(model.outputs[0].name)
+        return output
+
+    return run
+
+
+def call_error(plan: Array, onnx: Array) -> float:
+    """max │plan - ONNX│ / max │ONNX│; NaN where a value of the plan is."""
+    return float(np.abs(plan - onnx).max() / np.abs(onnx).max())
+
+
+def compare_images(plan: Image, onnx: Image) -> tuple[float, float]:
+    """PSNR in dB, and by how many gray levels of 255 the dark areas' mean is shifted; NaN where a value is."""
+    error = np.mean(np.square(plan - onnx, dtype=np.float64))
+    where = onnx < DARK
+    shift = np.mean((plan - onnx)[where]) if where.any() else 0.0
+    return float(-10 * np.log10(np.maximum(error, LEAST_ERROR))), 255 * abs(float(shift))
+
+
+def measure_parity(url: str, preset: Preset, networks: Networks, pairs: Sequence[tuple[Model, Model]]) -> Parity:
+    """Compare plans with the ONNX models of the same server.
+
+    The denoiser is compared on the inputs of a whole run at the recorded timesteps, and by whole images of all steps of
+    DDPM; encoder and decoder, whose errors no loop adds up, on one call.
 
     Args:
-        networks: the ONNX files in this process, from which the calls are recorded.
+        url: gRPC address of the server.
+        preset: of its repository.
+        networks: the ONNX files in this process; their encoder and decoder stand around the denoisers compared.
+        pairs: (network, its plan), the denoiser first.
+
+    Raises:
+        ParityError: the server runs one of them not at all.
     """
+    calls: dict[str, float] = {}
     images = radiographs(preset)
-    errors = {}
-    with triton.InferenceServerClient(url) as server:
-        for t, (x, time) in record_inputs(networks, preset, images[0]).items():
-            inputs = [
-                triton.InferInput(name, a.shape, "FP32").set_data_from_numpy(a) for name, a in (("x", x), ("t", time))
-            ]
-            plan, onnx = (
-                server.infer(name, inputs).as_numpy(preset.diffusion.prediction) for name in ("unet_trt", "unet_onnx")
-            )
-            errors[t] = float(np.abs(plan - onnx).max() / np.abs(onnx).max())
-    worst, dark = float("inf"), 0.0
-    with Client(url) as client:
-        for image in images:
-            plan, onnx = (
-                client.upscale(image, sampler="ddpm", denoiser=denoiser, faithful=False).image
-                for denoiser in ("trt", "onnx")
-            )
-            worst = min(worst, psnr(plan, onnx))
-            where = onnx < DARK
-            dark = max(dark, 255 * abs(float((plan - onnx)[where].mean())) if where.any() else 0.0)
-    return Parity(errors, worst, dark)
+    lr = network_lr(images[:1], preset)
+    image = upsample_all(lr)
+    try:
+        with triton.InferenceServerClient(url) as server:
+            both = [tuple(remote(server, model.name, network) for model in (plan, network)) for network, plan in pairs]
+            plan_denoise, onnx_denoise = both[0]
+
+            def recording(x: Array, t: Array) -> Array:
+                onnx = onnx_denoise(x=x, t=t)
+                call = f"{pairs[0][1].name} at t = {t[0, 0]:g}"
+                if t[0, 0] in RECORDED and call not in calls:
+                    calls[call] = call_error(plan_denoise(x=x, t=t), onnx)
+                return onnx
+
+            def draw(image: Image, denoise: Callable[[Array, Array], Array]) -> Image:
+                generate = generator(replace(networks, denoise=denoise), preset, sampler="ddpm")
+                return upscale([image], [0], generate, preset, faithful=False)[0].upscaled
+
+            found = [compare_images(draw(i, lambda x, t: plan_denoise(x=x, t=t)), draw(i, recording)) for i in images]
+            inputs = {"image": image, "latent": networks.encode(image, lr), "lr": lr}
+            for (_, model), (plan, onnx) in zip(pairs[1:], both[1:], strict=True):
+                calls[model.name] = call_error(plan(**inputs), onnx(**inputs))
+    except InferenceServerException as error:
+        raise ParityError(f"the server does not answer: {error.message()}") from error
+    # unlike min() and max(), NumPy's let NaN through
+    return Parity(calls, float(np.min([psnr for psnr, _ in found])), float(np.max([dark for _, dark in found])))
 
 
 def report(parity: Parity) -> str:
     """For people."""
-    calls = ", ".join(f"{error:.2%} at t = {t}" for t, error in parity.unet_error.items())
+    calls = ", ".join(f"{call}: {error:.2%}" for call, error in parity.calls.items())
     dark = f"dark areas shifted by {parity.dark:.2f} gray levels"
-    return f"U-Net off by {calls}; whole images: PSNR {parity.psnr:.1f} dB, {dark}"
+    return f"calls off by {calls}; whole images: PSNR {parity.psnr:.1f} dB, {dark}"

@@ -13,6 +13,7 @@ import errno
 import filecmp
 import hashlib
 import importlib.util
+import json
 import math
 import os
 import re
@@ -25,15 +26,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from pipeline.command_line import make_parser
 from pipeline.spec import MAX_SIDE
-from pipeline.triton_config import MODEL_FILE
+from pipeline.triton_config import MODEL_FILE, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTALLED = Path("/opt/tritonserver/bin/tritonserver")
+OUR_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
+TOLERANT = ("--exit-on-error=false", "--strict-readiness=false")
+"""Flags with which a plan that does not load here leaves the rest of the repository served."""
 SHARED_MEMORY = Path("/dev/shm")
 REGION_MB = 1.05
 """Shared memory with which a Python process of the server starts: 1 MiB."""
@@ -41,6 +44,10 @@ LARGE_IMAGES_MB = 250
 """Shared memory beyond that: four images of the largest size at once took 130 MB."""
 RUNTIMES = ("auto", "onnxruntime", "openvino")
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+RESTORE = "restore it with git, or write it with `make export`"
+REMEDY = {"tensorrt": "build it again with `make plan`, or remove the model's folder"}
 
 
 class ServeError(Exception):
@@ -132,7 +139,7 @@ def libpython_directory() -> list[str]:
 
 
 def prepare_backends(triton: Path, stub: Path) -> Path:
-    """A backend directory: Triton's Python backend with this Python's stub beside it, and ours for ONNX.
+    """A backend directory: Triton's Python backend with this Python's stub beside it, and ours.
 
     It lies in the user's cache, one for each installation, and is brought up to date by every start. Triton takes
     no links that lead out of it, so the files (4 MB) are copied.
@@ -144,10 +151,7 @@ def prepare_backends(triton: Path, stub: Path) -> Path:
         "python/libtriton_python.so": triton / "backends" / "python" / "libtriton_python.so",
         "python/triton_python_backend_utils.py": triton / "backends" / "python" / "triton_python_backend_utils.py",
         "python/triton_python_backend_stub": stub,
-        **{
-            f"{name}/model.py": ROOT / "pipeline" / "backends" / name / "model.py"
-            for name in ("onnxruntime", "openvino")
-        },
+        **{f"{name}/model.py": ROOT / "pipeline" / "backends" / name / "model.py" for name in OUR_BACKENDS},
     }
     key = hashlib.sha256("\n".join(map(str, files.values())).encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -192,11 +196,14 @@ def runtime_flags(runtime: str, server: Server) -> list[str]:
     return ["--model-config-name=openvino"] if runtime == "openvino" else []
 
 
-def check_repository(repository: Path) -> None:
-    """See that every model has a configuration and its file.
+def check_repository(repository: Path) -> list[pb.ModelConfig]:
+    """See that every model has a configuration and its files, and that plans are of the networks beside them.
+
+    Returns:
+        The models' configurations.
 
     Raises:
-        ServeError: it is no model repository, or a model's file is missing.
+        ServeError: it is no model repository, or a model's file is missing, damaged or out of date.
     """
     if not repository.is_dir():
         raise ServeError(f"model repository '{repository}' is not a directory")
@@ -208,18 +215,40 @@ def check_repository(repository: Path) -> None:
             )
     if not configs:
         raise ServeError(f"'{repository}' is no model repository: it holds no MODEL/config.pbtxt")
+    found = []
     for path in configs:
         try:
-            config = text_format.Parse(path.read_text(), pb.ModelConfig())
-        except text_format.ParseError as error:
-            raise ServeError(f"'{path}': {error}") from error
+            config = read_config(path)
+        except ValueError as error:
+            raise ServeError(str(error)) from error
+        found.append(config)
+        default = config.default_model_filename or MODEL_FILE.get(config.backend)
+        files = list(config.cc_model_filenames.values()) or [default]
         versions = [d for d in path.parent.iterdir() if d.is_dir() and d.name.isdecimal()]
-        name = config.default_model_filename or MODEL_FILE.get(config.backend)
-        if name is None:
-            continue
-        for version in versions or [path.parent / "1"]:
-            if not (version / name).is_file():
-                raise ServeError(f"'{version / name}' is missing: restore it with git, or write it with `make export`")
+        for file in (version / name for version in versions or [path.parent / "1"] for name in files if name):
+            if not file.is_file():
+                raise ServeError(f"'{file}' is missing: {REMEDY.get(config.backend, RESTORE)}")
+            if config.backend == "tensorrt":
+                check_plan(repository, file)
+    return found
+
+
+def check_plan(repository: Path, plan: Path) -> None:
+    """See that a plan was built from the network beside it, where a JSON file says what it was built from.
+
+    Raises:
+        ServeError: that file is damaged, or the network is another one.
+    """
+    path = plan.with_suffix(".json")
+    if not path.is_file():
+        return
+    try:
+        about = json.loads(path.read_text())
+        onnx, expected = repository / about["onnx"], about["onnx_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ServeError(f"'{path}' is damaged: {REMEDY['tensorrt']}") from error
+    if not onnx.is_file() or hashlib.sha256(onnx.read_bytes()).hexdigest() != expected:
+        raise ServeError(f"'{plan}' was built from another '{onnx}': {REMEDY['tensorrt']}")
 
 
 def check_ports(ports: dict[str, int]) -> None:
@@ -262,7 +291,7 @@ def check_shared_memory(repository: Path, extra: Sequence[str]) -> None:
     size = next(
         (float(m[1]) / 1e6 for flag in extra if (m := re.search(r"shm-default-byte-size=(\d+)", flag))), REGION_MB
     )
-    configs = [text_format.Parse(path.read_text(), pb.ModelConfig()) for path in repository.glob("*/config.pbtxt")]
+    configs = [read_config(path) for path in repository.glob("*/config.pbtxt")]
     instances = sum(sum(group.count for group in config.instance_group) or 2 for config in configs)
     free, start = free_shared_memory(), instances * size
     advice = "give it more (docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm)"
@@ -309,7 +338,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     ports = {f"--{name}-port": getattr(args, f"{name}_port") for name in ("http", "grpc", "metrics")}
     try:
-        check_repository(args.model_repository)
+        models = check_repository(args.model_repository)
         server = find_server()
         flags = runtime_flags(args.runtime, server)
         check_ports(ports)
@@ -317,7 +346,8 @@ def main(argv: list[str] | None = None) -> int:
     except ServeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    command = command_line(server, args.model_repository.resolve(), ports, [*flags, *args.extra])
+    tolerant = TOLERANT if any(model.backend == "tensorrt" for model in models) else ()
+    command = command_line(server, args.model_repository.resolve(), ports, [*flags, *tolerant, *args.extra])
     settings = [f"{name}={value}" for name, value in server.environment.items()]
     print("starting: " + shlex.join(["env", *settings, *command]), flush=True)
     # the server takes this process's place, and with it the terminal, the signals and the exit status

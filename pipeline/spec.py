@@ -346,9 +346,13 @@ def onnx_models(preset: Preset) -> tuple[Model, ...]:
     return (*network_models(preset), fused_model(preset))
 
 
-def unet_trt_model(preset: Preset) -> Model:
-    """The denoiser as a TensorRT plan, which belongs to the GPU it was built on and is therefore not in git."""
-    return replace(network_models(preset)[0], name="unet_trt", backend="tensorrt")
+def plan_models(preset: Preset) -> tuple[Model, Model, Model]:
+    """The same networks as TensorRT plans, which belong to the GPU they were built on and are therefore not in git."""
+    denoiser, encoder, decoder = (
+        replace(model, name=model.name.removesuffix("_onnx") + "_trt", backend="tensorrt")
+        for model in network_models(preset)
+    )
+    return denoiser, encoder, decoder
 
 
 def superres_model(preset: Preset) -> Model:

@@ -2,7 +2,6 @@
 
 python -m pipeline.triton_config            write the files of the repository's preset
 python -m pipeline.triton_config --preset paper
-python -m pipeline.triton_config --trt      write unet_trt/config.pbtxt too, for a plan that was built on this GPU
 python -m pipeline.triton_config --check    exit 1 where a file differs from the specification
 """
 
@@ -10,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pipeline.spec import DEFAULT, MAX_BATCH, PRESETS, Model, Preset, Tensor, models, unet_trt_model
+from pipeline.spec import DEFAULT, MAX_BATCH, PRESETS, Model, Preset, Tensor, models
 
 MODEL_FILE = {"python": "model.py", "onnxruntime": "model.onnx", "openvino": "model.onnx", "tensorrt": "model.plan"}
 REPOSITORY = Path("model_repository")
@@ -41,6 +41,9 @@ def config_of(model: Model) -> pb.ModelConfig:
     if model.backend == "python":
         # two images of different shape or options can be under way at once; the networks' batchers join their calls
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=2)
+    if model.backend == "openvino":
+        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+        config.parameters["HINT_BF16"].string_value = "YES"
     if model.warmup:
         warmup = config.model_warmup.add(name="zeros", batch_size=1)
         for tensor, dims in zip(model.inputs, model.warmup, strict=True):
@@ -50,27 +53,35 @@ def config_of(model: Model) -> pb.ModelConfig:
     return config
 
 
-def openvino_config(model: Model) -> pb.ModelConfig:
-    """The same model by OpenVINO in bfloat16, for ``tritonserver --model-config-name=openvino``."""
-    config = config_of(replace(model, backend="openvino"))
-    config.parameters["HINT_BF16"].string_value = "YES"
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
-    return config
+def config_files(preset: Preset) -> dict[str, str]:
+    """Path in the repository ⇒ text, of every configuration that is in git.
 
-
-def config_files(preset: Preset, *, trt: bool = False) -> dict[str, str]:
-    """Path in the repository ⇒ text, of every configuration."""
-    every = [*models(preset), *([unet_trt_model(preset)] if trt else [])]
-    texts = {f"{model.name}/config.pbtxt": config_text(config_of(model)) for model in every}
-    for model in every:
+    ``tritonserver --model-config-name=openvino`` takes the second of a model that has two.
+    """
+    texts = {f"{model.name}/config.pbtxt": config_text(model) for model in models(preset)}
+    for model in models(preset):
         if model.name in preset.bfloat16:
-            texts[f"{model.name}/configs/openvino.pbtxt"] = config_text(openvino_config(model))
+            texts[f"{model.name}/configs/openvino.pbtxt"] = config_text(replace(model, backend="openvino"))
     return texts
 
 
-def config_text(config: pb.ModelConfig) -> str:
-    """The text of a configuration file."""
+def config_text(model: Model, files: Mapping[str, str] | None = None) -> str:
+    """The text of the model's ``config.pbtxt``; ``files``: by compute capability, the file that such a GPU takes."""
+    config = config_of(model)
+    config.cc_model_filenames.update(files or {})
     return HEADER + text_format.MessageToString(config)
+
+
+def read_config(path: Path) -> pb.ModelConfig:
+    """A ``config.pbtxt``.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return text_format.Parse(path.read_text(), pb.ModelConfig())
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{path}': {error}") from error
 
 
 def preset_of(repository: Path) -> Preset:
@@ -78,7 +89,7 @@ def preset_of(repository: Path) -> Preset:
     path = repository / "superres" / "config.pbtxt"
     if not path.is_file():
         return DEFAULT
-    config = text_format.Parse(path.read_text(), pb.ModelConfig())
+    config = read_config(path)
     return PRESETS.get(config.parameters["preset"].string_value, DEFAULT)
 
 
@@ -92,11 +103,10 @@ def main(argv: list[str] | None = None) -> int:
         "--preset", choices=PRESETS, help=f"default: what the repository is configured for, else {DEFAULT.name}"
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file differs")
-    parser.add_argument("--trt", action="store_true", help="also for unet_trt, whose plan must then be there")
     args = parser.parse_args(argv)
     stale = []
     preset = PRESETS[args.preset] if args.preset else preset_of(args.model_repository)
-    for name, text in config_files(preset, trt=args.trt).items():
+    for name, text in config_files(preset).items():
         path = args.model_repository / name
         if path.is_file() and path.read_text() == text:
             continue

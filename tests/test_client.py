@@ -108,7 +108,7 @@ def test_bad_requests_are_found_before_sending(
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_servers_refusal_is_a_bad_request(server: RunningServer, protocol: Protocol) -> None:
     with Client(server.url(protocol), protocol=protocol) as client:
-        with pytest.raises(BadRequest, match="the TensorRT plan is not built"):
+        with pytest.raises(BadRequest, match="the server runs no TensorRT plan"):
             client.upscale(IMAGE, denoiser="trt")
         assert client.upscale(IMAGE, steps=1).image.shape == (64, 80)
 

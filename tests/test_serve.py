@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -10,12 +12,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tritonclient.http
 
+from client import BadRequest, Client
 from pipeline import serve
-from pipeline.local_server import free_ports
+from pipeline.local_server import free_ports, not_ready
 from pipeline.serve import ROOT, ServeError, Server, runtime_flags
+from pipeline.spec import DEFAULT, plan_models
+from pipeline.triton_config import config_text
 from tests.conftest import StartServer
 
 REPOSITORY = ROOT / "model_repository"
@@ -88,6 +94,7 @@ def test_backend_directory_is_made_once_and_kept_up_to_date(
         "python/libtriton_python.so",
         "python/triton_python_backend_stub",
         "python/triton_python_backend_utils.py",
+        "tensorrt/model.py",
     ]
     (backends / "onnxruntime" / "model.py").write_text("an older version")
     serve.embedded_server(package)
@@ -155,6 +162,71 @@ def test_model_files_have_their_backends_names(tmp_path: Path) -> None:
         (tmp_path / backend / "config.pbtxt").write_text(f'backend: "{backend}"')
         (tmp_path / backend / "1" / name).write_text("")
     serve.check_repository(tmp_path)
+
+
+def add_plan(repository: Path, about: str | None = None) -> Path:
+    """A plan that nothing can load, and the JSON file beside it."""
+    model = plan_models(DEFAULT)[0]
+    folder = repository / model.name
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(config_text(model))
+    (folder / "1" / "model.plan").write_bytes(b"ftrt, cut off")
+    if about is not None:
+        (folder / "1" / "model.json").write_text(about)
+    return folder
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    shutil.copytree(REPOSITORY, tmp_path / "models")
+    return tmp_path / "models"
+
+
+def test_a_plan_of_another_network_is_refused(repository: Path) -> None:
+    onnx = repository / "unet_onnx" / "1" / "model.onnx"
+    about = {"onnx": "unet_onnx/1/model.onnx", "onnx_sha256": hashlib.sha256(onnx.read_bytes()).hexdigest()}
+    add_plan(repository, json.dumps(about))
+    serve.check_repository(repository)
+    onnx.write_bytes(onnx.read_bytes() + b" ")
+    assert_one_line(
+        run("--model-repository", repository),
+        "unet_trt/1/model.plan' was built from another", "unet_onnx/1/model.onnx", "build it again with `make plan`",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("about", ["{", "[]", "{}", '{"onnx": 1, "onnx_sha256": ""}'])
+def test_a_damaged_description_of_a_plan_is_named(repository: Path, about: str) -> None:
+    add_plan(repository, about)
+    with pytest.raises(ServeError, match=r"model.json' is damaged: build it again with `make plan`"):
+        serve.check_repository(repository)
+
+
+def test_a_missing_plan_is_built_again_not_restored(repository: Path) -> None:
+    folder = add_plan(repository)
+    serve.check_repository(repository)
+    (folder / "config.pbtxt").write_text(config_text(plan_models(DEFAULT)[0], {"9.0": "model_sm90.plan"}))
+    with pytest.raises(ServeError, match=r"model_sm90.plan' is missing: build it again with `make plan`, or remove"):
+        serve.check_repository(repository)
+
+
+def test_a_plan_that_does_not_load_leaves_the_rest_served(start_server: StartServer, repository: Path) -> None:
+    add_plan(repository)
+    server = start_server(repository)
+    with Client(server.url("grpc")) as client:
+        image = np.full((16, 16), 0.5, np.float32)
+        np.testing.assert_array_equal(client.upscale(image).image, client.upscale(image, denoiser="onnx").image)
+        with pytest.raises(BadRequest, match="'denoiser' is 'trt', but the server runs no .* the server's log says"):
+            client.upscale(image, denoiser="trt")
+    assert "TensorRT" in (not_ready(server.url("grpc"), "unet_trt") or "")
+    assert "failed to load 'unet_trt'" in server.log.read_text()
+
+
+def test_a_network_that_does_not_load_ends_a_server_without_plans(repository: Path) -> None:
+    (repository / "unet_onnx" / "1" / "model.onnx").write_bytes(b"cut off")
+    ports = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), free_ports(3), strict=True)]
+    result = run("--model-repository", repository, *ports)
+    assert result.returncode != 0
+    assert "onnxruntime cannot load" in result.stdout + result.stderr
 
 
 def test_damaged_config(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ BAD = [
     (lambda a: a, {"output": ["median"]}, "'output' is 'median', allowed are sample, mean"),
     (lambda a: a, {"output": ["mean"]}, "'output' is 'mean', which needs 'samples' of 2 or more"),
     (lambda a: a, {"denoiser": ["tpu"]}, "'denoiser' is 'tpu', allowed are auto, onnx, trt"),
-    (lambda a: a, {"denoiser": ["trt"]}, "the TensorRT plan is not built: build it .*trtexec --onnx="),
+    (lambda a: a, {"denoiser": ["trt"]}, "the server runs no TensorRT plan 'unet_trt': build it .*`make plan`"),
     (lambda a: a, {"seed": [1, 2]}, "batch-size|unexpected shape|batch size"),
 ]
 

@@ -8,7 +8,20 @@ import sys
 
 import pytest
 
-from pipeline.spec import BEST, DEFAULT, PAPER, PRESETS, SCALE, Band, Preset, VAESpec, models, superres_model
+from pipeline.spec import (
+    BEST,
+    DEFAULT,
+    PAPER,
+    PRESETS,
+    SCALE,
+    Band,
+    Preset,
+    VAESpec,
+    models,
+    network_models,
+    plan_models,
+    superres_model,
+)
 
 EACH = pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda p: p.name)
 
@@ -81,6 +94,13 @@ def test_warmups_fit_their_inputs(preset: Preset) -> None:
             assert all(wanted in (-1, given) for wanted, given in zip(tensor.dims, dims, strict=True))
 
 
+def test_plans_have_the_networks_interfaces_and_names_of_their_own() -> None:
+    plans, networks = plan_models(DEFAULT), network_models(DEFAULT)
+    assert [p.name for p in plans] == ["unet_trt", "vae_encoder_trt", "vae_decoder_trt"]
+    assert [(p.inputs, p.outputs, p.warmup) for p in plans] == [(n.inputs, n.outputs, n.warmup) for n in networks]
+    assert {p.backend for p in plans} == {"tensorrt"}
+
+
 @pytest.mark.parametrize(
     ("module", "banned"),
     [
@@ -88,6 +108,7 @@ def test_warmups_fit_their_inputs(preset: Preset) -> None:
         ("pipeline.sampler", ["torch", "cv2"]),
         ("pipeline.superres", ["torch", "onnxruntime", "PIL", "pydicom"]),
         ("pipeline.serve", ["torch", "onnxruntime"]),
+        ("pipeline.plan", ["torch", "client", "train"]),
         ("client", ["torch", "onnxruntime"]),
         ("client.upscale", ["torch", "onnxruntime"]),
     ],

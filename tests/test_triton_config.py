@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pipeline.spec import MAX_BATCH, PRESETS, Model, Preset, models
-from pipeline.triton_config import config_of, config_text, main, openvino_config
+from pipeline.spec import DEFAULT, MAX_BATCH, PRESETS, Model, Preset, models, plan_models
+from pipeline.triton_config import config_of, config_text, main, read_config
 
 
 @pytest.mark.parametrize(
-    "model", [m for preset in PRESETS.values() for m in models(preset)], ids=lambda m: f"{m.name}-{m.preset}"
+    "model",
+    [m for preset in PRESETS.values() for m in (*models(preset), *plan_models(preset))],
+    ids=lambda m: f"{m.name}-{m.preset}",
 )
 def test_says_what_the_specification_says(model: Model) -> None:
-    config = text_format.Parse(config_text(config_of(model)), pb.ModelConfig())
+    config = text_format.Parse(config_text(model), pb.ModelConfig())
     assert config.name == model.name
     assert config.max_batch_size == MAX_BATCH
     assert config.HasField("dynamic_batching")
@@ -31,7 +34,7 @@ def test_says_what_the_specification_says(model: Model) -> None:
 def test_what_is_exact_enough_in_bfloat16_can_run_by_openvino(preset: Preset) -> None:
     by_name = {model.name: model for model in models(preset)}
     for name in preset.bfloat16:
-        config, usual = openvino_config(by_name[name]), config_of(by_name[name])
+        config, usual = config_of(replace(by_name[name], backend="openvino")), config_of(by_name[name])
         assert (config.backend, config.parameters["HINT_BF16"].string_value) == ("openvino", "YES")
         assert (config.input, config.output, config.model_warmup) == (usual.input, usual.output, usual.model_warmup)
 
@@ -42,10 +45,17 @@ def test_openvino_configurations_lie_where_the_server_looks_for_them_by_name(tmp
     assert found == {"unet_onnx", "denoise"}
 
 
-def test_the_plans_configuration_is_written_on_demand(tmp_path: Path) -> None:
-    assert main(["--model-repository", str(tmp_path), "--trt"]) == 0
-    config = text_format.Parse((tmp_path / "unet_trt" / "config.pbtxt").read_text(), pb.ModelConfig())
+def test_a_plans_configuration_names_the_file_of_each_kind_of_gpu() -> None:
+    model = plan_models(DEFAULT)[0]
+    config = text_format.Parse(config_text(model, {"9.0": "model_sm90.plan"}), pb.ModelConfig())
     assert (config.name, config.backend, config.default_model_filename) == ("unet_trt", "tensorrt", "model.plan")
+    assert dict(config.cc_model_filenames) == {"9.0": "model_sm90.plan"}
+
+
+def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.pbtxt").write_text("max_batch_size: many")
+    with pytest.raises(ValueError, match="config.pbtxt': 1:"):
+        read_config(tmp_path / "config.pbtxt")
 
 
 def test_the_repositorys_files_are_up_to_date() -> None:
@@ -55,8 +65,8 @@ def test_the_repositorys_files_are_up_to_date() -> None:
 def test_a_repository_keeps_its_preset(tmp_path: Path) -> None:
     arguments = ["--model-repository", str(tmp_path)]
     assert main([*arguments, "--preset", "paper"]) == 0
-    assert main([*arguments, "--trt"]) == 0
-    assert main([*arguments, "--check", "--trt", "--preset", "paper"]) == 0
+    assert main(arguments) == 0
+    assert main([*arguments, "--check", "--preset", "paper"]) == 0
     assert main([*arguments, "--check", "--preset", "best"]) == 1
 
 

@@ -271,7 +271,7 @@ def test_options_not_allowed(
 def test_tensorrt_is_not_built(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(picture(tmp_path / "a.png")), "--denoiser", "trt", *at]) == 1
     (line,) = error_lines(capsys)
-    assert "the TensorRT plan is not built: build it" in line
+    assert "the server runs no TensorRT plan 'unet_trt': build it" in line
 
 
 def test_server_not_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

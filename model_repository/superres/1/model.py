@@ -1,7 +1,7 @@
 """Triton model ``superres``: decodes requests, runs them together through the networks, answers each.
 
-The method itself is ``pipeline.superres``; its networks are the models ``vae_encoder``, ``unet_onnx`` or ``unet_trt``
-and ``vae_decoder`` of this server, called by BLS. The preset is a parameter in ``config.pbtxt``.
+The method itself is ``pipeline.superres``; its networks are the models ``vae_encoder``, ``unet_onnx`` and
+``vae_decoder`` of this server, or their TensorRT plans, called by BLS. The preset is a parameter in ``config.pbtxt``.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pipeline.request import BadRequest, Options, check_image, check_seed
-from pipeline.spec import NO_SPREAD, PRESETS, Model, Preset, onnx_models
+from pipeline.spec import NO_SPREAD, PRESETS, Model, Preset, fused_model, network_models, plan_models
 from pipeline.superres import Array, Networks, Result, generator, upscale
 
 OPTIONS = ("seed", "steps", "sampler", "start", "samples", "output", "faithful", "denoiser")
@@ -43,43 +41,53 @@ def values(request: Any, name: str, count: int) -> list[Any]:
     return [v.decode(errors="replace") if isinstance(v, bytes) else v for v in tensor.as_numpy().reshape(-1).tolist()]
 
 
-def call(name: str, model: Model, **inputs: Array) -> Array:
-    """Run model ``name`` of this server and return its output in CPU memory.
+def is_ready(model: Model) -> bool:
+    """Whether this server runs the model at the moment."""
+    ready: bool = pb_utils.is_model_ready(model_name=model.name)
+    return ready
+
+
+def call(model: Model, **inputs: Array) -> Array:
+    """Run a model of this server and return its output in CPU memory.
 
     Args:
-        name: of the model.
-        model: what it is like; arguments that it does not have are ignored.
+        model: what to run; inputs that it does not have are ignored.
         inputs: its inputs by name.
     """
     output = model.outputs[0].name
     response = pb_utils.InferenceRequest(
-        model_name=name,
+        model_name=model.name,
         requested_output_names=[output],
         inputs=[pb_utils.Tensor(tensor, inputs[tensor]) for tensor in model.input_names],
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
     ).exec()
     if response.has_error():
-        raise pb_utils.TritonModelException(f"{name}: {response.error().message()}")
+        raise pb_utils.TritonModelException(f"{model.name}: {response.error().message()}")
     result: Array = pb_utils.get_output_tensor_by_name(response, output).as_numpy()
     return result
 
 
 def networks(preset: Preset, denoiser: str) -> Networks:
-    """The networks as models of this server; "auto" is the ONNX U-Net."""
-    unet, encoder, decoder, fused = onnx_models(preset)
-    name = "unet_trt" if denoiser == "trt" else unet.name
+    """The networks as models of this server: the plans that it runs unless ``denoiser`` is "onnx", else ONNX."""
+
+    def served(network: Model, plan: Model) -> Callable[..., Array]:
+        chosen = plan if denoiser != "onnx" and is_ready(plan) else network
+        return lambda **inputs: call(chosen, **inputs)
+
+    pairs = list(zip(network_models(preset), plan_models(preset), strict=True))
+    unet, encoder, decoder = (served(network, plan) for network, plan in pairs)
+    planned = denoiser != "onnx" and any(is_ready(plan) for _, plan in pairs)
     return Networks(
-        fused=None if denoiser == "trt" else partial(call, fused.name, fused),
-        encode=lambda image, lr: call(encoder.name, encoder, image=image, lr=lr),
-        denoise=lambda x, t: call(name, unet, x=x, t=t),
-        decode=lambda latent, lr: call(decoder.name, decoder, latent=latent, lr=lr),
+        encode=lambda image, lr: encoder(image=image, lr=lr),
+        denoise=lambda x, t: unet(x=x, t=t),
+        decode=lambda latent, lr: decoder(latent=latent, lr=lr),
+        fused=None if planned else lambda **inputs: call(fused_model(preset), **inputs),
     )
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self.preset = PRESETS[json.loads(args["model_config"])["parameters"]["preset"]["string_value"]]
-        self.plan = Path(args["model_repository"]).parent / "unet_trt" / "1" / "model.plan"
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Upscale all images, together where shape and options agree; an error answers its own requests only."""
@@ -130,10 +138,11 @@ class TritonPythonModel:
         for row, (image, seed, *chosen) in enumerate(zip(images, seeds, *options, strict=True)):
             check_seed(seed or 0)
             jobs.append(Job(index, row, image, seed or 0, Options.of(self.preset, *chosen)))
-        if any(job.options.denoiser == "trt" for job in jobs) and not self.plan.is_file():
+        plan = plan_models(self.preset)[0]
+        if any(job.options.denoiser == "trt" for job in jobs) and not is_ready(plan):
             raise BadRequest(
-                "'denoiser' is 'trt', but the TensorRT plan is not built: build it on the server's GPU with trtexec "
-                "--onnx=unet_onnx/1/model.onnx --saveEngine=unet_trt/1/model.plan and the shapes that README names"
+                f"'denoiser' is 'trt', but the server runs no TensorRT plan '{plan.name}': build it on the server's "
+                "GPU with `make plan` and start the server again; if it is built, the server's log says what it lacks"
             )
         return jobs
 
