@@ -151,6 +151,17 @@ def whole_image_parity(pipeline: eager.Eager, repository: Path, seed: int = 0) -
     return psnr(ours, reference)
 
 
+def networks(pipeline: eager.Eager) -> dict[str, nn.Module]:
+    """What is exported, by the model's name."""
+    return {
+        "unet_onnx": pipeline.unet,
+        "vae_encoder": pipeline.encoder,
+        "vae_decoder": pipeline.decoder,
+        "denoise": Denoise(pipeline.unet),
+        "superres_onnx": Whole(pipeline.unet, pipeline.decoder, pipeline.preset),
+    }
+
+
 def export(weights: Path, repository: Path, preset: Preset, vae: str | None = None) -> None:
     """Export, check, and only then put the files into ``repository``.
 
@@ -159,16 +170,13 @@ def export(weights: Path, repository: Path, preset: Preset, vae: str | None = No
         ValueError: weights are missing, damaged or of another network.
     """
     pipeline = eager.load(weights, preset, vae=vae)
-    networks = {
-        **{"unet_onnx": pipeline.unet, "vae_encoder": pipeline.encoder, "vae_decoder": pipeline.decoder},
-        **{"denoise": Denoise(pipeline.unet), "superres_onnx": Whole(pipeline.unet, pipeline.decoder, preset)},
-    }
+    exported = networks(pipeline)
     repository.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=repository, prefix=".export-") as staging:
         for model in tqdm(onnx_models(preset), desc="export", leave=False):
             path = Path(staging) / model.name / "1" / "model.onnx"
             path.parent.mkdir(parents=True)
-            network = networks[model.name].eval()
+            network = exported[model.name].eval()
             write_onnx(network, model, path)
             check_graph(path, model)
             errors = {batch: relative_error(network, model, path, batch) for batch in (1, 3, 8)}

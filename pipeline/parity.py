@@ -134,7 +134,7 @@ def measure_parity(url: str, preset: Preset, networks: Networks, pairs: Sequence
                 return onnx
 
             def draw(image: Image, denoise: Callable[[Array, Array], Array]) -> Image:
-                generate = generator(replace(networks, denoise=denoise), preset, sampler="ddpm")
+                generate = generator(replace(networks, denoise=denoise, fused=None), preset, sampler="ddpm")
                 return upscale([image], [0], generate, preset, faithful=False)[0].upscaled
 
             found = [compare_images(draw(i, lambda x, t: plan_denoise(x=x, t=t)), draw(i, recording)) for i in images]

@@ -132,7 +132,7 @@ def check(order: Order, staging: Path, log: Path) -> Parity:
         ParityError: they are not the networks that the ONNX files are.
     """
     try:
-        with running_server(log, staging) as url:
+        with running_server(log, staging, ["--runtime=onnxruntime"]) as url:
             for _, model in order.pairs:
                 if reason := not_ready(url, model.name):
                     raise PlanError(f"the server cannot load '{model.name}': {reason}")

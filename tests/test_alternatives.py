@@ -70,7 +70,7 @@ def test_real_server_with_pytorch_in_it(capsys: pytest.CaptureFixture[str]) -> N
     assert list(found["alone"]) == ["ours", "in_process", "diffusers"]
     assert list(found["8 at once"]) == ["ours", "in_process"]
     for way in found["alone"].values():
-        assert way["difference"] < 1, "the same weights and noise make the same image"
+        assert way["difference"] < 5, "the same weights and noise make the same image, in bfloat16 nearly"
 
 
 def test_steps_out_of_range(capsys: pytest.CaptureFixture[str]) -> None:

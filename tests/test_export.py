@@ -120,7 +120,7 @@ def test_whole_image_parity_notices_a_wrong_network() -> None:
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_the_shipped_graphs_equal_pytorch(model: Model, batch: int) -> None:
     pipeline = eager.load(WEIGHTS, DEFAULT)
-    network = {"unet_onnx": pipeline.unet, "vae_encoder": pipeline.encoder, "vae_decoder": pipeline.decoder}[model.name]
+    network = export.networks(pipeline)[model.name]
     path = ROOT / "model_repository" / model.name / "1" / "model.onnx"
     assert export.relative_error(network, model, path, batch) < export.MAX_RELATIVE_ERROR
 
@@ -142,7 +142,7 @@ def test_exports_a_pretrained_autoencoder_with_attention(tmp_path: Path, capsys:
     assert export.main(arguments) == 0, capsys.readouterr().err
     for model in (UNET, ENCODER, DECODER):
         export.check_graph(repository / model.name / "1" / "model.onnx", model)
-    assert sorted(p.name for p in repository.iterdir()) == ["unet_onnx", "vae_decoder", "vae_encoder"]
+    assert sorted(p.name for p in repository.iterdir()) == ["denoise", "unet_onnx", "vae_decoder", "vae_encoder"]
 
 
 def test_missing_weights_are_one_line(

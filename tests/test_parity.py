@@ -60,7 +60,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     add_model(folder / "models", NETWORKS[0], "unet_late", last=100.0)
     add_model(folder / "models", NETWORKS[0], "unet_nan", factor=float("nan"))
     add_model(folder / "models", NETWORKS[1], "encoder_far", factor=1.2)
-    with running_server(folder / "log", folder / "models") as url:
+    with running_server(folder / "log", folder / "models", ["--runtime=onnxruntime"]) as url:
         yield url
 
 
