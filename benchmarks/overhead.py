@@ -25,6 +25,7 @@ import tritonclient.grpc
 from tqdm import tqdm
 
 from client import Client, UpscaleError
+from client.direct import connect
 from pipeline import eager
 from pipeline.command_line import make_parser
 from pipeline.local_server import ServerError, running_server
@@ -55,7 +56,8 @@ def measure(
 ) -> dict[str, float]:
     """Median seconds of each way, the ratios, and the server's own account of its networks' calls."""
     image = np.random.default_rng(0).random((side, side), dtype=np.float32)
-    with Client(url) as client:
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(Client(url))
         preset = client.preset
         networks = onnx_networks(repository, preset, runtime_of(url))
         one_process = generator(networks, preset, steps=steps, sampler=sampler)
@@ -65,25 +67,31 @@ def measure(
             "one_process": lambda: upscale([image], [0], one_process, preset),
             "pytorch_eager": lambda: upscale([image], [0], pytorch, preset),
         }
+        if preset.fused == "superres_onnx" and not steps and not sampler:
+            direct = stack.enter_context(connect(url))
+            ways["server_direct"] = lambda: direct([image], [0])
         for run in ways.values():
             run()
         seconds: dict[str, list[float]] = {name: [] for name in ways}
-        before = network_seconds(url)
+        served = np.zeros(3)
         for _ in tqdm(range(rounds), desc="rounds"):
             for name, run in ways.items():
-                began = time.perf_counter()
+                before, began = network_seconds(url) if name == "server" else (0, 0.0, 0.0), time.perf_counter()
                 run()
                 seconds[name].append(time.perf_counter() - began)
-        calls, total, compute = (b - a for a, b in zip(before, network_seconds(url), strict=True))
+                if name == "server":
+                    served += np.subtract(network_seconds(url), before)
+        calls, total, compute = served
     medians = {name: statistics.median(times) for name, times in seconds.items()}
+
+    def ratio(a: str, b: str) -> float:
+        return statistics.median(x / y for x, y in zip(seconds[a], seconds[b], strict=True))
+
     return {
         **{f"{name}_s": value for name, value in medians.items()},
-        "server/one_process": statistics.median(
-            a / b for a, b in zip(seconds["server"], seconds["one_process"], strict=True)
-        ),
-        "pytorch_eager/server": statistics.median(
-            a / b for a, b in zip(seconds["pytorch_eager"], seconds["server"], strict=True)
-        ),
+        "server/one_process": ratio("server", "one_process"),
+        "pytorch_eager/server": ratio("pytorch_eager", "server"),
+        **({"direct/one_process": ratio("server_direct", "one_process")} if "server_direct" in ways else {}),
         "calls_per_image": calls / rounds,
         "compute_s_per_image": compute / rounds,
         "queue_s_per_image": (total - compute) / rounds,
@@ -94,11 +102,15 @@ def measure(
 def report(r: dict[str, float], side: int) -> str:
     """What the figures mean, for people."""
     server = r["server_s"]
+    direct = ""
+    if "server_direct_s" in r:
+        direct = f"""
+  (d) through superres_onnx alone {1e3 * r["server_direct_s"]:8.1f} ms   d/b = {r["direct/one_process"]:.2f}"""
     return f"""
 one {side}×{side} image, {r["calls_per_image"]:.0f} calls of networks, medians
   (a) through the server          {1e3 * server:8.1f} ms
   (b) same files, one process     {1e3 * r["one_process_s"]:8.1f} ms   a/b = {r["server/one_process"]:.2f}
-  (c) PyTorch eager               {1e3 * r["pytorch_eager_s"]:8.1f} ms   c/a = {r["pytorch_eager/server"]:.2f}
+  (c) PyTorch eager               {1e3 * r["pytorch_eager_s"]:8.1f} ms   c/a = {r["pytorch_eager/server"]:.2f}{direct}
 where (a) goes, by the server's statistics (means)
   networks computing              {1e3 * r["compute_s_per_image"]:8.1f} ms
   their queues and scheduling     {1e3 * r["queue_s_per_image"]:8.1f} ms

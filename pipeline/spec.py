@@ -68,8 +68,6 @@ class Model:
     outputs: tuple[Tensor, ...]
     warmup: tuple[tuple[int, ...], ...] = ()
     """Input dims, one tuple an input, of a request that Triton runs before it calls the model ready."""
-    queue_delay_us: int = 0
-    """How long the dynamic batcher may hold a request back to fill a batch."""
     preset: str | None = None
     """The preset whose method the model runs, of the model that runs it."""
 
@@ -376,7 +374,6 @@ def superres_model(preset: Preset) -> Model:
             Tensor("spread", "FP32", (-1, -1)),
             Tensor("lr_error", "FP32", (1,)),
         ),
-        queue_delay_us=2000,
         preset=preset.name,
     )
 

@@ -37,7 +37,8 @@ def config_of(model: Model) -> pb.ModelConfig:
         config.output.add(name=tensor.name, data_type=_data_type(tensor), dims=tensor.dims)
     if model.preset:
         config.parameters["preset"].string_value = model.preset
-    config.dynamic_batching.max_queue_delay_microseconds = model.queue_delay_us
+    # no request waits for others: while one batch is under way, the next one gathers
+    config.dynamic_batching.SetInParent()
     if model.backend == "python":
         # two images of different shape or options can be under way at once; the networks' batchers join their calls
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=2)
