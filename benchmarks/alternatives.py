@@ -3,6 +3,7 @@
 python -m benchmarks.alternatives
 python -m benchmarks.alternatives --rounds 9 --steps 4
 python -m benchmarks.alternatives --way diffusers in_process
+python -m benchmarks.alternatives --model-repository models-paper --steps 300 --way diffusers in_process
 
 Ways: `diffusers`, its scheduler's loop in PyTorch eager; `compiled`, the same with networks by torch.compile;
 `in_process`, a Triton model that holds PyTorch itself, as public examples of Stable Diffusion do; `esrgan`, another
@@ -200,7 +201,9 @@ def local_ways(wanted: Sequence[str], system: eager.Eager, steps: int) -> dict[s
     return ways
 
 
-def measure(wanted: Sequence[str], steps: int | None, rounds: int) -> tuple[dict[str, Compared], dict[str, Compared]]:
+def measure(
+    models: Path, wanted: Sequence[str], steps: int | None, rounds: int
+) -> tuple[dict[str, Compared], dict[str, Compared]]:
     """The comparison of one image at a time, and of ``TOGETHER``, in which only servers take part.
 
     Raises:
@@ -208,14 +211,14 @@ def measure(wanted: Sequence[str], steps: int | None, rounds: int) -> tuple[dict
         UpscaleError: it does not answer.
         ValueError: there are no weights of its preset, or ``steps`` is out of range.
     """
-    preset = preset_of(ROOT / "model_repository")
+    preset = preset_of(models)
     steps = preset.diffusion.ddim_steps if steps is None else steps
     lr = json.loads((ROOT / "benchmarks" / "superres.json").read_text())["data"][0]["image"]
     image = np.array(lr["content"], np.float32).reshape(lr["shape"])
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         repository = folder / "models"
-        shutil.copytree(ROOT / "model_repository", repository)
+        shutil.copytree(models, repository)
         if "in_process" in wanted:
             write_in_process(repository, preset, steps)
         url = stack.enter_context(running_server(folder / "log", repository))
@@ -232,6 +235,7 @@ def measure(wanted: Sequence[str], steps: int | None, rounds: int) -> tuple[dict
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
+    parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
     parser.add_argument("--way", choices=WAYS, nargs="+", default=list(WAYS), help="default: all")
     parser.add_argument("--steps", type=int, help="of DDIM (default: the preset's)")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
@@ -239,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.rounds < 1:
         parser.error(f"argument --rounds: {args.rounds}, needed is 1 or more")
     try:
-        alone, together = measure(args.way, args.steps, args.rounds)
+        alone, together = measure(args.model_repository, args.way, args.steps, args.rounds)
     except (ServerError, UpscaleError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
