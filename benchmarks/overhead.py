@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,10 @@ from pipeline.onnx_networks import Runtime, onnx_networks
 from pipeline.serve import ROOT, RUNTIMES
 from pipeline.spec import DEFAULT, SAMPLERS, SamplerName
 from pipeline.superres import generator, upscale
+
+TOGETHER = 16
+"""Images under way in the measurement of throughput."""
+BATCHES = (1, 4, 16)
 
 
 def network_seconds(url: str) -> tuple[int, float, float]:
@@ -99,6 +105,45 @@ def measure(
     }
 
 
+def measure_throughput(
+    url: str, repository: Path, rounds: int, sampler: SamplerName | None, steps: int | None, side: int
+) -> dict[str, float]:
+    """Images a second through the server, TOGETHER at once, and in this process at several batch sizes; medians."""
+    images = list(np.random.default_rng(0).random((TOGETHER, side, side), dtype=np.float32))
+    with Client(url) as client, ThreadPoolExecutor(TOGETHER) as pool:
+        preset = client.preset
+        generate = generator(onnx_networks(repository, preset, runtime_of(url)), preset, steps=steps, sampler=sampler)
+
+        def served() -> None:
+            list(pool.map(lambda image: client.upscale(image, steps=steps, sampler=sampler), images))
+
+        def in_process(batch: int) -> None:
+            for first in range(0, TOGETHER, batch):
+                upscale(images[first : first + batch], list(range(batch)), generate, preset)
+
+        ways: dict[str, Callable[[], None]] = {
+            "server": served,
+            **{f"batch {b}": partial(in_process, b) for b in BATCHES},
+        }
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for run in ways.values():
+            run()
+        for _ in tqdm(range(rounds), desc="throughput"):
+            for name, run in ways.items():
+                began = time.perf_counter()
+                run()
+                rates[name].append(TOGETHER / (time.perf_counter() - began))
+    return {name: statistics.median(found) for name, found in rates.items()}
+
+
+def report_throughput(rates: dict[str, float]) -> str:
+    """For people."""
+    best = max((name for name in rates if name != "server"), key=rates.__getitem__)
+    lines = [f"  {name:<14}{rate:8.2f}" for name, rate in rates.items()]
+    ratio = f"the server's is {rates['server'] / rates[best]:.2f} of {best} in one process"
+    return "\n".join([f"images a second, {TOGETHER} at once and in one process by batch size", *lines, ratio, ""])
+
+
 def report(r: dict[str, float], side: int) -> str:
     """What the figures mean, for people."""
     server = r["server_s"]
@@ -123,6 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
     parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="of the server that is started")
+    parser.add_argument("--throughput", action="store_true", help=f"also of {TOGETHER} images at once")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: the preset's")
     parser.add_argument("--steps", type=int, help="default: the preset's")
@@ -136,11 +182,16 @@ def main(argv: list[str] | None = None) -> int:
                 url = stack.enter_context(
                     running_server(folder / "server.log", args.model_repository, [f"--runtime={args.runtime}"])
                 )
-            results = measure(url, args.model_repository, args.rounds, args.sampler, args.steps, args.side)
+            options = (url, args.model_repository, args.rounds, args.sampler, args.steps, args.side)
+            results = measure(*options)
+            throughput = measure_throughput(*options) if args.throughput else {}
     except (ServerError, UpscaleError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(report(results, args.side))
+    if throughput:
+        print(report_throughput(throughput))
+        results |= {f"{name}_per_s": rate for name, rate in throughput.items()}
     print(json.dumps({name: round(value, 4) for name, value in results.items()}))
     return 0
 

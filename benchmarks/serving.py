@@ -82,6 +82,8 @@ class Target:
     """for the input files"""
     plan: bool
     """whether the server has loaded ``unet_trt``"""
+    steps: int
+    """of denoising"""
 
     def address(self, protocol: str) -> list[str]:
         return ["-i", protocol, "-u", self.grpc if protocol == "grpc" else self.http]
@@ -91,7 +93,7 @@ class Target:
         diffusion = self.preset.diffusion
         options: dict[str, list[Any]] = {
             "seed": [0],
-            "steps": [diffusion.ddim_steps],
+            "steps": [self.steps],
             "sampler": ["ddim"],
             "start": [diffusion.start],
             "samples": [1],
@@ -270,8 +272,8 @@ def write(out: Path, rows: Sequence[Row]) -> None:
 
 
 @contextlib.contextmanager
-def target_of(url: str | None, http_url: str | None) -> Iterator[Target]:
-    """The server at an address, or one that runs for as long as the block.
+def target_of(url: str | None, http_url: str | None, repository: Path, steps: int | None) -> Iterator[Target]:
+    """The server at an address, or one on a repository that runs for as long as the block.
 
     Raises:
         ServerError: none starts.
@@ -281,12 +283,15 @@ def target_of(url: str | None, http_url: str | None) -> Iterator[Target]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if url is None:
             (port,) = free_ports(1)
-            url, http_url = stack.enter_context(running_server(folder / "log", http=port)), f"localhost:{port}"
+            url, http_url = (
+                stack.enter_context(running_server(folder / "log", repository, http=port)),
+                f"localhost:{port}",
+            )
         with Client(url) as client:
             preset = client.preset
         with tritonclient.grpc.InferenceServerClient(url) as server:
             plan = server.is_model_ready("unet_trt")
-        yield Target(url, http_url or "", preset, folder, plan)
+        yield Target(url, http_url or "", preset, folder, plan, steps or preset.diffusion.ddim_steps)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -294,6 +299,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS, help="default: all")
     parser.add_argument("--quick", action="store_true", help="fewer loads, fewer requests, one round: minutes on a CPU")
     parser.add_argument("--rounds", type=int, help=f"default: {Sweep.rounds}, with --quick {QUICK.rounds}")
+    parser.add_argument("--steps", type=int, help="of superres (default: the preset's)")
+    parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
     parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
     parser.add_argument("--http-url", help="its HTTP address, for the part protocols")
     parser.add_argument("--out", type=Path, default=Path("results/serving"), help="folder (default: %(default)s)")
@@ -318,7 +325,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         if "unet" in args.part and (left_out := [batch for batch in sweep.batches if batch > MAX_BATCH]):
             print(f"left out: batch {', '.join(map(str, left_out))}, above the models' max_batch_size {MAX_BATCH}")
-        with target_of(args.url, args.http_url) as target:
+        with target_of(args.url, args.http_url, args.model_repository, args.steps) as target:
             for found in measure_parts(target, args.part, sweep):
                 rows += found
     except (PerfAnalyzerError, ServerError, UpscaleError) as error:

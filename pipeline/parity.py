@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from pipeline.files import read_image
 from pipeline.images import Image, crop_square, resize_cubic
-from pipeline.spec import Model, Preset
+from pipeline.spec import Model, Preset, fused_model
 from pipeline.superres import Array, Networks, generator, network_lr, upsample_all, upscale
 
 RECORDED = (299, 150, 1)
@@ -102,11 +102,24 @@ def compare_images(plan: Image, onnx: Image) -> tuple[float, float]:
     return float(-10 * np.log10(np.maximum(error, LEAST_ERROR))), 255 * abs(float(shift))
 
 
+def record_fused(networks: Networks, preset: Preset, image: Image) -> dict[str, Array]:
+    """What the fused model is given for an image with the preset's own options."""
+    recorded: dict[str, Array] = {}
+
+    def fused(**inputs: Array) -> Array:
+        recorded.update(inputs)
+        assert networks.fused is not None
+        return networks.fused(**inputs)
+
+    upscale([image], [0], generator(replace(networks, fused=fused), preset), preset)
+    return recorded
+
+
 def measure_parity(url: str, preset: Preset, networks: Networks, pairs: Sequence[tuple[Model, Model]]) -> Parity:
     """Compare plans with the ONNX models of the same server.
 
     The denoiser is compared on the inputs of a whole run at the recorded timesteps, and by whole images of all steps of
-    DDPM; encoder and decoder, whose errors no loop adds up, on one call.
+    DDPM; the others on one call.
 
     Args:
         url: gRPC address of the server.
@@ -139,8 +152,9 @@ def measure_parity(url: str, preset: Preset, networks: Networks, pairs: Sequence
 
             found = [compare_images(draw(i, lambda x, t: plan_denoise(x=x, t=t)), draw(i, recording)) for i in images]
             inputs = {"image": image, "latent": networks.encode(image, lr), "lr": lr}
-            for (_, model), (plan, onnx) in zip(pairs[1:], both[1:], strict=True):
-                calls[model.name] = call_error(plan(**inputs), onnx(**inputs))
+            for (network, model), (plan, onnx) in zip(pairs[1:], both[1:], strict=True):
+                given = record_fused(networks, preset, images[0]) if network == fused_model(preset) else inputs
+                calls[model.name] = call_error(plan(**given), onnx(**given))
     except InferenceServerException as error:
         raise ParityError(f"the server does not answer: {error.message()}") from error
     # unlike min() and max(), NumPy's let NaN through

@@ -29,7 +29,7 @@ from pipeline.command_line import make_parser
 from pipeline.local_server import ServerError, not_ready, running_server
 from pipeline.onnx_networks import onnx_networks
 from pipeline.parity import Parity, ParityError, judge, measure_parity, report
-from pipeline.spec import Model, Preset, network_models, plan_models
+from pipeline.spec import Model, Preset, onnx_models, plan_models
 from pipeline.triton_config import MODEL_FILE, config_text, preset_of, read_config
 
 
@@ -207,7 +207,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     try:
         preset = preset_of(args.model_repository)
-        pairs = tuple(zip(network_models(preset), plan_models(preset), strict=True))[: 3 if args.all else 1]
+        denoiser, encoder, decoder, fused = zip(onnx_models(preset), plan_models(preset), strict=True)
+        pairs = (denoiser, fused, encoder, decoder) if args.all else (denoiser, fused)
         order = Order(args.model_repository, preset, pairs, args.precision, args.timing_cache, args.keep_others)
         for network, _ in pairs:
             if not order.onnx(network).is_file():

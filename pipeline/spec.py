@@ -339,18 +339,18 @@ def fused_model(preset: Preset) -> Model:
     )
 
 
-def onnx_models(preset: Preset) -> tuple[Model, ...]:
+def onnx_models(preset: Preset) -> tuple[Model, Model, Model, Model]:
     """Every model of the repository that is an ONNX file: the three networks, and what fuses them."""
     return (*network_models(preset), fused_model(preset))
 
 
-def plan_models(preset: Preset) -> tuple[Model, Model, Model]:
-    """The same networks as TensorRT plans, which belong to the GPU they were built on and are therefore not in git."""
-    denoiser, encoder, decoder = (
+def plan_models(preset: Preset) -> tuple[Model, Model, Model, Model]:
+    """The same as TensorRT plans, which belong to the GPU they were built on and are therefore not in git."""
+    denoiser, encoder, decoder, fused = (
         replace(model, name=model.name.removesuffix("_onnx") + "_trt", backend="tensorrt")
-        for model in network_models(preset)
+        for model in onnx_models(preset)
     )
-    return denoiser, encoder, decoder
+    return denoiser, encoder, decoder, fused
 
 
 def superres_model(preset: Preset) -> Model:

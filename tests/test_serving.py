@@ -20,7 +20,7 @@ SMALL = Sweep(batches=(1, 32), clients=(1,), shares=(0.8,), rounds=1, requests=3
 
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
-    return Target("host:8001", "host:8000", BEST, tmp_path, plan=False)
+    return Target("host:8001", "host:8000", BEST, tmp_path, plan=False, steps=1)
 
 
 def option(case: Case, name: str) -> str:

@@ -18,7 +18,7 @@ from pipeline.spec import (
     Preset,
     VAESpec,
     models,
-    network_models,
+    onnx_models,
     plan_models,
     superres_model,
 )
@@ -95,8 +95,8 @@ def test_warmups_fit_their_inputs(preset: Preset) -> None:
 
 
 def test_plans_have_the_networks_interfaces_and_names_of_their_own() -> None:
-    plans, networks = plan_models(DEFAULT), network_models(DEFAULT)
-    assert [p.name for p in plans] == ["unet_trt", "vae_encoder_trt", "vae_decoder_trt"]
+    plans, networks = plan_models(DEFAULT), onnx_models(DEFAULT)
+    assert [p.name for p in plans] == ["unet_trt", "vae_encoder_trt", "vae_decoder_trt", "superres_trt"]
     assert [(p.inputs, p.outputs, p.warmup) for p in plans] == [(n.inputs, n.outputs, n.warmup) for n in networks]
     assert {p.backend for p in plans} == {"tensorrt"}
 

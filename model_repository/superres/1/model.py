@@ -10,13 +10,14 @@ import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pipeline.request import BadRequest, Options, check_image, check_seed
-from pipeline.spec import NO_SPREAD, PRESETS, Model, Preset, fused_model, network_models, plan_models
+from pipeline.spec import NO_SPREAD, PRESETS, Model, Preset, onnx_models, plan_models
 from pipeline.superres import Array, Networks, Result, generator, upscale
 
 OPTIONS = ("seed", "steps", "sampler", "start", "samples", "output", "faithful", "denoiser")
@@ -68,20 +69,21 @@ def call(model: Model, **inputs: Array) -> Array:
 
 
 def networks(preset: Preset, denoiser: str) -> Networks:
-    """The networks as models of this server: the plans that it runs unless ``denoiser`` is "onnx", else ONNX."""
+    """The networks as models of this server: the plans that it runs unless ``denoiser`` is "onnx", else ONNX.
 
-    def served(network: Model, plan: Model) -> Callable[..., Array]:
-        chosen = plan if denoiser != "onnx" and is_ready(plan) else network
-        return lambda **inputs: call(chosen, **inputs)
-
-    pairs = list(zip(network_models(preset), plan_models(preset), strict=True))
-    unet, encoder, decoder = (served(network, plan) for network, plan in pairs)
-    planned = denoiser != "onnx" and any(is_ready(plan) for _, plan in pairs)
+    A plan of the U-Net goes before a fused model that is none.
+    """
+    plans = plan_models(preset)
+    chosen = [
+        plan if denoiser != "onnx" and is_ready(plan) else network
+        for network, plan in zip(onnx_models(preset), plans, strict=True)
+    ]
+    unet, encoder, decoder, fused = (partial(call, model) for model in chosen)
     return Networks(
         encode=lambda image, lr: encoder(image=image, lr=lr),
         denoise=lambda x, t: unet(x=x, t=t),
         decode=lambda latent, lr: decoder(latent=latent, lr=lr),
-        fused=None if planned else lambda **inputs: call(fused_model(preset), **inputs),
+        fused=None if plans[0] in chosen and plans[3] not in chosen else fused,
     )
 
 
