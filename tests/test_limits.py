@@ -65,7 +65,7 @@ def test_real_server(
         "| paper, encoder |",
         "| paper, 10 |",
         "| preset best |",
-        "| ONNX, one process |",
+        "| same files, one process |",
     ):
         assert words in text
 
