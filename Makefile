@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 PRESET ?= best
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu check format serve export plan train bench clean
+.PHONY: help demo test test-gpu check format serve export plan train bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -70,6 +70,9 @@ bench: $(VENV)/testing $(VENV)/perf_analyzer ## time an image (server, one proce
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.serving --quick
 	$(BIN)/python -m benchmarks.limits
+
+bench-gpu: ## time images on this machine's GPU by every way that is installed; ARGS=--install installs them
+	benchmarks/gpu.sh $(ARGS)
 
 clean: ## remove the virtual environment and the demo's output
 	rm -rf $(VENV) demo

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,14 +42,19 @@ class Eager:
         return image
 
     def generator(
-        self, *, steps: int | None = None, sampler: SamplerName | None = None, start: Start | None = None
+        self,
+        *,
+        steps: int | None = None,
+        sampler: SamplerName | None = None,
+        start: Start | None = None,
+        source: Callable[[Sequence[Seed], tuple[int, ...]], Callable[[], Array]] = image_noise,
     ) -> Generate:
-        """As ``pipeline.superres.generator``; the same seeds give the same noise."""
+        """As ``pipeline.superres.generator``; the same seeds give the same noise, unless ``source`` is another."""
 
         @torch.inference_mode()
         def generate(lr: Array, seeds: Sequence[Seed]) -> Array:
             c = self.tensor(condition(lr, self.preset, self.encode))
-            draw = image_noise(seeds, (self.preset.vae.latent_channels, *c.shape[2:]))
+            draw = source(seeds, (self.preset.vae.latent_channels, *c.shape[2:]))
 
             def denoise(z_t: Tensor, t: int) -> Tensor:
                 predicted: Tensor = self.unet(torch.cat([z_t, c], dim=1), z_t.new_full((len(z_t), 1), t))

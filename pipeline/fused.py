@@ -41,10 +41,14 @@ class Denoise(nn.Module):
 class Whole(nn.Module):
     """LR image ⇒ upscaled image, by K deterministic steps from pure noise."""
 
+    kernel: Tensor
+
     def __init__(self, unet: UNet, decoder: Decoder, preset: Preset) -> None:
         super().__init__()
         self.unet, self.decoder = unet, decoder
         self.fold = preset.vae.factor // SCALE
+        # a buffer, because CUDA graphs hold no copies of what lies in pageable memory
+        self.register_buffer("kernel", torch.from_numpy(KERNEL), persistent=False)
 
     def forward(self, image: Tensor, noise: Tensor, coefficients: Tensor) -> Tensor:
         """Upscale images whose sides the networks can take.
@@ -59,12 +63,15 @@ class Whole(nn.Module):
         """
         lr = 2 * image[:, None] - 1
         z_0 = unrolled(self.unet, noise, F.pixel_unshuffle(lr, self.fold), coefficients, None)
-        return project((self.decoder(z_0, lr) + 1) / 2, image[:, None])[:, 0]
+        return project((self.decoder(z_0, lr) + 1) / 2, image[:, None], self.kernel)[:, 0]
 
 
-def project(image: Tensor, lr: Tensor) -> Tensor:
-    """``pipeline.images.project`` of [B, 1, 4H, 4W], on squares of SCALE² pixels folded into channels."""
-    kernel = torch.from_numpy(KERNEL).reshape(1, -1, 1, 1)
+def project(image: Tensor, lr: Tensor, kernel: Tensor) -> Tensor:
+    """``pipeline.images.project`` of [B, 1, 4H, 4W], on squares of SCALE² pixels folded into channels.
+
+    ``kernel`` is ``pipeline.images.KERNEL``, on the image's device.
+    """
+    kernel = kernel.reshape(1, -1, 1, 1)
     back = kernel / kernel.square().sum()
     squares = F.pixel_unshuffle(image, SCALE)
     for _ in range(PROJECTIONS):

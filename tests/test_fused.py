@@ -57,7 +57,8 @@ def test_projection_is_that_of_images(rng: np.random.Generator) -> None:
     hr = rng.random((64, 48), dtype=np.float32)
     lr = images.downscale(hr).clip(0, 1)
     spoilt = hr + 0.2 * rng.standard_normal(hr.shape, dtype=np.float32)
-    found = project(torch.from_numpy(spoilt)[None, None], torch.from_numpy(lr)[None, None])[0, 0].numpy()
+    image, low = (torch.from_numpy(a)[None, None] for a in (spoilt, lr))
+    found = project(image, low, torch.from_numpy(images.KERNEL))[0, 0].numpy()
     np.testing.assert_allclose(found, images.project(spoilt, lr), atol=1e-5)
 
 

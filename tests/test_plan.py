@@ -166,7 +166,9 @@ def test_a_plan_is_built_checked_installed_and_served(repository: Path, capsys: 
     out = capsys.readouterr().out
     assert "built by TensorRT 10.8.0 for NVIDIA H200; comparing" in out
     assert "PSNR 100.0 dB" in out
-    assert out.endswith(f"wrote '{repository}/unet_trt/1/model.plan'\n")
+    assert [line for line in out.splitlines() if line.startswith("wrote ")] == [
+        f"wrote '{repository}/{name}/1/model.plan'" for name in ("unet_trt", "superres_trt")
+    ]
     assert sorted(contents(repository / "unet_trt")) == ["1/model.json", "1/model.plan", "config.pbtxt"]
     assert [p.name for p in repository.parent.iterdir()] == ["repository"]
     about = json.loads((repository / "unet_trt" / "1" / "model.json").read_text())
@@ -261,11 +263,11 @@ def test_a_strongly_typed_tensorrt_gets_a_cast_file_that_does_not_stay(
         lambda _: Builder("11.4.0", False, lambda onnx, file, *_: file.write_text(f"plan of {onnx.name}")),
     )
     assert main(["--model-repository", str(repository), "--precision", "bf16"]) == 0
-    assert built == [(repository / "unet_onnx" / "1" / "model.onnx", "bf16")]
+    assert built == [(repository / name / "1" / "model.onnx", "bf16") for name in ("unet_onnx", "superres_onnx")]
     assert (repository / "unet_trt" / "1" / "model.plan").read_text() == "plan of unet_onnx.onnx"
     assert sorted(contents(repository / "unet_trt")) == ["1/model.json", "1/model.plan", "config.pbtxt"]
     assert main(["--model-repository", str(repository), "--precision", "fp32"]) == 0
-    assert len(built) == 1, "fp32 is what the file says already"
+    assert len(built) == 2, "fp32 is what the file says already"
 
 
 def test_folders_are_installed_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,175 @@
+"""The repository's models on tensors of one device, by PyTorch, onnxruntime and TensorRT, for ``benchmarks.gpu``.
+
+None of the three copies to the host: inputs and outputs are torch tensors, and calls go onto torch's current stream.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.builder import PlanError, Precision, Profile, Shape, by_api, cast
+from pipeline.eager import Eager
+from pipeline.fused import Denoise, Whole
+from pipeline.spec import Model, Preset
+
+Network = Callable[..., Tensor]
+"""A model's inputs by name, float32 on the device ⇒ its output, which the next call may overwrite."""
+
+WARM_UP = 3
+"""Calls after which no runtime allocates, chooses algorithms or records graphs any more."""
+
+
+class LeftOut(Exception):
+    """A way cannot be gone here; the message says why."""
+
+
+def load(names: Sequence[str]) -> ModuleType:
+    """The first of these packages that is installed.
+
+    Raises:
+        LeftOut: none is, or it does not load.
+    """
+    reasons = []
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            reasons.append(str(error))
+    raise LeftOut("; ".join(reasons))
+
+
+def buffers(model: Model, preset: Preset, batch: int, device: torch.device) -> dict[str, Tensor]:
+    """Zeros for every input and, last, the output, of images of the usual size."""
+
+    def side(image: bool) -> int:
+        return preset.data.hr_size if image else preset.data.hr_size // preset.vae.factor
+
+    shapes = dict(zip(model.input_names, model.warmup, strict=True))
+    for tensor in model.outputs:  # of these only images have a range
+        shapes[tensor.name] = tuple(side(tensor.range is not None) if d == -1 else d for d in tensor.dims)
+    return {name: torch.zeros((batch, *dims), device=device) for name, dims in shapes.items()}
+
+
+def by_pytorch(system: Eager) -> dict[str, Network]:
+    """The models that an image takes, by name; for ``denoise`` any number of steps will do."""
+    return {
+        "vae_encoder": system.encoder,
+        "denoise": Denoise(system.unet),
+        "vae_decoder": system.decoder,
+        "superres_onnx": Whole(system.unet, system.decoder, system.preset).to(system.device),
+    }
+
+
+def graphed(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same on the same memory as one CUDA graph.
+
+    Raises:
+        RuntimeError: it does what a graph cannot hold, such as waiting for the device.
+    """
+    for _ in range(WARM_UP):
+        run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        output = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return output
+
+    return replay
+
+
+def by_onnxruntime(path: Path, model: Model, preset: Preset, batch: int, device: torch.device, graph: bool) -> Network:
+    """A session with inputs and output bound to memory of the device; ``graph``: replayed as a CUDA graph.
+
+    Raises:
+        LeftOut: onnxruntime or its CUDA provider is not here, or the model cannot be loaded.
+        Exception: whatever onnxruntime raises, such as for a model that a graph cannot hold.
+    """
+    ort = load(["onnxruntime"])
+    run_options = ort.RunOptions()
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        ort.preload_dlls()
+        stream = torch.cuda.current_stream(device)
+        settings = {"user_compute_stream": str(stream.cuda_stream), "enable_cuda_graph": str(int(graph))}
+        providers = [("CUDAExecutionProvider", settings)]
+        run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    if not path.is_file():
+        raise LeftOut(f"'{path}' is missing")
+    session = ort.InferenceSession(str(path), providers=providers)
+    if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise LeftOut("its CUDA provider does not load here: is onnxruntime-gpu installed, for this CUDA?")
+    inputs = buffers(model, preset, batch, device)
+    binding = session.io_binding()
+    for name, tensor in inputs.items():
+        bind = binding.bind_input if name in model.input_names else binding.bind_output
+        bind(name, device.type, device.index or 0, "float32", list(tensor.shape), tensor.data_ptr())
+    output = inputs[model.outputs[0].name]
+
+    def run(**arrays: Tensor) -> Tensor:
+        for name, array in arrays.items():
+            inputs[name].copy_(array)
+        session.run_with_iobinding(binding, run_options)
+        return output
+
+    for _ in range(WARM_UP):
+        run()
+    return run
+
+
+def build_plan(trt: Any, onnx: Path, shapes: dict[str, Shape], precision: Precision) -> bytes:
+    """A plan for these shapes of the inputs only.
+
+    Raises:
+        LeftOut: it cannot be built, or not in this precision.
+    """
+    profiles = {name: Profile(shape, shape, shape) for name, shape in shapes.items()}
+    builder = by_api(trt)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Path(folder) / "model.plan"
+        try:
+            if precision != "fp32" and not builder.flags:
+                onnx = cast(onnx, Path(folder) / "model.onnx", precision)
+            builder.build(onnx, plan, profiles, precision, None)
+        except PlanError as error:
+            raise LeftOut(str(error)) from error
+        return plan.read_bytes()
+
+
+def by_tensorrt(
+    trt: Any, path: Path, model: Model, preset: Preset, batch: int, precision: Precision, device: torch.device
+) -> Network:
+    """A plan, built for this batch, on memory of the device.
+
+    Raises:
+        LeftOut: the plan cannot be built or loaded.
+    """
+    tensors = buffers(model, preset, batch, device)
+    plan = build_plan(trt, path, {name: tuple(tensors[name].shape) for name in model.input_names}, precision)
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
+    context = engine.create_execution_context() if engine else None
+    if context is None:
+        raise LeftOut(f"TensorRT {trt.__version__} cannot load the plan of {model.name} that it built")
+    for name in model.input_names:
+        context.set_input_shape(name, tuple(tensors[name].shape))
+    for name, tensor in tensors.items():
+        context.set_tensor_address(name, tensor.data_ptr())
+    output = tensors[model.outputs[0].name]
+
+    def run(**arrays: Tensor) -> Tensor:
+        for name, array in arrays.items():
+            tensors[name].copy_(array)
+        if not context.execute_async_v3(torch.cuda.current_stream(device).cuda_stream):
+            raise LeftOut(f"TensorRT cannot execute {model.name}")
+        return output
+
+    return run

@@ -1,0 +1,313 @@
+"""The ways of ``benchmarks.gpu`` from LR images to upscaled ones, all of them from the same noise."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.gpu_networks import LeftOut, Network, by_onnxruntime, by_pytorch, by_tensorrt, graphed, load
+from pipeline import eager
+from pipeline.builder import Precision
+from pipeline.images import Image
+from pipeline.sampler import ETA, Step, image_noise, rows, trajectory
+from pipeline.schedule import add_noise, make_schedule
+from pipeline.spec import LEAP, PAPER, Model, Preset, SamplerName, onnx_models
+from pipeline.superres import Array, finish, network_lr, repeated, upsample_all, upscale
+
+ROOT = Path(__file__).resolve().parents[1]
+WAYS = {
+    "eager": "PyTorch eager",
+    "graph": "PyTorch, one CUDA graph",
+    "graph-bf16": "PyTorch, one CUDA graph, bfloat16 autocast",
+    "graph-fp16": "PyTorch, one CUDA graph, float16 autocast",
+    "onnxruntime": "onnxruntime",
+    "tensorrt-fp32": "TensorRT, fp32",
+    "tensorrt-fp16": "TensorRT, fp16",
+    "tensorrt-rtx-fp32": "TensorRT-RTX, fp32",
+    "tensorrt-rtx-fp16": "TensorRT-RTX, fp16",
+    "triton": "Triton",
+}
+HALVES = {"graph-bf16": torch.bfloat16, "graph-fp16": torch.float16}
+PRECISIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16"}
+PACKAGES = {
+    "onnxruntime": ["onnxruntime"],
+    "tensorrt": ["tensorrt"],
+    "tensorrt-rtx": ["tensorrt_rtx", "tensorrt_rtx_bindings"],
+}
+Way = Callable[[], list[Image]]
+"""Upscales a batch, and returns when the images are in the host's memory."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch of LR images of the usual size, what makes them larger, and the noise that all ways start from."""
+
+    preset: Preset
+    steps: int
+    device: torch.device
+    images: list[Image]
+    noise: list[Array]
+    """[B, 4, h, w] each, in the order in which the sampler draws them"""
+    drawing: float
+    """seconds that drawing the noise took"""
+
+    @property
+    def sampler(self) -> SamplerName:
+        return sampler_of(self.preset)
+
+    @property
+    def path(self) -> list[Step]:
+        return path_of(self.preset, self.steps)
+
+
+def sampler_of(preset: Preset) -> SamplerName:
+    """The paper's for the models that take any, else the preset's own."""
+    return "ddpm" if preset.fused == "denoise" else preset.diffusion.sampler
+
+
+def path_of(preset: Preset, steps: int) -> list[Step]:
+    return trajectory(make_schedule(preset.diffusion), steps, ETA[sampler_of(preset)], preset.diffusion.prediction)
+
+
+def make_job(preset: Preset, steps: int, device: torch.device, batch: int) -> Job:
+    """``batch`` times one real LR image, with another seed each: 0, 1, …"""
+    lr = json.loads((ROOT / "benchmarks" / "superres.json").read_text())["data"][0]["image"]
+    image = np.array(lr["content"], np.float32).reshape(lr["shape"])
+    side = preset.data.hr_size // preset.vae.factor
+    draw = image_noise(range(batch), (preset.vae.latent_channels, side, side))
+    began = time.perf_counter()
+    noise = [draw() for _ in range(1 + sum(step.sigma > 0 for step in path_of(preset, steps)))]
+    return Job(preset, steps, device, [image] * batch, noise, time.perf_counter() - began)
+
+
+def used_models(preset: Preset) -> list[Model]:
+    """The models of the repository that an image takes here."""
+    whole = preset.fused == "superres_onnx"
+    return [m for m in onnx_models(preset) if (m.name == "superres_onnx" if whole else m.name != "unet_onnx")]
+
+
+def image_input(job: Job) -> Tensor:
+    """What the first model sees of the images: themselves, or their bicubic upsampling."""
+    if job.preset.fused == "superres_onnx":
+        return torch.from_numpy(np.stack(job.images))
+    return torch.from_numpy(upsample_all(network_lr(job.images, job.preset)))
+
+
+def other_inputs(job: Job) -> dict[str, Tensor]:
+    """All that does not depend on the images."""
+    coefficients = torch.from_numpy(repeated(rows(job.path), len(job.images)))
+    first, *others = job.noise
+    if job.preset.fused == "superres_onnx":
+        return {"noise": torch.from_numpy(first), "coefficients": coefficients}
+    noise = np.stack([*others, np.zeros_like(first)], axis=1)  # the last step draws none
+    return {"start": torch.from_numpy(first), "noise": torch.from_numpy(noise), "coefficients": coefficients}
+
+
+def run_models(networks: dict[str, Network], x: dict[str, Tensor], preset: Preset) -> Tensor:
+    """The whole way on the device: ``x`` is what ``image_input`` and ``other_inputs`` say."""
+    if preset.fused == "superres_onnx":
+        return networks["superres_onnx"](**x)
+    diffusion = preset.diffusion
+    c, z = networks["vae_encoder"](image=x["image"]), x["start"]
+    if diffusion.start == "lr":
+        z = add_noise(c, z, make_schedule(diffusion), diffusion.T - 1)
+    for k in range(0, x["coefficients"].shape[1], LEAP):
+        coefficients, noise = (x[name][:, k : k + LEAP] for name in ("coefficients", "noise"))
+        z = networks["denoise"](z=z, condition=c, coefficients=coefficients, noise=noise)
+    return networks["vae_decoder"](latent=z)
+
+
+Wrap = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+
+
+def on_device(job: Job, networks: dict[str, Network], wrap: Wrap = lambda run: run) -> Way:
+    """The way around networks on the device, whose inputs stay in one place; ``wrap`` makes a graph of it."""
+    cuda = job.device.type == "cuda"
+    host = {name: tensor.pin_memory() if cuda else tensor for name, tensor in other_inputs(job).items()}
+    x = {name: tensor.to(job.device, copy=True) for name, tensor in ({"image": image_input(job)} | host).items()}
+    run = wrap(lambda: run_models(networks, x, job.preset))
+
+    def way() -> list[Image]:
+        for name, tensor in ({"image": image_input(job)} | host).items():
+            x[name].copy_(tensor, non_blocking=True)
+        decoded = run().float().cpu().numpy()
+        if job.preset.fused == "superres_onnx":
+            return list(decoded.copy())
+        return [finish(d, image, job.preset.faithful) for d, image in zip(decoded, job.images, strict=True)]
+
+    return way
+
+
+def preferably(first: Callable[[], T], otherwise: Callable[[], T], note: str) -> T:
+    """The first, or where it fails the other, with a line that says why."""
+    try:
+        return first()
+    except LeftOut:
+        raise
+    except Exception as error:  # whatever another package raises is the reason
+        tqdm.write(f"note: {note}: {one_line(error)}", file=sys.stdout)
+        return otherwise()
+
+
+def one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} …"
+
+
+def by_eager(system: eager.Eager, job: Job) -> Way:
+    def source(*_: object) -> Callable[[], Array]:
+        return iter(job.noise).__next__
+
+    generate = system.generator(steps=job.steps, sampler=job.sampler, source=source)
+    seeds = range(len(job.images))
+    return lambda: [result.upscaled for result in upscale(job.images, seeds, generate, job.preset)]
+
+
+def by_graph(system: eager.Eager, job: Job, half: torch.dtype | None) -> Way:
+    def wrap(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def cast() -> Tensor:
+            with torch.autocast(job.device.type, half, enabled=half is not None):
+                return run()
+
+        return graphed(cast)
+
+    return on_device(job, by_pytorch(system), wrap)
+
+
+def by_onnx(job: Job, repository: Path) -> Way:
+    def way(graph: bool) -> Way:
+        def network(model: Model) -> Network:
+            path = repository / model.name / "1" / "model.onnx"
+            return by_onnxruntime(path, model, job.preset, len(job.images), job.device, graph)
+
+        return on_device(job, {model.name: network(model) for model in used_models(job.preset)})
+
+    if job.device.type == "cpu":
+        return way(False)
+    return preferably(lambda: way(True), lambda: way(False), "onnxruntime runs without a CUDA graph")
+
+
+def by_plan(job: Job, package: str, precision: Precision, repository: Callable[[], Path]) -> Way:
+    trt = load(PACKAGES[package])
+    networks = {}
+    for model in used_models(job.preset):
+        path = repository() / model.name / "1" / "model.onnx"
+        networks[model.name] = by_tensorrt(trt, path, model, job.preset, len(job.images), precision, job.device)
+    return preferably(
+        lambda: on_device(job, networks, graphed),
+        lambda: on_device(job, networks),
+        f"{WAYS[f'{package}-{precision}']} runs without a CUDA graph",
+    )
+
+
+def by_server(job: Job, client: Any, stack: ExitStack) -> Way:
+    """All images of the batch at once, as clients of their own; ``client`` is a ``client.Client``."""
+    pool = stack.enter_context(ThreadPoolExecutor(len(job.images)))
+
+    def ask(seed: int) -> Image:
+        answer: Image = client.upscale(job.images[seed], seed=seed, steps=job.steps, sampler=job.sampler).image
+        return answer
+
+    return lambda: list(pool.map(ask, range(len(job.images))))
+
+
+def find_repository(preset: Preset, given: Path | None, stack: ExitStack) -> Path:
+    """The preset's model repository: given, this clone's, or exported into a folder that ``stack`` removes.
+
+    Raises:
+        LeftOut: it cannot be exported here.
+    """
+    if preset != PAPER:
+        return ROOT / "model_repository"
+    if given:
+        return given
+    try:
+        from pipeline.export import export
+    except ImportError as error:
+        raise LeftOut(f"preset paper must be exported, and cannot be ({error}): --model-repository-paper") from error
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    export(ROOT / "weights" / preset.name, folder, preset)
+    return folder
+
+
+def connect(preset: Preset, repository: Path, stack: ExitStack) -> Any:
+    """A client of a server of our own on a copy of the repository, completed where it holds no more than networks.
+
+    Raises:
+        LeftOut: there is no server here, or what calls it is not installed.
+        Exception: it does not start.
+    """
+    try:
+        from client import Client
+        from pipeline.local_server import running_server
+        from pipeline.serve import ServeError, find_server
+        from pipeline.triton_config import config_files
+    except ImportError as error:
+        raise LeftOut(str(error)) from error
+    try:
+        find_server()
+    except ServeError as error:
+        raise LeftOut(str(error)) from error
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    shutil.copytree(repository, folder / "models")
+    for name, text in config_files(preset).items():
+        (folder / "models" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "models" / name).write_text(text)
+    method = Path("superres", "1", "model.py")
+    (folder / "models" / method).parent.mkdir(exist_ok=True)
+    shutil.copy(ROOT / "model_repository" / method, folder / "models" / method)
+    return stack.enter_context(Client(stack.enter_context(running_server(folder / "log", folder / "models"))))
+
+
+def make_ways(jobs: list[Job], wanted: Sequence[str], given: Path | None, stack: ExitStack) -> list[dict[str, Way]]:
+    """For every job its ways by name, eager first; one that cannot be gone is left out with a line that says why."""
+    preset, device = jobs[0].preset, jobs[0].device
+    system = eager.load(ROOT / "weights" / preset.name, preset, device=str(device))
+    repository = functools.cache(lambda: find_repository(preset, given, stack))
+    client = functools.cache(lambda: connect(preset, repository(), stack))
+
+    def make(name: str, job: Job) -> Way:
+        if name == "eager":
+            return by_eager(system, job)
+        if name == "onnxruntime":
+            load(PACKAGES[name])
+            return by_onnx(job, repository())
+        if device.type != "cuda":
+            raise LeftOut("it needs a CUDA device")
+        if name == "triton":
+            return by_server(job, client(), stack)
+        package, _, precision = name.rpartition("-")
+        if name.startswith("graph"):
+            return by_graph(system, job, HALVES.get(name))
+        return by_plan(job, package, PRECISIONS[precision], repository)
+
+    ways: list[dict[str, Way]] = [{} for _ in jobs]
+    for name in tqdm(["eager", *(name for name in WAYS if name in wanted and name != "eager")], desc=preset.name):
+        try:
+            made = [make(name, job) for job in jobs]
+            for way in made:
+                way()
+        except Exception as error:
+            if name == "eager":
+                raise
+            tqdm.write(f"left out: {WAYS[name]}, preset {preset.name}: {one_line(error)}", file=sys.stdout)
+            continue
+        for of_job, way in zip(ways, made, strict=True):
+            of_job[name] = way
+    return ways

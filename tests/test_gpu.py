@@ -1,0 +1,244 @@
+"""Ways to an image on a GPU: what of them runs without one."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tensorrt_rtx_bindings as rtx
+import torch
+from onnx import TensorProto, helper
+
+from benchmarks import gpu, gpu_networks, gpu_ways
+from benchmarks.gpu import Timed
+from benchmarks.gpu_networks import LeftOut
+from client import Client
+from pipeline import eager
+from pipeline.images import Image
+from pipeline.serve import ROOT
+from pipeline.spec import BEST, PAPER, PRESETS, Model, Preset, Tensor
+from pipeline.superres import upscale
+from tests.conftest import RunningServer
+
+CPU = torch.device("cpu", 0)
+BEST_ARGUMENTS = ["--device", "cpu", "--preset", "best", "--batch", "1", "2", "--rounds", "1"]
+
+
+def job_of(preset: Preset, batch: int) -> gpu_ways.Job:
+    return gpu_ways.make_job(preset, 10 if preset == PAPER else 1, CPU, batch)
+
+
+def system_of(preset: Preset) -> eager.Eager:
+    return eager.load(ROOT / "weights" / preset.name, preset)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+@torch.inference_mode()
+def test_what_a_graph_would_hold_makes_eagers_images(preset: Preset) -> None:
+    job, system = job_of(preset, 2), system_of(preset)
+    found = gpu_ways.on_device(job, gpu_networks.by_pytorch(system))()
+    reference = gpu_ways.by_eager(system, job)()
+    assert gpu.same(found, reference) > 60
+    assert gpu.same(reference[:1], found[1:]) < 60, "the images of a batch have noise of their own"
+
+
+@torch.inference_mode()
+def test_a_way_starts_from_the_image_and_the_noise_each_time() -> None:
+    way = gpu_ways.on_device(job_of(BEST, 1), gpu_networks.by_pytorch(system_of(BEST)))
+    np.testing.assert_array_equal(way(), way())
+
+
+def test_noise_is_that_of_the_seeds() -> None:
+    job, system = job_of(PAPER, 1), system_of(PAPER)
+    assert len(job.noise) == 10, "one to start from, and one for every step but the last"
+    drawn = system.generator(steps=10, sampler="ddpm")
+    found = upscale(job.images, [0], drawn, PAPER)[0].upscaled
+    np.testing.assert_array_equal(gpu_ways.by_eager(system, job)()[0], found)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_outputs_have_the_networks_shapes(preset: Preset) -> None:
+    networks = gpu_networks.by_pytorch(system_of(preset))
+    for model in gpu_ways.used_models(preset):
+        tensors = gpu_networks.buffers(model, preset, 2, CPU)
+        with torch.inference_mode():
+            found = networks[model.name](**{name: tensors[name] for name in model.input_names})
+        assert tensors[model.outputs[0].name].shape == found.shape
+
+
+@torch.inference_mode()
+def test_the_server_makes_eagers_image(server: RunningServer) -> None:
+    job = job_of(BEST, 2)
+    with ExitStack() as stack:
+        client = stack.enter_context(Client(server.url("grpc")))
+        found = gpu_ways.by_server(job, client, stack)()
+    assert gpu.same(found, gpu_ways.by_eager(system_of(BEST), job)()) > 40
+
+
+def test_command_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(BEST_ARGUMENTS) == 0
+    lines = capsys.readouterr().out.splitlines()
+    figures = json.loads(lines[-1])
+    for batch in ("1", "2"):
+        ways = figures["found"]["best"][batch]
+        assert list(ways) == ["eager", "onnxruntime"]
+        assert ways["onnxruntime"]["psnr"] > 50
+        assert ways["eager"]["speedup"] == 1.0
+    left_out = [line for line in lines if line.startswith("left out: ")]
+    assert len(left_out) == len(gpu_ways.WAYS) - 2
+    assert "left out: Triton, preset best: it needs a CUDA device" in left_out
+    assert "| best: ms an image | 5 | not measured |" in "\n".join(lines)
+
+
+def test_preset_paper_without_a_repository_to_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--device", "cpu", "--preset", "paper", "--steps", "10", "--batch", "1", "--rounds", "1"]
+    assert gpu.main([*arguments, "--model-repository-paper", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"left out: onnxruntime, preset paper: '{tmp_path}/vae_encoder/1/model.onnx' is missing" in printed
+    assert "| paper, 10 steps |" in printed
+    assert "| paper, 300 steps: images/s | 300 | not measured | not measured |" in printed
+
+
+def test_no_exporter_leaves_the_onnx_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pipeline.export", None)
+    with ExitStack() as stack, pytest.raises(LeftOut, match="preset paper must be exported, and cannot be"):
+        gpu_ways.find_repository(PAPER, None, stack)
+
+
+def test_what_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(LeftOut, match="tensorrt"):
+        gpu_networks.load(["tensorrt"])
+
+
+def test_the_second_best_comes_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> int:
+        raise RuntimeError("no\n graphs")
+
+    assert gpu_ways.preferably(refuse, lambda: 2, "runs without a graph") == 2
+    assert capsys.readouterr().out == "note: runs without a graph: no graphs\n"
+
+
+def test_plans_are_built_for_one_batch(tmp_path: Path) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 8]) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "graph", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    assert gpu_networks.build_plan(rtx, tmp_path / "model.onnx", {"x": (4, 8)}, "fp32")
+    with pytest.raises(LeftOut):
+        gpu_networks.build_plan(rtx, tmp_path / "absent.onnx", {"x": (4, 8)}, "fp32")
+
+
+class HostContext:
+    """TensorRT's execution context of y = 2·x, on the host's memory."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        self.shapes[name] = shape
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+    def execute_async_v3(self, stream: int) -> bool:
+        count = int(np.prod(self.shapes["x"]))
+        x, y = (np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.addresses[n])) for n in ("x", "y"))
+        y[:] = 2 * x
+        return stream == 7
+
+
+def test_plans_run_on_torchs_memory_and_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = SimpleNamespace(create_execution_context=HostContext)
+    runtime = SimpleNamespace(deserialize_cuda_engine={b"plan": engine}.get)
+
+    class Trt:
+        class Logger:
+            ERROR = 0
+
+            def __init__(self, severity: int) -> None: ...
+
+        @staticmethod
+        def Runtime(_: Logger) -> Any:
+            return runtime
+
+    monkeypatch.setattr(gpu_networks, "build_plan", lambda *_: b"plan")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=7))
+    x, y = (Tensor(name, "FP32", (3,)) for name in ("x", "y"))
+    model = Model("double", "onnxruntime", inputs=(x,), outputs=(y,), warmup=((3,),))
+    run = gpu_networks.by_tensorrt(Trt, Path("double.onnx"), model, BEST, 2, "fp32", CPU)
+    given = torch.arange(6.0).reshape(2, 3)
+    torch.testing.assert_close(run(x=given), 2 * given)
+
+
+def test_every_way_of_every_batch_has_its_turn_in_each_round() -> None:
+    calls = []
+
+    def way(name: str, value: float) -> gpu_ways.Way:
+        def run() -> list[Image]:
+            calls.append(name)
+            return [np.full((2, 2), value, np.float32)]
+
+        return run
+
+    jobs = [{"eager": way("a", 0.0), "graph": way("b", 0.0)}, {"eager": way("c", 0.0), "graph": way("d", 0.1)}]
+    found = gpu.compare(jobs, rounds=2)
+    assert calls == ["a", "b", "c", "d"] * 3
+    assert found[0]["graph"].psnr == gpu.EQUAL_DB
+    assert found[1]["graph"].psnr == pytest.approx(20, abs=0.2), "an image of another gray shows"
+
+
+def test_targets_are_read_off_the_server_and_the_fastest_way() -> None:
+    slow, fast = Timed(70.0, 14.0, 9.0, 60.0), Timed(7.0, 140.0, 90.0, 60.0)
+    many = Timed(32.0, 500.0, 90.0, 60.0)
+    found = {"paper": {1: {"eager": slow, "triton": slow, "tensorrt-fp16": fast}, 16: {"eager": slow, "triton": many}}}
+    lines = gpu.against_targets(found, 300).splitlines()
+    assert "| paper, 300 steps: ms an image | 60 | 70.0, missed | 7.0, reached | TensorRT, fp16 |" in lines
+    assert "| paper, 300 steps: PyTorch eager / it | 10 | 9.0, missed | 90.0, reached | TensorRT, fp16 |" in lines
+    assert "| paper, 300 steps: images/s | 300 | 500.0, reached | 500.0, reached | Triton |" in lines
+    assert "| best: ms an image | 5 | not measured | not measured | – |" in lines
+    assert "reached" not in gpu.against_targets(found, 10), "other steps are another thing"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--steps", "7"], ["--steps", "310"], ["--steps", "0"], ["--rounds", "0"], ["--batch", "17"]]
+)
+def test_impossible_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu.main(["--device", "cpu", *arguments])
+    assert f"argument {arguments[0]}: " in capsys.readouterr().err
+
+
+def test_no_cuda_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 1
+    assert capsys.readouterr().err == "error: PyTorch finds no CUDA device here: use --device cpu\n"
+
+
+def test_script_without_pytorch(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "benchmarks" / "gpu.sh"],
+        env={"PYTHON": str(python), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: '{python}' has no PyTorch")
+
+
+def test_models_that_an_image_takes() -> None:
+    for preset, names in ((BEST, {"superres_onnx"}), (PAPER, {"vae_encoder", "denoise", "vae_decoder"})):
+        assert {model.name for model in gpu_ways.used_models(preset)} == names
