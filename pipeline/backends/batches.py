@@ -12,8 +12,13 @@ import triton_python_backend_utils as pb_utils
 
 Feed = dict[str, Any]
 """Input name ⇒ array."""
-Run = Callable[[Feed], Sequence[Any]]
-"""A feed ⇒ the arrays of all outputs, in the configuration's order."""
+Run = Callable[[Sequence[Feed]], Sequence[Any]]
+"""Feeds to be joined along the batch axis ⇒ the joined arrays of all outputs, in the configuration's order."""
+
+
+def joined(feeds: Sequence[Feed]) -> Feed:
+    """One feed of several."""
+    return feeds[0] if len(feeds) == 1 else {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
 
 
 def model_file(args: dict[str, str], config: dict[str, Any], usual: str) -> Path:
@@ -92,13 +97,13 @@ class Batches:
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self.runtime}: {error}"))
 
     def _run(self, feeds: Sequence[Feed]) -> list[Any]:
-        """Join the feeds along the batch axis, run, and split the results again."""
+        """Run the feeds together, and split the results again."""
+        results = self.run(feeds)
         if len(feeds) == 1:
-            parts = [[result] for result in self.run(feeds[0])]
+            parts = [[result] for result in results]
         else:
-            joined = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
             ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])[:-1]
-            parts = [np.split(result, ends) for result in self.run(joined)]
+            parts = [np.split(result, ends) for result in results]
         return [
             pb_utils.InferenceResponse(
                 [

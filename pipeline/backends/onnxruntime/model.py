@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
-from pipeline.backends.batches import Batches, check_names, model_file, number
+from pipeline.backends.batches import Batches, check_names, joined, model_file, number
 
 
 def session_options(parameters: dict[str, Any]) -> ort.SessionOptions:
@@ -59,7 +59,9 @@ class TritonPythonModel:
             )
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise pb_utils.TritonModelException(f"onnxruntime cannot load '{path}': {error}") from error
-        self.batches = Batches("onnxruntime", config, lambda feed: session.run(list(self.batches.outputs), feed))
+        self.batches = Batches(
+            "onnxruntime", config, lambda feeds: session.run(list(self.batches.outputs), joined(feeds))
+        )
         check_names("input", self.batches.inputs, [i.name for i in session.get_inputs()], exact=True)
         check_names("output", list(self.batches.outputs), [o.name for o in session.get_outputs()], exact=False)
 

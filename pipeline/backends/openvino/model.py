@@ -8,12 +8,13 @@ dtypes come from the model's configuration; these ``parameters`` have the native
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 from pipeline import openvino_runtime
-from pipeline.backends.batches import Batches, check_names, model_file, number
+from pipeline.backends.batches import Batches, Feed, check_names, joined, model_file, number
 
 
 def warmup_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
@@ -41,8 +42,8 @@ class TritonPythonModel:
         except openvino_runtime.OpenVINOError as error:
             raise pb_utils.TritonModelException(f"OpenVINO cannot load '{path}': {error}") from error
 
-        def results(feed: dict[str, Any]) -> list[Any]:
-            by_name = run(feed)
+        def results(feeds: Sequence[Feed]) -> list[Any]:
+            by_name = run(joined(feeds))
             return [by_name[name] for name in self.batches.outputs]
 
         self.batches = Batches("OpenVINO", config, results)

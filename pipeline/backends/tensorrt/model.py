@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
+from pipeline.backends.batches import Batches, Feed
+
 Array = NDArray[Any]
-Feed = dict[str, Array]
-"""Tensor name ⇒ array."""
 Shapes = dict[str, tuple[int, ...]]
 
 MAX_SHAPES = 32
@@ -257,22 +257,16 @@ def choose_plan(config: dict[str, Any], folder: Path, cuda: Cuda, device: int) -
     return path
 
 
-def failure(error: Exception) -> Any:
-    """The answer to a request that failed."""
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"tensorrt: {error}"))
-
-
 class TritonPythonModel:
     """One instance of one plan."""
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
-        self.batched = config["max_batch_size"] > 0
+        self.batches = Batches("tensorrt", config, self._run)
         dtypes = [
             {t["name"]: np.dtype(pb_utils.triton_string_to_numpy(t["data_type"])) for t in config[part]}
             for part in ("input", "output")
         ]
-        self.inputs, self.outputs = map(list, dtypes)
         trt, cudart = load_packages()
         cuda, device = Cuda(cudart), int(args["model_instance_device_id"])
         try:
@@ -289,39 +283,12 @@ class TritonPythonModel:
                     f"the configuration's {what}s are {listed(configured)}, the plan's are {listed(found)}"
                 )
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Run all requests whose inputs agree in everything but the batch axis in one call."""
-        responses: list[Any] = [None] * len(requests)
-        groups: dict[Any, list[tuple[int, Feed]]] = defaultdict(list)
-        for index, request in enumerate(requests):
-            try:
-                feed = {n: pb_utils.get_input_tensor_by_name(request, n).as_numpy() for n in self.inputs}
-            except Exception as error:  # an input that cannot be read is its request's own answer
-                responses[index] = failure(error)
-                continue
-            shapes = tuple((name, array.shape[1:]) for name, array in feed.items())
-            groups[shapes if self.batched else index].append((index, feed))
-        for members in groups.values():
-            indices, feeds = zip(*members, strict=True)
-            try:
-                answers = self._run(feeds)
-            except Exception as error:  # whatever fails is these requests' answer, and the model lives on
-                answers = [failure(error) for _ in feeds]
-            for index, answer in zip(indices, answers, strict=True):
-                responses[index] = answer
-        return responses
-
     def _run(self, feeds: Sequence[Feed]) -> list[Any]:
-        """Run the feeds together, and split the results again."""
         results = self.engine.run(feeds)
-        ends = np.cumsum([len(next(iter(feed.values()))) for feed in feeds])[:-1]
-        parts = [np.split(results[name], ends) for name in self.outputs]
-        return [
-            pb_utils.InferenceResponse(
-                [pb_utils.Tensor(name, part[k]) for name, part in zip(self.outputs, parts, strict=True)]
-            )
-            for k in range(len(feeds))
-        ]
+        return [results[name] for name in self.batches.outputs]
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return self.batches.answer(requests, lambda tensor: tensor.as_numpy())
 
     def finalize(self) -> None:
         self.engine.close()
