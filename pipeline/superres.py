@@ -128,7 +128,7 @@ def generator(
         faithful: whether the images are wanted faithful to their LR images; ``finish`` makes them so if these are not.
     """
     diffusion, fused = preset.diffusion, networks.fused
-    wanted = (steps or diffusion.ddim_steps, sampler or diffusion.sampler, start or diffusion.start)
+    wanted = (diffusion.ddim_steps if steps is None else steps, sampler or diffusion.sampler, start or diffusion.start)
     usual = wanted == (diffusion.ddim_steps, "ddim", "noise")
     if fused and preset.fused == "superres_onnx" and usual and (preset.faithful if faithful is None else faithful):
         return Whole(fused, preset)
