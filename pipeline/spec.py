@@ -263,8 +263,8 @@ PAPER = Preset(
         Reported("iu", "PyTorch", lpips=0.1285, psnr=26.74, ssim=0.8621, seconds=7.11),
         Reported("iu", "TensorRT", lpips=0.1290, psnr=27.01, ssim=0.8280, seconds=1.70),
     ),
-    # its autoencoder in bfloat16 shifts dark areas by a gray level
-    bfloat16=("unet_onnx", "denoise"),
+    # not the encoder: in flat areas its normalisation divides by next to nothing, and bfloat16's rounding shows
+    bfloat16=("unet_onnx", "denoise", "vae_decoder"),
 )
 
 BEST = Preset(

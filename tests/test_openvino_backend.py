@@ -66,7 +66,7 @@ def test_errors_of_the_runtime_reach_the_client(openvino: RunningServer) -> None
 
 
 def test_models_without_such_a_configuration_keep_their_own(tmp_path: Path, start_server: StartServer) -> None:
-    """As preset ``paper``'s autoencoder, which is not exact enough in bfloat16."""
+    """As preset ``paper``'s encoder, which is not exact enough in bfloat16."""
     shutil.copytree(REPOSITORY / "vae_decoder", tmp_path / "vae_decoder", ignore=shutil.ignore_patterns("configs"))
     server = start_server(tmp_path, ready="vae_decoder", runtime="openvino")
     with triton.InferenceServerClient(server.url("grpc")) as client:

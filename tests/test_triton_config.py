@@ -42,7 +42,7 @@ def test_what_is_exact_enough_in_bfloat16_can_run_by_openvino(preset: Preset) ->
 def test_openvino_configurations_lie_where_the_server_looks_for_them_by_name(tmp_path: Path) -> None:
     assert main(["--model-repository", str(tmp_path), "--preset", "paper"]) == 0
     found = {path.parts[-3] for path in tmp_path.glob("*/configs/openvino.pbtxt")}
-    assert found == {"unet_onnx", "denoise"}
+    assert found == {"unet_onnx", "denoise", "vae_decoder"}
 
 
 def test_a_plans_configuration_names_the_file_of_each_kind_of_gpu() -> None:
