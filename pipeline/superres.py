@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import cv2
@@ -37,7 +38,8 @@ FLOOR = np.float32(0.0002)
 """The least doubt, in [0, 1] of gray: keeps the band open where all samples agree."""
 
 Generate = Callable[[Array, Sequence[Seed]], Array]
-"""LR images [B, C, h, w] in [-1, 1] and a seed for each ⇒ one sample of each, [B, C, 4h, 4w] in about [-1, 1]."""
+"""LR images [B, C, h, w] in [-1, 1] and a seed for each ⇒ one sample of each, [B, C, 4h, 4w] in about [-1, 1]; see also
+``Whole``."""
 
 
 @dataclass(frozen=True)
@@ -162,25 +164,35 @@ def repeated(coefficients: Array, batch: int) -> Array:
     return np.repeat(coefficients[None], batch, axis=0)
 
 
+@cache
+def usual_rows(diffusion: DiffusionSpec) -> Array:
+    """The coefficients of the preset's own steps, [steps, 4]."""
+    return rows(trajectory(make_schedule(diffusion), diffusion.ddim_steps, ETA["ddim"], diffusion.prediction))
+
+
 @dataclass(frozen=True)
 class Whole:
-    """A ``Generate`` that does the preset's own options in one call; its images are faithful already."""
+    """A ``Generate`` for the preset's own options in one call. Its images are finished: [B, 4H, 4W], 0 to 1, faithful."""
 
     fused: Callable[..., Array]
     preset: Preset
 
     def __call__(self, lr: Array, seeds: Sequence[Seed]) -> Array:
         diffusion, shrink = self.preset.diffusion, self.preset.vae.factor // SCALE
-        path = trajectory(make_schedule(diffusion), diffusion.ddim_steps, ETA["ddim"], diffusion.prediction)
         noise = image_noise(seeds, (self.preset.vae.latent_channels, lr.shape[2] // shrink, lr.shape[3] // shrink))()
         image = (lr[:, 0] + 1) / 2
-        return 2 * self.fused(image=image, noise=noise, coefficients=repeated(rows(path), len(lr)))[:, None] - 1
+        return self.fused(image=image, noise=noise, coefficients=repeated(usual_rows(diffusion), len(lr)))
+
+
+def crop(upscaled: Array, image: Image) -> Array:
+    """[..., H', W'] ⇒ [..., 4H, 4W], without the padding of ``image``, [H, W]."""
+    height, width = (side * SCALE for side in image.shape)
+    return upscaled[..., :height, :width]
 
 
 def finish(decoded: Array, image: Image, faithful: bool) -> Image:
     """A decoder's output [C, H', W'] ⇒ [4H, 4W] in [0, 1], without the padding; faithful to ``image`` if asked for."""
-    height, width = (side * SCALE for side in image.shape)
-    gray = from_network(decoded[:, :height, :width])
+    gray = from_network(crop(decoded, image))
     return project(gray, image) if faithful else np.clip(gray, 0.0, 1.0)
 
 
@@ -209,16 +221,16 @@ def draw_samples(
     The first sample of an image is the same however many are drawn. Those of an image that is yielded are not kept.
     """
     lr = network_lr(images, preset)
-    faithful = faithful and not isinstance(generate, Whole)
     jobs: list[tuple[int, Seed]] = [
         (i, seed if k == 0 else (seed, k)) for i, seed in enumerate(seeds) for k in range(samples)
     ]
     size = min(MAX_BATCH, max(1, MAX_BATCH_PIXELS // lr[0, 0].size))
+    finished = isinstance(generate, Whole)
     drawn: list[Image] = []
     for chunk in (jobs[first : first + size] for first in range(0, len(jobs), size)):
         rows, chunk_seeds = zip(*chunk, strict=True)
         for i, decoded in zip(rows, generate(lr[list(rows)], chunk_seeds), strict=True):
-            drawn.append(finish(decoded, images[i], faithful))
+            drawn.append(crop(decoded, images[i]) if finished else finish(decoded, images[i], faithful))
             if len(drawn) == samples:
                 yield drawn
                 drawn = []
