@@ -12,7 +12,9 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -27,9 +29,12 @@ from pipeline import eager
 from pipeline.command_line import make_parser
 from pipeline.fused import Denoise, Whole
 from pipeline.images import psnr
-from pipeline.onnx_networks import onnx_networks, open_session
-from pipeline.spec import DEFAULT, PRESETS, Model, Preset, Tensor, onnx_models
-from pipeline.superres import generator, upscale
+from pipeline.onnx_networks import by_onnxruntime, onnx_networks, open_session
+from pipeline.parity import MAX_DARK, MIN_PSNR, ParityError, compare_images, radiographs
+from pipeline.quantize import quantize
+from pipeline.spec import DEFAULT, INT8_FILE, PRESETS, Model, Preset, Tensor, onnx_models
+from pipeline.superres import Array, generator, upscale
+from pipeline.weights import load_ranges
 
 OPSET = 18
 MAX_RELATIVE_ERROR = 1e-4
@@ -151,6 +156,42 @@ def whole_image_parity(pipeline: eager.Eager, repository: Path, seed: int = 0) -
     return psnr(ours, reference)
 
 
+def ranges_within(model: Model, ranges: Mapping[str, Array]) -> dict[str, Array]:
+    """Those of the model's own convolutions; ``ranges`` has the names of ``pipeline.fused.Whole``."""
+    prefix = {"vae_decoder": "decoder.", "superres_onnx": ""}[model.name]
+    return {name.removeprefix(prefix): value for name, value in ranges.items() if name.startswith(prefix)}
+
+
+def decode(network: Callable[..., Array], latent: Array, lr: Array) -> Array:
+    return network(latent=latent, lr=lr)
+
+
+def check_int8(repository: Path, preset: Preset) -> None:
+    """Compare whole images by the INT8 files, one at a time, with those by the others.
+
+    Raises:
+        ExportError: they differ by more than the parity gate allows.
+        ParityError: there is no radiograph to compare.
+    """
+    exact = onnx_networks(repository, preset)
+    for model in (model for model in onnx_models(preset) if model.name in preset.int8):
+        network = by_onnxruntime(repository / model.name / "1" / INT8_FILE, model)
+        if model.name == preset.fused:
+            both = exact, replace(exact, fused=network)
+        else:
+            both = replace(exact, fused=None), replace(exact, fused=None, decode=partial(decode, network))
+        for image in radiographs(preset):
+            reference, found = (upscale([image], [0], generator(n, preset), preset)[0].upscaled for n in both)
+            db, dark = compare_images(found, reference)
+            tqdm.write(
+                f"{model.name} in INT8: PSNR to float32 {db:.1f} dB, dark areas shifted by {dark:.2f} gray levels"
+            )
+            if not (db > MIN_PSNR and dark < MAX_DARK):
+                raise ExportError(
+                    f"{model.name} in INT8: needed are more than {MIN_PSNR:g} dB and less than {MAX_DARK:g} gray levels"
+                )
+
+
 def networks(pipeline: eager.Eager) -> dict[str, nn.Module]:
     """What is exported, by the model's name."""
     return {
@@ -167,10 +208,12 @@ def export(weights: Path, repository: Path, preset: Preset, vae: str | None = No
 
     Raises:
         ExportError: a graph differs from the specification or from PyTorch.
-        ValueError: weights are missing, damaged or of another network.
+        ParityError: the radiograph that INT8 is checked on is missing.
+        ValueError: weights, or the ranges for INT8, are missing, damaged or of another network.
     """
     pipeline = eager.load(weights, preset, vae=vae)
     exported = networks(pipeline)
+    ranges = load_ranges(weights, {"vae": pipeline.decoder.vae, "unet": pipeline.unet}) if preset.int8 else {}
     repository.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=repository, prefix=".export-") as staging:
         for model in tqdm(onnx_models(preset), desc="export", leave=False):
@@ -185,14 +228,17 @@ def export(weights: Path, repository: Path, preset: Preset, vae: str | None = No
             )
             if not max(errors.values()) < MAX_RELATIVE_ERROR:
                 raise ExportError(f"{model.name}: differs from PyTorch by {max(errors.values()):.1e}")
+            if model.name in preset.int8:
+                onnx.save(quantize(onnx.load(str(path)), ranges_within(model, ranges)), str(path.with_name(INT8_FILE)))
         parity = whole_image_parity(pipeline, Path(staging))
         tqdm.write(f"whole image, {preset.diffusion.T} steps: PSNR between PyTorch and onnxruntime {parity:.1f} dB")
         if not parity > MIN_PARITY_DB:
             raise ExportError(f"whole image: parity is {parity:.1f} dB, needed is more than {MIN_PARITY_DB} dB")
-        for model in onnx_models(preset):
-            target = repository / model.name / "1" / "model.onnx"
+        check_int8(Path(staging), preset)
+        for path in Path(staging).glob("*/1/*.onnx"):
+            target = repository / path.relative_to(staging)
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(Path(staging) / model.name / "1" / "model.onnx", target)
+            os.replace(path, target)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -205,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         weights = args.weights or Path("weights") / args.preset
         export(weights, args.model_repository, PRESETS[args.preset], args.vae)
-    except (ExportError, ValueError) as error:
+    except (ExportError, ParityError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

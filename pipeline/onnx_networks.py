@@ -32,13 +32,15 @@ def onnx_networks(repository: Path, preset: Preset, runtime: Runtime = "onnxrunt
     Args:
         repository: the model repository.
         preset: the system.
-        runtime: "openvino" runs those in bfloat16 that the preset allows, as a server of that runtime does.
+        runtime: "openvino" runs those in bfloat16 and INT8 that the preset allows, as a server of that runtime does.
 
     Raises:
         ValueError: a file is missing, damaged or of another preset, or OpenVINO is not installed.
     """
     denoise, encode, decode, fused = (
-        network(repository / m.name / "1" / "model.onnx", m, runtime if m.name in preset.bfloat16 else "onnxruntime")
+        by_openvino(repository / m.name / "1" / preset.openvino_file(m.name), m)
+        if runtime == "openvino" and m.name in preset.bfloat16
+        else by_onnxruntime(repository / m.name / "1" / "model.onnx", m)
         for m in onnx_models(preset)
     )
     return Networks(
@@ -53,13 +55,12 @@ Run = Callable[[Mapping[str, Array]], Array]
 """Inputs by name ⇒ the only output."""
 
 
-def network(path: Path, model: Model, runtime: Runtime) -> Callable[..., Array]:
+def network(path: Path, model: Model, inputs: list[str], run: Run) -> Callable[..., Array]:
     """The model's only output as a function of its inputs by name; arguments that it does not have are ignored.
 
     Raises:
-        ValueError: the file is missing, damaged or of another preset, or OpenVINO is not installed.
+        ValueError: the file has other inputs than the model.
     """
-    inputs, run = by_openvino(path, model) if runtime == "openvino" else by_onnxruntime(path)
     names = model.input_names
     if inputs != names:
         raise ValueError(
@@ -68,14 +69,19 @@ def network(path: Path, model: Model, runtime: Runtime) -> Callable[..., Array]:
     return lambda **arrays: run({name: arrays[name] for name in names})
 
 
-def by_onnxruntime(path: Path) -> tuple[list[str], Run]:
-    """The inputs' names and the network."""
+def by_onnxruntime(path: Path, model: Model) -> Callable[..., Array]:
+    """The network; raises ValueError where the file is missing, damaged or of another preset."""
     session = open_session(path)
-    return [tensor.name for tensor in session.get_inputs()], lambda feed: session.run(None, feed)[0]
+    inputs = [tensor.name for tensor in session.get_inputs()]
+    return network(path, model, inputs, lambda feed: session.run(None, feed)[0])
 
 
-def by_openvino(path: Path, model: Model) -> tuple[list[str], Run]:
-    """The inputs' names and the network, in bfloat16, with the model's warm-up shape as the usual one."""
+def by_openvino(path: Path, model: Model) -> Callable[..., Array]:
+    """The network, in bfloat16, with the model's warm-up shape as the usual one.
+
+    Raises:
+        ValueError: the file is missing, damaged or of another preset, or OpenVINO is not installed.
+    """
     try:
         from pipeline import openvino_runtime
     except ImportError as error:
@@ -85,4 +91,4 @@ def by_openvino(path: Path, model: Model) -> tuple[list[str], Run]:
         inputs, outputs, run = openvino_runtime.load(path, bf16=True, usual=usual)
     except openvino_runtime.OpenVINOError as error:
         raise ValueError(f"cannot load '{path}': {error}") from error
-    return inputs, lambda feed: run(feed)[outputs[0]]
+    return network(path, model, inputs, lambda feed: run(feed)[outputs[0]])

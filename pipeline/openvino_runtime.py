@@ -8,6 +8,8 @@ from typing import Any
 
 import openvino
 
+from pipeline.processor import BFLOAT16, multiplies
+
 Shapes = Mapping[str, tuple[int, ...]]
 Feed = Mapping[str, Any]
 """Input name ⇒ array."""
@@ -33,7 +35,8 @@ def load(
     """
     properties = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+        # asked for bfloat16, OpenVINO would imitate it on some processors that lack it
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 and multiplies(BFLOAT16) else "f32",
         **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
     }
     try:

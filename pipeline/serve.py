@@ -29,8 +29,9 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2 as pb
 
 from pipeline.command_line import make_parser
-from pipeline.spec import MAX_SIDE
-from pipeline.triton_config import MODEL_FILE, read_config
+from pipeline.processor import BFLOAT16, INT8, multiplies
+from pipeline.spec import MAX_SIDE, Preset
+from pipeline.triton_config import MODEL_FILE, preset_of, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTALLED = Path("/opt/tritonserver/bin/tritonserver")
@@ -170,19 +171,11 @@ def prepare_backends(triton: Path, stub: Path) -> Path:
     return directory
 
 
-def has_bfloat16() -> bool:
-    """Whether the processor multiplies in bfloat16."""
-    try:
-        return re.search(r"\b(avx512_bf16|amx_bf16)\b", Path("/proc/cpuinfo").read_text()) is not None
-    except OSError:
-        return False
-
-
-def runtime_flags(runtime: str, server: Server) -> list[str]:
+def runtime_flags(runtime: str, server: Server, preset: Preset) -> list[str]:
     """The flags that choose what runs the networks on the CPU.
 
-    "auto" is OpenVINO in bfloat16 where that is faster than onnxruntime (docs/results.md): in the wheel's server, where
-    there is no GPU, and the processor has bfloat16.
+    "auto" is OpenVINO where that is faster than onnxruntime (docs/results.md): in the wheel's server, where there is no
+    GPU, and the processor has bfloat16, or INT8 and the preset files for it.
 
     Raises:
         ServeError: OpenVINO is asked for and not here.
@@ -190,7 +183,8 @@ def runtime_flags(runtime: str, server: Server) -> list[str]:
     installed = importlib.util.find_spec("openvino") is not None
     if runtime == "auto":
         gpu = Path("/dev/nvidiactl").exists()
-        runtime = "openvino" if server.bundled and installed and has_bfloat16() and not gpu else "onnxruntime"
+        fast = multiplies(BFLOAT16) or (bool(preset.int8) and multiplies(INT8))
+        runtime = "openvino" if server.bundled and installed and fast and not gpu else "onnxruntime"
     if runtime == "openvino" and server.bundled and not installed:
         raise ServeError("--runtime is openvino, which is not installed: pip install --no-deps openvino==2026.4.1")
     return ["--model-config-name=openvino"] if runtime == "openvino" else []
@@ -224,6 +218,7 @@ def check_repository(repository: Path) -> list[pb.ModelConfig]:
         found.append(config)
         default = config.default_model_filename or MODEL_FILE.get(config.backend)
         files = list(config.cc_model_filenames.values()) or [default]
+        files += [read_config(other).default_model_filename for other in path.parent.glob("configs/*.pbtxt")]
         versions = [d for d in path.parent.iterdir() if d.is_dir() and d.name.isdecimal()]
         for file in (version / name for version in versions or [path.parent / "1"] for name in files if name):
             if not file.is_file():
@@ -331,8 +326,8 @@ def main(argv: list[str] | None = None) -> int:
         "--runtime",
         choices=RUNTIMES,
         default="auto",
-        help="of the networks on a CPU: openvino computes in bfloat16 (default: openvino where the processor has that "
-        "and the server is the wheel's)",
+        help="of the networks on a CPU: openvino computes in INT8 and bfloat16 (default: openvino where the processor "
+        "has these and the server is the wheel's)",
     )
     parser.add_argument("extra", nargs="*", metavar="-- FLAG", help="any tritonserver flag")
     args = parser.parse_args(argv)
@@ -340,7 +335,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         models = check_repository(args.model_repository)
         server = find_server()
-        flags = runtime_flags(args.runtime, server)
+        flags = runtime_flags(args.runtime, server, preset_of(args.model_repository))
         check_ports(ports)
         check_shared_memory(args.model_repository, args.extra)
     except ServeError as error:

@@ -26,6 +26,9 @@ DENOISERS: tuple[str, ...] = ("auto", "onnx", "trt")
 SCALE = 4
 """Upscaling factor: an H×W image becomes 4H×4W."""
 
+INT8_FILE = "model_int8.onnx"
+"""Beside ``model.onnx``: the same network with its convolutions in INT8."""
+
 MIN_SIDE, MAX_SIDE = 2, 512
 """Sides of a low-resolution image, in pixels. Reflection padding needs two; at 512 the paper's decoder takes 5 GiB."""
 
@@ -242,9 +245,15 @@ class Preset:
     everything from image to image."""
     bfloat16: tuple[str, ...] = ()
     """The models that pass the parity gate (``pipeline.parity``) in bfloat16."""
+    int8: tuple[str, ...] = ()
+    """Those of them that have a second file, ``INT8_FILE``, with convolutions in INT8, which passes the gate too."""
     faithful: bool = False
     """Whether results are made to downscale to the LR image unless a request says otherwise."""
     reported: tuple[Reported, ...] = ()
+
+    def openvino_file(self, model: str) -> str:
+        """The file in a model's version folder that OpenVINO runs."""
+        return INT8_FILE if model in self.int8 else "model.onnx"
 
     @property
     def lr_multiple(self) -> int:
@@ -278,6 +287,7 @@ BEST = Preset(
     condition="lr",
     fused="superres_onnx",
     bfloat16=("unet_onnx", "vae_encoder", "vae_decoder", "superres_onnx"),
+    int8=("vae_decoder", "superres_onnx"),
     faithful=True,
 )
 

@@ -172,7 +172,7 @@ def usual_rows(diffusion: DiffusionSpec) -> Array:
 
 @dataclass(frozen=True)
 class Whole:
-    """A ``Generate`` for the preset's own options in one call. Its images are finished: [B, 4H, 4W], 0 to 1, faithful."""
+    """A ``Generate`` for the preset's own options, in one call; its images [B, 4H, 4W] are finished, and faithful."""
 
     fused: Callable[..., Array]
     preset: Preset

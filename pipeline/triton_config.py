@@ -62,7 +62,9 @@ def config_files(preset: Preset) -> dict[str, str]:
     texts = {f"{model.name}/config.pbtxt": config_text(model) for model in models(preset)}
     for model in models(preset):
         if model.name in preset.bfloat16:
-            texts[f"{model.name}/configs/openvino.pbtxt"] = config_text(replace(model, backend="openvino"))
+            config = config_of(replace(model, backend="openvino"))
+            config.default_model_filename = preset.openvino_file(model.name)
+            texts[f"{model.name}/configs/openvino.pbtxt"] = HEADER + text_format.MessageToString(config)
     return texts
 
 

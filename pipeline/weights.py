@@ -6,17 +6,24 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch import nn
 
 from pipeline.spec import Preset
 from pipeline.tensors import load_tensors, save_tensors
 from pipeline.unet import UNet
 from pipeline.vae import DETAIL_FILE, VAE
+from pipeline.whole import whole_file
+
+Array = NDArray[np.float32]
 
 
 def write_metadata(path: Path, metadata: dict[str, Any]) -> None:
@@ -54,6 +61,44 @@ def save_unet(unet: UNet, folder: Path, metadata: dict[str, Any]) -> None:
     """Write ``folder/unet.safetensors`` and ``folder/unet.json``; raises OSError where that fails."""
     save_tensors(unet, folder / "unet.safetensors")
     write_metadata(folder / "unet.json", metadata)
+
+
+RANGES_FILE = "ranges.safetensors"
+
+
+def save_ranges(ranges: Mapping[str, Array], folder: Path, metadata: Mapping[str, str]) -> None:
+    """Write what ``pipeline.quantize`` needs, with the digests of the networks in its metadata.
+
+    Raises:
+        OSError: the file cannot be written; an older one is kept.
+    """
+    path = folder / RANGES_FILE
+    try:
+        with whole_file(path) as partial:
+            save_file(dict(ranges), partial, metadata=dict(metadata))
+    except SafetensorError as error:
+        raise OSError(f"cannot write '{path}': {error}") from error
+
+
+def load_ranges(folder: Path, networks: Mapping[str, nn.Module]) -> dict[str, Array]:
+    """The ranges of the networks' convolutions, by the names of ``pipeline.fused.Whole``.
+
+    Raises:
+        ValueError: the file is missing or damaged, or was recorded from other weights.
+    """
+    path = folder / RANGES_FILE
+    remedy = f"record them with  python -m train.ranges --data PAIRS --weights {folder}"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            ranges = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except FileNotFoundError:
+        raise ValueError(f"'{path}', the ranges for INT8, is missing: {remedy}") from None
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read '{path}': {error}") from error
+    if any(metadata.get(name) != digest(network) for name, network in networks.items()):
+        raise ValueError(f"'{path}' tells of other weights than those beside it: {remedy}")
+    return ranges
 
 
 def digest(module: nn.Module) -> str:

@@ -18,7 +18,7 @@ from tests.conftest import RunningServer, StartServer
 
 REPOSITORY = ROOT / "model_repository"
 MIN_PSNR = 45.0
-"""dB between two runtimes, the bound for plans too."""
+"""dB between two runtimes on images unlike any radiograph."""
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,15 @@ import pytest
 import tritonclient.http
 
 from client import BadRequest, Client
-from pipeline import serve
+from pipeline import processor, serve
 from pipeline.local_server import free_ports, not_ready
 from pipeline.serve import ROOT, ServeError, Server, runtime_flags
-from pipeline.spec import DEFAULT, plan_models
+from pipeline.spec import BEST, DEFAULT, PAPER, plan_models
 from pipeline.triton_config import config_text
 from tests.conftest import StartServer
 
 REPOSITORY = ROOT / "model_repository"
+WHEELS = Server(Path("tritonserver"), bundled=True)
 
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -142,7 +143,9 @@ def test_wrong_repository(tmp_path: Path, make: object, words: list[str]) -> Non
     assert_one_line(run("--model-repository", path), str(path), *words)
 
 
-@pytest.mark.parametrize("missing", ["unet_onnx/1/model.onnx", "superres/1/model.py", "vae_decoder/1"])
+@pytest.mark.parametrize(
+    "missing", ["unet_onnx/1/model.onnx", "superres/1/model.py", "vae_decoder/1", "superres_onnx/1/model_int8.onnx"]
+)
 def test_missing_model_file(tmp_path: Path, missing: str) -> None:
     shutil.copytree(REPOSITORY, tmp_path / "models")
     path = tmp_path / "models" / missing
@@ -318,20 +321,31 @@ def test_signals_end_the_server_and_all_its_processes(start_server: StartServer,
     assert processes_of_session(server.process.pid) == []
 
 
-def test_openvino_is_chosen_where_the_processor_has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    wheels, installed = Server(Path("tritonserver"), bundled=True), Server(Path("tritonserver"))
+@pytest.mark.parametrize(
+    ("flags", "best", "paper"),
+    [("avx2 avx512_vnni avx512_bf16", True, True), ("avx2 avx_vnni", True, False), ("avx2 fma", False, False)],
+)
+def test_openvino_is_chosen_where_the_processor_has_what_the_preset_uses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, best: bool, paper: bool
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
-    monkeypatch.setattr(serve, "has_bfloat16", lambda: True)
-    assert runtime_flags("auto", wheels) == ["--model-config-name=openvino"]
-    assert runtime_flags("auto", installed) == [], "which may have a GPU and has its own backends"
-    assert runtime_flags("onnxruntime", wheels) == []
-    assert runtime_flags("openvino", installed) == ["--model-config-name=openvino"]
-    monkeypatch.setattr(serve, "has_bfloat16", lambda: False)
-    assert runtime_flags("auto", wheels) == []
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags} sse\n")
+    for preset, chosen in ((BEST, best), (PAPER, paper)):
+        assert runtime_flags("auto", WHEELS, preset) == (["--model-config-name=openvino"] if chosen else [])
+
+
+def test_the_choice_of_runtime_can_be_made_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = Server(Path("tritonserver"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    monkeypatch.setattr(serve, "multiplies", lambda _: True)
+    assert runtime_flags("auto", installed, BEST) == [], "which may have a GPU and has its own backends"
+    assert runtime_flags("onnxruntime", WHEELS, BEST) == []
+    assert runtime_flags("openvino", installed, BEST) == ["--model-config-name=openvino"]
 
 
 def test_openvino_must_be_installed_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert runtime_flags("auto", Server(Path("tritonserver"), bundled=True)) == []
+    assert runtime_flags("auto", WHEELS, BEST) == []
     with pytest.raises(ServeError, match="openvino, which is not installed: pip install"):
-        runtime_flags("openvino", Server(Path("tritonserver"), bundled=True))
+        runtime_flags("openvino", WHEELS, BEST)

@@ -1,0 +1,31 @@
+"""What the processor multiplies fast, as Linux tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import processor
+from pipeline.processor import BFLOAT16, INT8, multiplies
+
+
+@pytest.mark.parametrize(
+    ("flags", "bfloat16", "int8"),
+    [
+        ("fpu avx512f avx512_vnni avx512_bf16", True, True),
+        ("fpu avx2 avx_vnni", False, True),
+        ("fpu amx_bf16 amx_int8", True, True),
+        ("fpu avx2 avx512_bf16x", False, False),
+    ],
+)
+def test_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, bfloat16: bool, int8: bool) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"model name : avx512_vnni avx512_bf16\nflags\t\t: {flags}\nbugs : none\n")
+    monkeypatch.setattr(processor, "CPUINFO", path)
+    assert (multiplies(BFLOAT16), multiplies(INT8)) == (bfloat16, int8)
+
+
+def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "none")
+    assert not multiplies(INT8)

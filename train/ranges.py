@@ -1,0 +1,96 @@
+"""Record between which values the inputs of a preset's convolutions lie, for ``pipeline.export`` to put them into INT8.
+
+python -m train.ranges --data data/nih
+python -m train.ranges --data data/nih --weights weights/mine --limit 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pipeline import eager
+from pipeline.command_line import make_parser
+from pipeline.fused import Whole
+from pipeline.spec import DEFAULT, PRESETS
+from pipeline.superres import Whole as WholeImages
+from pipeline.superres import draw_samples
+from pipeline.weights import RANGES_FILE, Array, digest, save_ranges
+from train.data import PairDataset, read_index
+from train.evaluate import add_choice, choose
+
+EXACT = ("unet.stem", "unet.out", "decoder.vae.from_latent.0", "decoder.vae.from_lr", "decoder.vae.out")
+"""Convolutions that take in what comes from outside or make what is seen: these few cost little, and errors show."""
+
+
+def quantizable(whole: Whole) -> dict[str, nn.Conv2d]:
+    """The convolutions that the model runs and that bear INT8, by name."""
+    return {
+        name: module
+        for name, module in whole.named_modules()
+        if isinstance(module, nn.Conv2d) and not name.startswith((*EXACT, "decoder.vae.encoder"))
+    }
+
+
+@torch.inference_mode()
+def record(pairs: PairDataset, system: eager.Eager) -> dict[str, Array]:
+    """The least and the greatest value of each input channel of each convolution, [2, C]; image i has seed i."""
+    whole = Whole(system.unet, system.decoder, system.preset)
+    found: dict[str, Array] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        def see(_module: nn.Module, inputs: tuple[Tensor]) -> None:
+            low, high = (bound(inputs[0], (0, 2, 3)).numpy() for bound in (torch.amin, torch.amax))
+            before = found.get(name, np.stack([low, high]))
+            found[name] = np.stack([np.minimum(before[0], low), np.maximum(before[1], high)])
+
+        return see
+
+    def fused(**inputs: Array) -> Array:
+        result: Array = whole(*(torch.from_numpy(inputs[name]) for name in ("image", "noise", "coefficients"))).numpy()
+        return result
+
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in quantizable(whole).items()]
+    generate = WholeImages(fused, system.preset)
+    for i in tqdm(range(len(pairs)), desc="ranges", unit="image", leave=False):
+        lr, _ = pairs.unit_images(i)
+        next(draw_samples([lr], [i], generate, system.preset, 1, True))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__, "python -m train.ranges")
+    add_choice(parser, split="train")
+    presets = [name for name, preset in PRESETS.items() if preset.int8]
+    parser.add_argument("--preset", choices=presets, default=DEFAULT.name, help="default: %(default)s")
+    parser.add_argument("--weights", type=Path, help="default: weights/PRESET")
+    args: argparse.Namespace = parser.parse_args(argv)
+    try:
+        preset = PRESETS[args.preset]
+        weights = args.weights or Path("weights") / preset.name
+        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
+        system = eager.load(weights, preset)
+        ranges = record(pairs, system)
+        told = f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}"
+        save_ranges(ranges, weights, {"vae": digest(system.decoder.vae), "unet": digest(system.unet), "data": told})
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    print(f"{told}: {len(ranges)} convolutions; wrote '{weights / RANGES_FILE}'")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
