@@ -55,6 +55,7 @@ python -m train.vae "${common[@]}" --out "$start" --run-dir "$runs/vae" --lpips 
     --latent-drop 0.15 --whole-every 0 "${vae[@]}"
 python -m train.unet "${common[@]}" --weights "$start" --run-dir "$runs/unet" --augment --passes 2 "${unet[@]}"
 python -m train.tune "${common[@]}" --weights "$start" --out "$out" --run-dir "$runs/tune" "${tune[@]}"
+python -m train.ranges --data "$data" "${index[@]}" --weights "$out"
 
 echo "next: python -m train.calibrate --data '$data' --weights '$out', for the band in pipeline/spec.py"
 echo "      python -m train.evaluate --data '$data' --weights '$out' --runtimes torch"
