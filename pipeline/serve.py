@@ -109,7 +109,12 @@ def embedded_server(package: Path) -> Server:
     ]
     return Server(
         triton / "bin" / "tritonserver",
-        flags=(f"--backend-directory={backends}", f"--cache-directory={triton / 'caches'}"),
+        flags=(
+            f"--backend-directory={backends}",
+            f"--cache-directory={triton / 'caches'}",
+            # the configurations are complete; to ask each Python model for more would double the time to ready
+            "--disable-auto-complete-config",
+        ),
         bundled=True,
         environment={
             "LD_LIBRARY_PATH": os.pathsep.join(libraries),
