@@ -86,7 +86,7 @@ def by_openvino(path: Path, model: Model) -> Callable[..., Array]:
         from pipeline import openvino_runtime
     except ImportError as error:
         raise ValueError("OpenVINO is not installed: pip install --no-deps openvino==2026.4.1") from error
-    usual = {name: (1, *dims) for name, dims in zip(model.input_names, model.warmup, strict=True)}
+    usual = dict(zip(model.input_names, model.warmup, strict=True))
     try:
         inputs, outputs, run = openvino_runtime.load(path, bf16=True, usual=usual)
     except openvino_runtime.OpenVINOError as error:

@@ -18,10 +18,10 @@ from pipeline.backends.batches import Batches, Feed, check_names, joined, model_
 
 
 def warmup_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
-    """Of the inputs of the first warm-up request, batch axis included: what most requests will be like."""
-    for request in config.get("model_warmup", []):
-        batch = (request["batch_size"],) if config["max_batch_size"] else ()
-        return {name: (*batch, *map(int, i["dims"])) for name, i in request["inputs"].items()}
+    """Of a batched model's first warm-up request, without the batch axis: what most requests will be like."""
+    if config["max_batch_size"]:
+        for request in config.get("model_warmup", []):
+            return {name: tuple(map(int, i["dims"])) for name, i in request["inputs"].items()}
     return None
 
 
