@@ -38,7 +38,7 @@ def onnx_networks(repository: Path, preset: Preset, runtime: Runtime = "onnxrunt
         ValueError: a file is missing, damaged or of another preset, or OpenVINO is not installed.
     """
     denoise, encode, decode, fused = (
-        by_openvino(repository / m.name / "1" / preset.openvino_file(m.name), m)
+        by_openvino(repository / m.name / "1" / preset.openvino_file(m.name), m, alone=m.name in preset.alone)
         if runtime == "openvino" and m.name in preset.bfloat16
         else by_onnxruntime(repository / m.name / "1" / "model.onnx", m)
         for m in onnx_models(preset)
@@ -76,8 +76,8 @@ def by_onnxruntime(path: Path, model: Model) -> Callable[..., Array]:
     return network(path, model, inputs, lambda feed: session.run(None, feed)[0])
 
 
-def by_openvino(path: Path, model: Model) -> Callable[..., Array]:
-    """The network, in bfloat16, with the model's warm-up shape as the usual one.
+def by_openvino(path: Path, model: Model, alone: bool) -> Callable[..., Array]:
+    """The network, in bfloat16, with the model's warm-up shape as the usual one; ``alone``: an image at a time.
 
     Raises:
         ValueError: the file is missing, damaged or of another preset, or OpenVINO is not installed.
@@ -88,7 +88,7 @@ def by_openvino(path: Path, model: Model) -> Callable[..., Array]:
         raise ValueError("OpenVINO is not installed: pip install --no-deps openvino==2026.4.1") from error
     usual = dict(zip(model.input_names, model.warmup, strict=True))
     try:
-        inputs, outputs, run = openvino_runtime.load(path, bf16=True, usual=usual)
+        inputs, outputs, run = openvino_runtime.load(path, bf16=True, usual=usual, alone=alone)
     except openvino_runtime.OpenVINOError as error:
         raise ValueError(f"cannot load '{path}': {error}") from error
     return network(path, model, inputs, lambda feed: run(feed)[outputs[0]])

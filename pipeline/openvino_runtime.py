@@ -25,17 +25,17 @@ BATCHES = (4, 1)
 """Sizes of batch that the usual shape has a network of its own for; others are made up of these."""
 
 
-def parts(total: int) -> list[int]:
-    """``total`` as a sum of ``BATCHES``, the largest first."""
+def parts(total: int, sizes: Sequence[int]) -> list[int]:
+    """``total`` as a sum of ``sizes``, which descend to 1; the largest first."""
     found = []
-    for size in BATCHES:
+    for size in sizes:
         count, total = divmod(total, size)
         found += [size] * count
     return found
 
 
 def load(
-    path: Path, *, bf16: bool, usual: Shapes | None = None, threads: int = 0
+    path: Path, *, bf16: bool, usual: Shapes | None = None, alone: bool = False, threads: int = 0
 ) -> tuple[list[str], list[str], Callable[[Feed], Mapping[str, Any]]]:
     """The names of inputs and outputs, and the function from inputs to outputs by name.
 
@@ -43,6 +43,7 @@ def load(
         path: of the ONNX file.
         bf16: compute in bfloat16 where the processor has it, else in float32.
         usual: shapes for which further networks are compiled: these take no other and are a fifth to a third faster.
+        alone: take the images of a batch one at a time.
         threads: 0 for OpenVINO's own choice.
 
     Raises:
@@ -60,20 +61,20 @@ def load(
         inputs, outputs = ([tensor.any_name for tensor in of] for of in (model.inputs, model.outputs))
         any_shape = core.compile_model(model, "CPU", properties).create_infer_request()
         usual_shape = {}
-        for batch in BATCHES if usual else ():
+        sizes = (1,) if alone else BATCHES
+        for batch in sizes if usual else ():
             model.reshape({name: [batch, *shape] for name, shape in (usual or {}).items()})
             usual_shape[batch] = core.compile_model(model, "CPU", properties).create_infer_request()
     except Exception as error:  # OpenVINO raises RuntimeError for whatever it is
         raise OpenVINOError(str(error).strip().splitlines()[-1]) from error
 
     def run(feed: Feed) -> Mapping[str, Any]:
-        if usual != {name: array.shape[1:] for name, array in feed.items()}:
-            results = any_shape.infer(dict(feed), share_inputs=True)
-            return {name: results[name] for name in outputs}
+        fits = usual == {name: array.shape[1:] for name, array in feed.items()}
+        total = len(next(iter(feed.values())))
         found, first = [], 0
-        for size in parts(len(next(iter(feed.values())))):
+        for size in parts(total, sizes) if fits or alone else [total]:
             part = {name: array[first : first + size] for name, array in feed.items()}
-            found.append(usual_shape[size].infer(part, share_inputs=True))
+            found.append((usual_shape[size] if fits else any_shape).infer(part, share_inputs=True))
             first += size
         if len(found) == 1:
             return {name: found[0][name] for name in outputs}

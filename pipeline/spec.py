@@ -245,6 +245,8 @@ class Preset:
     everything from image to image."""
     bfloat16: tuple[str, ...] = ()
     """The models that pass the parity gate (``pipeline.parity``) in bfloat16."""
+    alone: tuple[str, ...] = ()
+    """Those of them that take one image a call there: in bfloat16 it would depend on what else is in a batch."""
     int8: tuple[str, ...] = ()
     """Those of them that have a second file, ``INT8_FILE``, with convolutions in INT8, which passes the gate too."""
     faithful: bool = False
@@ -287,6 +289,7 @@ BEST = Preset(
     condition="lr",
     fused="superres_onnx",
     bfloat16=("unet_onnx", "vae_encoder", "vae_decoder", "superres_onnx"),
+    alone=("unet_onnx",),
     int8=("vae_decoder", "superres_onnx"),
     faithful=True,
 )

@@ -64,6 +64,8 @@ def config_files(preset: Preset) -> dict[str, str]:
         if model.name in preset.bfloat16:
             config = config_of(replace(model, backend="openvino"))
             config.default_model_filename = preset.openvino_file(model.name)
+            if model.name in preset.alone:
+                config.parameters["ONE_A_CALL"].string_value = "YES"
             texts[f"{model.name}/configs/openvino.pbtxt"] = HEADER + text_format.MessageToString(config)
     return texts
 

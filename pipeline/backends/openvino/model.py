@@ -2,7 +2,8 @@
 
 Triton takes it for every model with ``backend: "openvino"`` where it finds no ``libtriton_openvino.so``. Names and
 dtypes come from the model's configuration; these ``parameters`` have the native backend's names and meaning:
-``INFERENCE_NUM_THREADS``, ``HINT_BF16`` ("YES": bfloat16 where the processor has it; else float32).
+``INFERENCE_NUM_THREADS``, ``HINT_BF16`` ("YES": bfloat16 where the processor has it; else float32). One is its own:
+``ONE_A_CALL`` ("YES": the images of a batch in turn).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class TritonPythonModel:
                 path,
                 bf16=parameters.get("HINT_BF16", {}).get("string_value") == "YES",
                 usual=warmup_shapes(config),
+                alone=parameters.get("ONE_A_CALL", {}).get("string_value") == "YES",
                 threads=number(parameters, "INFERENCE_NUM_THREADS"),
             )
         except openvino_runtime.OpenVINOError as error:
