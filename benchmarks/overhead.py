@@ -38,6 +38,8 @@ from pipeline.superres import generator, upscale
 
 TOGETHER = 16
 """Images under way in the measurement of throughput."""
+EACH = 3
+"""Images that each of these clients asks for, one after another, in a round."""
 BATCHES = (1, 4, 16)
 
 
@@ -109,7 +111,8 @@ def measure_throughput(
     url: str, repository: Path, rounds: int, sampler: SamplerName | None, steps: int | None, side: int
 ) -> dict[str, float]:
     """Images a second through the server, TOGETHER at once, and in this process at several batch sizes; medians."""
-    images = list(np.random.default_rng(0).random((TOGETHER, side, side), dtype=np.float32))
+    count = EACH * TOGETHER
+    images = list(np.random.default_rng(0).random((count, side, side), dtype=np.float32))
     with Client(url) as client, ThreadPoolExecutor(TOGETHER) as pool:
         preset = client.preset
         generate = generator(onnx_networks(repository, preset, runtime_of(url)), preset, steps=steps, sampler=sampler)
@@ -118,7 +121,7 @@ def measure_throughput(
             list(pool.map(lambda image: client.upscale(image, steps=steps, sampler=sampler), images))
 
         def in_process(batch: int) -> None:
-            for first in range(0, TOGETHER, batch):
+            for first in range(0, count, batch):
                 upscale(images[first : first + batch], list(range(batch)), generate, preset)
 
         ways: dict[str, Callable[[], None]] = {
@@ -132,7 +135,7 @@ def measure_throughput(
             for name, run in ways.items():
                 began = time.perf_counter()
                 run()
-                rates[name].append(TOGETHER / (time.perf_counter() - began))
+                rates[name].append(count / (time.perf_counter() - began))
     return {name: statistics.median(found) for name, found in rates.items()}
 
 
