@@ -88,7 +88,7 @@ def by_openvino(path: Path, model: Model, alone: bool) -> Callable[..., Array]:
         raise ValueError("OpenVINO is not installed: pip install --no-deps openvino==2026.4.1") from error
     usual = dict(zip(model.input_names, model.warmup, strict=True))
     try:
-        inputs, outputs, run = openvino_runtime.load(path, bf16=True, usual=usual, alone=alone)
+        inputs, _, run = openvino_runtime.load(path, bf16=True, usual=usual, alone=alone)
     except openvino_runtime.OpenVINOError as error:
         raise ValueError(f"cannot load '{path}': {error}") from error
-    return network(path, model, inputs, lambda feed: run(feed)[outputs[0]])
+    return network(path, model, inputs, lambda feed: run(feed)[0])

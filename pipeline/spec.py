@@ -246,7 +246,7 @@ class Preset:
     bfloat16: tuple[str, ...] = ()
     """The models that pass the parity gate (``pipeline.parity``) in bfloat16."""
     alone: tuple[str, ...] = ()
-    """Those of them that take one image a call there: in bfloat16 it would depend on what else is in a batch."""
+    """Those of them that take one image after another there, on all cores: in bfloat16 their number would show."""
     int8: tuple[str, ...] = ()
     """Those of them that have a second file, ``INT8_FILE``, with convolutions in INT8, which passes the gate too."""
     faithful: bool = False

@@ -3,7 +3,7 @@
 Triton takes it for every model with ``backend: "openvino"`` where it finds no ``libtriton_openvino.so``. Names and
 dtypes come from the model's configuration; these ``parameters`` have the native backend's names and meaning:
 ``INFERENCE_NUM_THREADS``, ``HINT_BF16`` ("YES": bfloat16 where the processor has it; else float32). One is its own:
-``ONE_A_CALL`` ("YES": the images of a batch in turn).
+``ONE_A_CALL`` ("YES": the items of a batch one after another, on all cores).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.backends.batches import Batches, Feed, check_names, joined, model_
 
 
 def warmup_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
-    """Of a batched model's first warm-up request, without the batch axis: what most requests will be like."""
+    """Of one item of a batched model's first warm-up request: what most requests will be like."""
     if config["max_batch_size"]:
         for request in config.get("model_warmup", []):
             return {name: tuple(map(int, i["dims"])) for name, i in request["inputs"].items()}
@@ -45,7 +45,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(f"OpenVINO cannot load '{path}': {error}") from error
 
         def results(feeds: Sequence[Feed]) -> list[Any]:
-            by_name = run(joined(feeds))
+            by_name = dict(zip(outputs, run(joined(feeds)), strict=True))
             return [by_name[name] for name in self.batches.outputs]
 
         self.batches = Batches("OpenVINO", config, results)
