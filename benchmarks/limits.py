@@ -5,11 +5,11 @@ python -m benchmarks.limits --side 128 --rounds 9
 python -m benchmarks.limits --url localhost:8001
 
 Counted are the multiply-adds of all convolutions and matrix products, and the bytes that these move: each reads its
-input and its weights once and writes its output once, float32 (half of it for bfloat16). All that lies between them –
-normalisation, activations, sums – counts as fused into them and free. The floor is the larger of arithmetic / matrix
-rate and bytes / memory rate. It holds for runtimes that go layer by layer and multiply as often as is written there:
-Winograd's convolutions take fewer. The rates are the best of many tries before and after the paths, which take turns;
-a machine that is busy meanwhile lowers the rates and so the floor's worth. The last line is JSON.
+input and its weights once and writes its output once, float32 (half of it for bfloat16, a quarter for INT8). All that
+lies between them – normalisation, activations, sums – counts as fused into them and free. The floor is the larger of
+arithmetic / matrix rate and bytes / memory rate. It holds for runtimes that go layer by layer and multiply as often as
+is written there: Winograd's convolutions take fewer. The rates are the best of many tries before and after the paths,
+which take turns; a machine that is busy meanwhile lowers the rates and so the floor's worth. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ MATRIX = 2048
 COPIED = 2**28
 """Bytes that are copied, more than any cache holds."""
 TRIES = 10
+Kind = Literal["float32", "bfloat16", "int8"]
+NARROWER: dict[Kind, int] = {"float32": 1, "bfloat16": 2, "int8": 4}
+"""By the kind of number that is multiplied: how many take the place of one in float32."""
 PATHS = {"pytorch_eager": "PyTorch eager", "one_process": "same files, one process", "server": "server"}
 
 
@@ -87,6 +90,7 @@ class Machine:
 
     float32: float
     bfloat16: float
+    int8: float
     memory: float
 
     def best(self, other: Machine) -> Machine:
@@ -94,14 +98,15 @@ class Machine:
 
 
 def measure_machine() -> Machine:
-    def matrix_rate(dtype: torch.dtype) -> float:
-        a, b = (torch.rand(MATRIX, MATRIX).to(dtype) for _ in range(2))
-        return MATRIX**3 / 1e9 / best_seconds(lambda: a @ b)
+    def matrix_rate(dtype: torch.dtype, multiply: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> float:
+        a, b = ((100 * torch.rand(MATRIX, MATRIX)).to(dtype) for _ in range(2))
+        return MATRIX**3 / 1e9 / best_seconds(lambda: multiply(a, b))
 
     source = torch.zeros(COPIED, dtype=torch.uint8)
     target = torch.empty_like(source)
     copied = 2 * COPIED / 1e9 / best_seconds(lambda: target.copy_(source))
-    return Machine(matrix_rate(torch.float32), matrix_rate(torch.bfloat16), copied)
+    int8 = matrix_rate(torch.int8, torch._int_mm)  # into 32 bits; ``matmul`` has none
+    return Machine(matrix_rate(torch.float32), matrix_rate(torch.bfloat16), int8, copied)
 
 
 @dataclass(frozen=True)
@@ -112,10 +117,10 @@ class Need:
     traffic: Arithmetic
     steps: int
 
-    def floor(self, machine: Machine, half: bool = False) -> float:
-        """Seconds that the image takes at least; ``half``: in bfloat16."""
-        computing = self.multiply_adds.total(self.steps) / (machine.bfloat16 if half else machine.float32)
-        moving = self.traffic.total(self.steps) / machine.memory / (2 if half else 1)
+    def floor(self, machine: Machine, kind: Kind = "float32") -> float:
+        """Seconds that the image takes at least with all numbers of one kind."""
+        computing = self.multiply_adds.total(self.steps) / getattr(machine, kind)
+        moving = self.traffic.total(self.steps) / machine.memory / NARROWER[kind]
         return max(computing, moving)
 
 
@@ -127,8 +132,8 @@ def need(preset: Preset, side: int) -> Need:
 def report(machine: Machine, needs: dict[str, Need], own: str, achieved: dict[str, float]) -> str:
     """Three tables for people; ``achieved``: seconds by path of preset ``own``."""
     lines = [
-        f"machine: {machine.float32:.1f}·10⁹ multiply-adds/s in float32, {machine.bfloat16:.1f} in bfloat16; "
-        f"memory {machine.memory:.1f} GB/s",
+        f"machine: {machine.float32:.1f}·10⁹ multiply-adds/s in float32, {machine.bfloat16:.1f} in bfloat16, "
+        f"{machine.int8:.1f} in INT8; memory {machine.memory:.1f} GB/s",
         "",
         "| network | 10⁹ multiply-adds | GB | multiply-adds a byte |",
         "|---|---|---|---|",
@@ -138,13 +143,17 @@ def report(machine: Machine, needs: dict[str, Need], own: str, achieved: dict[st
             work, traffic = getattr(found.multiply_adds, part), getattr(found.traffic, part)
             if work:
                 lines.append(f"| {name}, {part} | {work:.3f} | {traffic:.4f} | {work / traffic:.0f} |")
-    lines += ["", "| preset, steps | floor (ms) | in bfloat16 |", "|---|---|---|"]
+    lines += ["", "| preset, steps | floor (ms) | in bfloat16 | in INT8 |", "|---|---|---|---|"]
     for name, found in needs.items():
-        floor, half = (1e3 * found.floor(machine, half) for half in (False, True))
-        lines.append(f"| {name}, {found.steps} | {floor:.2f} | {half:.2f} |")
-    lines += ["", f"| preset {own} | ms an image | / floor | / floor in bfloat16 |", "|---|---|---|---|"]
+        floors = " | ".join(f"{1e3 * found.floor(machine, kind):.2f}" for kind in NARROWER)
+        lines.append(f"| {name}, {found.steps} | {floors} |")
+    lines += [
+        "",
+        f"| preset {own} | ms an image | / floor | / floor in bfloat16 | / in INT8 |",
+        "|---|---|---|---|---|",
+    ]
     for path, seconds in achieved.items():
-        ratios = " | ".join(f"{seconds / needs[own].floor(machine, half):.1f}" for half in (False, True))
+        ratios = " | ".join(f"{seconds / needs[own].floor(machine, kind):.1f}" for kind in NARROWER)
         lines.append(f"| {PATHS[path]} | {1e3 * seconds:.1f} | {ratios} |")
     return "\n".join(lines)
 
@@ -183,6 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     figures = {
         "float32_gmac_per_s": machine.float32,
         "bfloat16_gmac_per_s": machine.bfloat16,
+        "int8_gmac_per_s": machine.int8,
         "memory_gb_per_s": machine.memory,
         **{f"{name}_floor_s": found.floor(machine) for name, found in needs.items()},
         **{f"{path}/floor": seconds / needs[own.name].floor(machine) for path, seconds in achieved.items()},

@@ -15,7 +15,7 @@ from pipeline.spec import BEST, PAPER
 from pipeline.unet import UNet
 from tests.conftest import RunningServer
 
-MACHINE = Machine(float32=10.0, bfloat16=40.0, memory=5.0)
+MACHINE = Machine(float32=10.0, bfloat16=40.0, int8=80.0, memory=5.0)
 
 
 def test_a_layer_reads_its_input_and_weights_and_writes_its_output() -> None:
@@ -32,9 +32,11 @@ def test_what_lies_between_layers_is_free() -> None:
 def test_the_scarcer_of_arithmetic_and_memory_is_the_floor() -> None:
     nothing, some = Arithmetic(0.0, 0.0, 0.0), Arithmetic(unet=1.0, encoder=2.0, decoder=4.0)
     assert Need(some, nothing, steps=4).floor(MACHINE) == pytest.approx(1.0)
-    assert Need(some, nothing, steps=4).floor(MACHINE, half=True) == pytest.approx(0.25)
+    assert Need(some, nothing, steps=4).floor(MACHINE, "bfloat16") == pytest.approx(0.25)
+    assert Need(some, nothing, steps=4).floor(MACHINE, "int8") == pytest.approx(0.125)
     assert Need(nothing, some, steps=4).floor(MACHINE) == pytest.approx(2.0)
-    assert Need(nothing, some, steps=4).floor(MACHINE, half=True) == pytest.approx(1.0)
+    assert Need(nothing, some, steps=4).floor(MACHINE, "bfloat16") == pytest.approx(1.0)
+    assert Need(nothing, some, steps=4).floor(MACHINE, "int8") == pytest.approx(0.5)
     assert Need(some, some, steps=4).floor(MACHINE) == pytest.approx(2.0)
 
 
@@ -48,7 +50,7 @@ def test_both_presets_with_their_own_steps() -> None:
 
 
 def test_the_better_of_two_measurements_of_the_machine() -> None:
-    assert MACHINE.best(Machine(20.0, 30.0, 5.5)) == Machine(20.0, 40.0, 5.5)
+    assert MACHINE.best(Machine(20.0, 30.0, 90.0, 4.5)) == Machine(20.0, 40.0, 90.0, 5.0)
 
 
 def test_real_server(
