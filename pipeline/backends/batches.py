@@ -33,6 +33,14 @@ def model_file(args: dict[str, str], config: dict[str, Any], usual: str) -> Path
     return path
 
 
+def warmup_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
+    """Of one item of a batched model's first warm-up request: what most requests will be like."""
+    if config["max_batch_size"]:
+        for request in config.get("model_warmup", []):
+            return {name: tuple(map(int, i["dims"])) for name, i in request["inputs"].items()}
+    return None
+
+
 def number(parameters: dict[str, Any], name: str) -> int:
     """A whole number of the configuration's ``parameters``, 0 where it is not given.
 

@@ -8,13 +8,16 @@ meaning: ``intra_op_thread_count``, ``inter_op_thread_count``, ``execution_mode`
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
-from pipeline.backends.batches import Batches, check_names, joined, model_file, number
+from pipeline import onnxruntime_cuda
+from pipeline.backends.batches import Batches, Feed, check_names, joined, model_file, number, warmup_shapes
 
 
 def session_options(parameters: dict[str, Any]) -> ort.SessionOptions:
@@ -29,12 +32,21 @@ def session_options(parameters: dict[str, Any]) -> ort.SessionOptions:
     return options
 
 
-def execution_providers(kind: str, device: str) -> list[Any]:
-    """CUDA on the instance's device for a GPU instance where onnxruntime has it, and always the CPU."""
-    cpu: list[Any] = ["CPUExecutionProvider"]
+def load(
+    path: Path, config: dict[str, Any], kind: str, device: str
+) -> tuple[ort.InferenceSession, Callable[[Feed], list[Any]]]:
+    """The model's session and function: on the instance's GPU where it has one and onnxruntime can use it."""
+    options = session_options(config.get("parameters", {}))
     if kind == "GPU" and "CUDAExecutionProvider" in ort.get_available_providers():
-        return [("CUDAExecutionProvider", {"device_id": int(device)}), *cpu]
-    return cpu
+        ort.preload_dlls()
+        session, run, without_graph = onnxruntime_cuda.load(path, options, int(device), warmup_shapes(config))
+        providers = ", ".join(session.get_providers())
+        pb_utils.Logger.log_info(
+            f"'{path}' runs on {providers}{without_graph and f', without graphs: {without_graph}'}"
+        )
+        return session, run
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return session, lambda feed: list(session.run(None, feed))
 
 
 def as_onnx(tensor: Any) -> Any:
@@ -52,18 +64,18 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         path = model_file(args, config, "model.onnx")
         try:
-            session = ort.InferenceSession(
-                str(path),
-                session_options(config.get("parameters", {})),
-                providers=execution_providers(args["model_instance_kind"], args["model_instance_device_id"]),
-            )
+            session, run = load(path, config, args["model_instance_kind"], args["model_instance_device_id"])
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise pb_utils.TritonModelException(f"onnxruntime cannot load '{path}': {error}") from error
-        self.batches = Batches(
-            "onnxruntime", config, lambda feeds: session.run(list(self.batches.outputs), joined(feeds))
-        )
+        outputs = [tensor.name for tensor in session.get_outputs()]
+
+        def results(feeds: Sequence[Feed]) -> list[Any]:
+            by_name = dict(zip(outputs, run(joined(feeds)), strict=True))
+            return [by_name[name] for name in self.batches.outputs]
+
+        self.batches = Batches("onnxruntime", config, results)
         check_names("input", self.batches.inputs, [i.name for i in session.get_inputs()], exact=True)
-        check_names("output", list(self.batches.outputs), [o.name for o in session.get_outputs()], exact=False)
+        check_names("output", list(self.batches.outputs), outputs, exact=False)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.batches.answer(requests, as_onnx)

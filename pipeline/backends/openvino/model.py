@@ -15,15 +15,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from pipeline import openvino_runtime
-from pipeline.backends.batches import Batches, Feed, check_names, joined, model_file, number
-
-
-def warmup_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
-    """Of one item of a batched model's first warm-up request: what most requests will be like."""
-    if config["max_batch_size"]:
-        for request in config.get("model_warmup", []):
-            return {name: tuple(map(int, i["dims"])) for name, i in request["inputs"].items()}
-    return None
+from pipeline.backends.batches import Batches, Feed, check_names, joined, model_file, number, warmup_shapes
 
 
 class TritonPythonModel:
