@@ -81,6 +81,7 @@ def load(
     Raises:
         Exception: onnxruntime's, for a file that is damaged.
     """
+    options.use_deterministic_compute = True
     # an exhaustive search would keep the first image of every size waiting for seconds
     cuda = {"device_id": device, "cudnn_conv_algo_search": "HEURISTIC"}
     reason = "it has no usual shapes"

@@ -70,4 +70,4 @@ def test_on_a_gpu_the_networks_are_replayed_as_graphs(model: Any, batch: int) ->
         (found,) = run(feed)
         (expected,) = cpu.run(None, feed)
         assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
-        np.testing.assert_array_equal(run(feed)[0], found)
+        assert np.abs(run(feed)[0] - found).max() < 1e-3
