@@ -280,7 +280,7 @@ PAPER = Preset(
 
 BEST = Preset(
     name="best",
-    band=Band(scales=((2, 6.024), (3, 5.472), (4, 5.32), (8, 5.159), (16, 5.111))),
+    band=Band(scales=((2, 6.405), (3, 5.543), (4, 5.358), (8, 5.163), (16, 5.122))),
     data=DataSpec(channels=1),
     augmentation=AugmentationSpec(share=0.5, horizontal_flip=1.0, rotations=(0,), random_resized_crop=0.0, cutout=0.0),
     vae=DetailVAESpec(),
