@@ -39,7 +39,7 @@ demo: $(VENV)/serving ## upscale a real radiograph through a real server into de
 test: $(VENV)/testing $(VENV)/perf_analyzer ## run the tests, those against the real server included
 	$(BIN)/python -m pytest
 
-test-gpu: $(VENV)/testing ## run the tests that need a GPU and TensorRT
+test-gpu: $(VENV)/testing ## run the tests that need a GPU and TensorRT or onnxruntime-gpu
 	$(BIN)/python -m pytest -m gpu
 
 check: $(VENV)/testing ## formatting, lint, types, generated files

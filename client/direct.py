@@ -56,6 +56,6 @@ def connect(
             except ValueError as error:
                 raise BadRequest(str(error)) from error
             except InferenceServerException as error:
-                raise ServerError(f"server {url}: {error.message()}") from error
+                raise ServerError(f"server {url or DEFAULT_URL['grpc']}: {error.message()}") from error
 
         yield upscale_all

@@ -60,9 +60,12 @@ def replaying(session: ort.InferenceSession, usual: Shapes, kind: str, device: i
         if {name: array.shape[1:] for name, array in feed.items()} != usual:
             return list(session.run(None, feed, without))
         batch = len(next(iter(feed.values())))
-        if batch not in recorded:
-            recorded[batch] = Replayed(session, feed, batch, kind, device)
-        return recorded[batch](feed)
+        if batch in recorded:
+            return recorded[batch](feed)
+        replayed = Replayed(session, feed, batch, kind, device)
+        results = replayed(feed)
+        recorded[batch] = replayed
+        return results
 
     return run
 
@@ -78,10 +81,13 @@ def load(
         device: number of the GPU.
         usual: of a batched model, shapes that are worth a graph. None: none is.
 
+    Where the GPU or CUDA's libraries cannot be used, onnxruntime says so on stderr, and runs it on the CPU.
+
     Raises:
         Exception: onnxruntime's, for a file that is damaged.
     """
-    options.use_deterministic_compute = True
+    ort.preload_dlls()
+    options.use_deterministic_compute = True  # not all kernels heed it: images may differ by 3e-4
     # an exhaustive search would keep the first image of every size waiting for seconds
     cuda = {"device_id": device, "cudnn_conv_algo_search": "HEURISTIC"}
     reason = "it has no usual shapes"
@@ -93,7 +99,9 @@ def load(
         except Exception as error:  # onnxruntime's exceptions have no common base
             reason = str(error).strip()
         else:
-            return session, replaying(session, usual, "cuda", device), ""
+            if "CUDAExecutionProvider" in session.get_providers():
+                return session, replaying(session, usual, "cuda", device), ""
+            reason = "CUDA cannot be used"
     session = ort.InferenceSession(
         str(path), options, providers=[("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
     )

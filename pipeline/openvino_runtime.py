@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,30 +28,39 @@ class Network:
     """A model compiled for one item on all cores, and for as many at once as OpenVINO finds best (streams).
 
     Every item of a batch is an inference of its own. On two cores that is as fast as a batch in one, and does not wait
-    for the slowest core at every layer.
+    for the slowest core at every layer. After an error the model is compiled anew: what OpenVINO then remembers of the
+    wrong shapes would fail later inferences of right ones.
     """
 
     def __init__(self, core: openvino.Core, model: openvino.Model, properties: dict[str, Any]) -> None:
         self.core, self.model, self.properties = core, model, properties
         self.outputs = [tensor.any_name for tensor in model.outputs]
-        self.all_cores = self._compiled("LATENCY").create_infer_request()
+        _ = self.all_cores
 
     def _compiled(self, hint: str) -> openvino.CompiledModel:
         return self.core.compile_model(self.model, "CPU", {**self.properties, "PERFORMANCE_HINT": hint})
 
     @cached_property
-    def streams(self) -> openvino.AsyncInferQueue:
-        queue = openvino.AsyncInferQueue(self._compiled("THROUGHPUT"))
-        queue.set_callback(self._keep)
-        return queue
+    def all_cores(self) -> openvino.InferRequest:
+        return self._compiled("LATENCY").create_infer_request()
 
-    def _keep(self, request: openvino.InferRequest, place: tuple[list[Any], int]) -> None:
-        found, i = place
-        found[i] = [request.get_tensor(name).data.copy() for name in self.outputs]
+    @cached_property
+    def streams(self) -> list[openvino.InferRequest]:
+        compiled = self._compiled("THROUGHPUT")
+        count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        return [compiled.create_infer_request() for _ in range(count)]
+
+    def _finished(self, request: openvino.InferRequest) -> list[Any]:
+        request.wait()
+        return [request.get_tensor(name).data.copy() for name in self.outputs]
 
     def at_once(self, feed: Feed) -> list[Any]:
         """All outputs of one inference."""
-        results = self.all_cores.infer(dict(feed), share_inputs=True)
+        try:
+            results = self.all_cores.infer(dict(feed), share_inputs=True)
+        except Exception:
+            del self.all_cores
+            raise
         return [results[name] for name in self.outputs]
 
     def one_by_one(self, feeds: Sequence[Feed]) -> list[list[Any]]:
@@ -62,10 +73,22 @@ class Network:
             return self.one_by_one(feeds)
         rest = len(feeds) % len(self.streams)
         count = len(feeds) - (rest if 2 * rest <= len(self.streams) else 0)
-        found: list[Any] = [None] * count
-        for i in range(count):
-            self.streams.start_async(feeds[i], (found, i), share_inputs=True)
-        self.streams.wait_all()
+        found: list[list[Any]] = []
+        started: deque[openvino.InferRequest] = deque()
+        try:
+            for i, feed in enumerate(feeds[:count]):
+                if len(started) == len(self.streams):
+                    found.append(self._finished(started.popleft()))
+                started.append(self.streams[i % len(self.streams)])
+                started[-1].start_async(dict(feed), share_inputs=True)
+            while started:
+                found.append(self._finished(started.popleft()))
+        except Exception:
+            for request in started:  # they read the feeds
+                with contextlib.suppress(Exception):
+                    request.wait()
+            del self.streams
+            raise
         return found + self.one_by_one(feeds[count:])
 
 
@@ -103,7 +126,7 @@ def load(
         if not alone:
             _ = usual_shape.streams
     except Exception as error:  # OpenVINO raises RuntimeError for whatever it is
-        raise OpenVINOError(str(error).strip().splitlines()[-1]) from error
+        raise OpenVINOError((str(error).strip() or type(error).__name__).splitlines()[-1]) from error
 
     def run(feed: Feed) -> list[Any]:
         fits = {name: array.shape[1:] for name, array in feed.items()} == usual

@@ -47,11 +47,10 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Array]) -> onnx.ModelP
     result.CopyFrom(model)
     graph = result.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    convolutions = {
-        node.input[1].removesuffix(".weight"): node
-        for node in graph.node
-        if node.op_type == "Conv" and node.input[1] in weights
-    }
+    nodes = [node for node in graph.node if node.op_type == "Conv" and node.input[1] in weights]
+    convolutions = {node.input[1].removesuffix(".weight"): node for node in nodes}
+    if len(convolutions) < len(nodes):
+        raise ValueError("a convolution's weight serves several nodes, as of several steps in one graph")
     if missing := sorted(ranges.keys() - convolutions.keys()):
         raise ValueError(f"the model has no convolution {', '.join(missing)}")
     before: dict[str, list[onnx.NodeProto]] = {}
@@ -80,8 +79,8 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Array]) -> onnx.ModelP
             helper.make_node("DequantizeLinear", [f"{name}.int8", f"{name}.int8_scale"], [f"{name}.weight"], axis=0),
         ]
         conv.input[0] = f"{name}.input"
-    nodes = [added for node in graph.node for added in (*before.get(node.name, ()), node)]
+    with_int8 = [added for node in graph.node for added in (*before.get(node.name, ()), node)]
     del graph.node[:]
-    graph.node.extend(nodes)
+    graph.node.extend(with_int8)
     onnx.checker.check_model(result)
     return result

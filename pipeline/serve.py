@@ -39,6 +39,8 @@ OUR_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 TOLERANT = ("--exit-on-error=false", "--strict-readiness=false")
 """Flags with which a plan that does not load here leaves the rest of the repository served."""
 SHARED_MEMORY = Path("/dev/shm")
+NVIDIA = Path("/dev/nvidiactl")
+"""What is there where a GPU's driver is."""
 REGION_MB = 1.05
 """Shared memory with which a Python process of the server starts: 1 MiB."""
 LARGE_IMAGES_MB = 250
@@ -187,9 +189,14 @@ def runtime_flags(runtime: str, server: Server, preset: Preset) -> list[str]:
     """
     installed = importlib.util.find_spec("openvino") is not None
     if runtime == "auto":
-        gpu = Path("/dev/nvidiactl").exists()
         fast = multiplies(BFLOAT16) or (bool(preset.int8) and multiplies(INT8))
-        runtime = "openvino" if server.bundled and installed and fast and not gpu else "onnxruntime"
+        runtime = "openvino" if server.bundled and installed and fast and not NVIDIA.exists() else "onnxruntime"
+    elif runtime == "openvino" and preset.int8 and not multiplies(INT8):
+        print(
+            f"warning: --runtime openvino computes preset {preset.name} in INT8, which this processor multiplies "
+            "inexactly and slowly; --runtime onnxruntime keeps to float32",
+            file=sys.stderr,
+        )
     if runtime == "openvino" and server.bundled and not installed:
         raise ServeError("--runtime is openvino, which is not installed: pip install --no-deps openvino==2026.4.1")
     return ["--model-config-name=openvino"] if runtime == "openvino" else []
@@ -217,13 +224,13 @@ def check_repository(repository: Path) -> list[pb.ModelConfig]:
     found = []
     for path in configs:
         try:
-            config = read_config(path)
+            config, *others = map(read_config, [path, *path.parent.glob("configs/*.pbtxt")])
         except ValueError as error:
             raise ServeError(str(error)) from error
         found.append(config)
         default = config.default_model_filename or MODEL_FILE.get(config.backend)
         files = list(config.cc_model_filenames.values()) or [default]
-        files += [read_config(other).default_model_filename for other in path.parent.glob("configs/*.pbtxt")]
+        files += [other.default_model_filename for other in others]
         versions = [d for d in path.parent.iterdir() if d.is_dir() and d.name.isdecimal()]
         for file in (version / name for version in versions or [path.parent / "1"] for name in files if name):
             if not file.is_file():

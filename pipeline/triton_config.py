@@ -111,7 +111,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     stale = []
     preset = PRESETS[args.preset] if args.preset else preset_of(args.model_repository)
-    for name, text in config_files(preset).items():
+    files = config_files(preset)
+    for name, text in files.items():
         path = args.model_repository / name
         if path.is_file() and path.read_text() == text:
             continue
@@ -119,9 +120,15 @@ def main(argv: list[str] | None = None) -> int:
         if not args.check:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
+    expected = {args.model_repository / name for name in files}
+    surplus = sorted(set(args.model_repository.glob("*/configs/*.pbtxt")) - expected)
     for path in stale:
         print(f"{path}: differs from pipeline/spec.py" if args.check else f"wrote {path}")
-    return 1 if args.check and stale else 0
+    for path in surplus:  # another preset's: a server would give that one's inputs to this one's network
+        print(f"{path}: is not in pipeline/spec.py" if args.check else f"removed {path}")
+        if not args.check:
+            path.unlink()
+    return 1 if args.check and stale + surplus else 0
 
 
 if __name__ == "__main__":

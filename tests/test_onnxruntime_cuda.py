@@ -53,6 +53,18 @@ def test_gives_all_outputs_for_every_shape(run: Callable[..., list[Any]], shape:
         np.testing.assert_array_equal(found, shape)
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in available provider names")
+@pytest.mark.parametrize("usual", [USUAL, None])
+def test_without_cuda_the_model_runs_on_the_cpu(double: Path, usual: Any) -> None:
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("onnxruntime-gpu is here")
+    session, run, reason = load(double, ort.SessionOptions(), 0, usual)
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    assert reason
+    x = np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(run({"x": x})[0], 2 * x)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif("CUDAExecutionProvider" not in ort.get_available_providers(), reason="onnxruntime-gpu is missing")
 @pytest.mark.parametrize("batch", [1, 3])

@@ -55,15 +55,20 @@ def test_results_are_not_overwritten_by_the_next_call(rng: np.random.Generator) 
     np.testing.assert_array_equal(first, kept)
 
 
-def test_a_shape_that_cannot_run_is_an_error_and_the_next_call_works(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("shape", [(32, 32), (8, 24)], ids=["usual", "unusual"])
+def test_a_shape_that_cannot_run_is_an_error_and_the_next_call_works(
+    shape: tuple[int, int], rng: np.random.Generator
+) -> None:
     _, _, run = load(PATH, bf16=False, usual=USUAL)
-    wrong = {"x": np.zeros((3, 8, 9, 9), np.float32), "t": np.zeros((3, 1), np.float32)}
-    right = {"x": rng.standard_normal((3, 8, 32, 32), dtype=np.float32), "t": np.zeros((3, 1), np.float32)}
+    wrong = {"x": np.zeros((5, 8, 9, 9), np.float32), "t": np.zeros((5, 1), np.float32)}
+    right = {"x": rng.standard_normal((5, 8, *shape), dtype=np.float32), "t": np.zeros((5, 1), np.float32)}
     expected = run(right)[0]
-    for batch in (3, 1):
+    for batch in (5, 1):
         with pytest.raises(RuntimeError):
             run({name: array[:batch] for name, array in wrong.items()})
-    np.testing.assert_array_equal(run(right)[0], expected)
+    for batch in (5, 1, 1):
+        feed = {name: array[:batch] for name, array in right.items()}
+        np.testing.assert_array_equal(run(feed)[0], expected[:batch])
 
 
 def test_without_a_usual_shape_the_model_runs_as_it_is_called(rng: np.random.Generator) -> None:

@@ -117,3 +117,13 @@ def test_whole_images_pass_the_gate() -> None:
         assert MIN_PSNR < db < 90, "nearly, and not by chance the same file"
         assert dark < MAX_DARK
         assert found.lr_error < 0.01, "and faithful"
+
+
+def test_a_weight_that_serves_two_nodes_is_refused(layers: onnx.ModelProto) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(layers)
+    twice = model.graph.node.add()
+    twice.CopyFrom(next(node for node in model.graph.node if node.op_type == "Conv"))
+    twice.output[0] = "again"
+    with pytest.raises(ValueError, match="serves several nodes"):
+        quantize(model, {})

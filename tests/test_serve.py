@@ -232,10 +232,12 @@ def test_a_network_that_does_not_load_ends_a_server_without_plans(repository: Pa
     assert "cannot load" in result.stdout + result.stderr
 
 
-def test_damaged_config(tmp_path: Path) -> None:
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "config.pbtxt").write_text("max_batch_size: many")
-    assert_one_line(run("--model-repository", tmp_path), "m/config.pbtxt")
+@pytest.mark.parametrize("name", ["config.pbtxt", "configs/openvino.pbtxt"])
+def test_damaged_config(tmp_path: Path, name: str) -> None:
+    (tmp_path / "m" / "configs").mkdir(parents=True)
+    (tmp_path / "m" / "config.pbtxt").write_text("max_batch_size: 1")
+    (tmp_path / "m" / name).write_text("max_batch_size: many")
+    assert_one_line(run("--model-repository", tmp_path), f"m/{name}")
 
 
 @pytest.mark.parametrize("name", ["http", "grpc", "metrics"])
@@ -330,6 +332,7 @@ def test_openvino_is_chosen_where_the_processor_has_what_the_preset_uses(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(serve, "NVIDIA", tmp_path / "no GPU")
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags} sse\n")
     for preset, chosen in ((BEST, best), (PAPER, paper)):
         assert runtime_flags("auto", WHEELS, preset) == (["--model-config-name=openvino"] if chosen else [])

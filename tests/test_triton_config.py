@@ -70,6 +70,16 @@ def test_a_repository_keeps_its_preset(tmp_path: Path) -> None:
     assert main([*arguments, "--check", "--preset", "best"]) == 1
 
 
+def test_another_presets_openvino_configurations_go(tmp_path: Path) -> None:
+    arguments = ["--model-repository", str(tmp_path)]
+    assert main([*arguments, "--preset", "best"]) == 0
+    assert (tmp_path / "vae_encoder" / "configs" / "openvino.pbtxt").is_file()
+    assert main([*arguments, "--preset", "paper"]) == 0
+    assert not (tmp_path / "vae_encoder" / "configs" / "openvino.pbtxt").exists()
+    (tmp_path / "vae_encoder" / "configs" / "openvino.pbtxt").write_text("")
+    assert main([*arguments, "--check"]) == 1
+
+
 def test_writes_checks_and_notices_a_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model-repository", str(tmp_path)]
     assert main([*arguments, "--check"]) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import triton_python_backend_utils as pb_utils
 
 Feed = dict[str, Any]
 """Input name ⇒ array."""
-Run = Callable[[Sequence[Feed]], Sequence[Any]]
-"""Feeds to be joined along the batch axis ⇒ the joined arrays of all outputs, in the configuration's order."""
+Run = Callable[[Sequence[Feed]], Mapping[str, Any]]
+"""Feeds to be joined along the batch axis ⇒ the joined arrays of all outputs by name."""
 
 
 def joined(feeds: Sequence[Feed]) -> Feed:
@@ -102,11 +102,13 @@ class Batches:
         return responses
 
     def _failure(self, error: Exception) -> Any:
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self.runtime}: {error}"))
+        text = " ".join(str(error).split())
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self.runtime}: {text}"))
 
     def _run(self, feeds: Sequence[Feed]) -> list[Any]:
         """Run the feeds together, and split the results again."""
-        results = self.run(feeds)
+        found = self.run(feeds)
+        results = [found[name] for name in self.outputs]
         if len(feeds) == 1:
             parts = [[result] for result in results]
         else:

@@ -32,7 +32,7 @@ cuda)
     sweep=${SWEEP:-10}
     vae=(--batch 64 --rate 8e-4 --steps "${VAE_STEPS:-20000}")
     unet=(--batch 256 --rate 2e-3 --steps "${UNET_STEPS:-20000}")
-    tune=(--batch 32 --rate 4e-4 --steps "${TUNE_STEPS:-30000}" --crop 256)
+    tune=(--batch 48 --rate 4e-4 --steps "${TUNE_STEPS:-30000}" --crop 192)
     ;;
 cpu)
     sweep=${SWEEP:-1}

@@ -8,7 +8,7 @@ meaning: ``intra_op_thread_count``, ``inter_op_thread_count``, ``execution_mode`
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ def load(
     """The model's session and function: on the instance's GPU where it has one and onnxruntime can use it."""
     options = session_options(config.get("parameters", {}))
     if kind == "GPU" and "CUDAExecutionProvider" in ort.get_available_providers():
-        ort.preload_dlls()
         session, run, without_graph = onnxruntime_cuda.load(path, options, int(device), warmup_shapes(config))
         providers = ", ".join(session.get_providers())
         pb_utils.Logger.log_info(
@@ -68,12 +67,7 @@ class TritonPythonModel:
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise pb_utils.TritonModelException(f"onnxruntime cannot load '{path}': {error}") from error
         outputs = [tensor.name for tensor in session.get_outputs()]
-
-        def results(feeds: Sequence[Feed]) -> list[Any]:
-            by_name = dict(zip(outputs, run(joined(feeds)), strict=True))
-            return [by_name[name] for name in self.batches.outputs]
-
-        self.batches = Batches("onnxruntime", config, results)
+        self.batches = Batches("onnxruntime", config, lambda feeds: dict(zip(outputs, run(joined(feeds)), strict=True)))
         check_names("input", self.batches.inputs, [i.name for i in session.get_inputs()], exact=True)
         check_names("output", list(self.batches.outputs), outputs, exact=False)
 

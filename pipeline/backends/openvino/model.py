@@ -9,13 +9,12 @@ dtypes come from the model's configuration; these ``parameters`` have the native
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 from pipeline import openvino_runtime
-from pipeline.backends.batches import Batches, Feed, check_names, joined, model_file, number, warmup_shapes
+from pipeline.backends.batches import Batches, check_names, joined, model_file, number, warmup_shapes
 
 
 class TritonPythonModel:
@@ -36,11 +35,7 @@ class TritonPythonModel:
         except openvino_runtime.OpenVINOError as error:
             raise pb_utils.TritonModelException(f"OpenVINO cannot load '{path}': {error}") from error
 
-        def results(feeds: Sequence[Feed]) -> list[Any]:
-            by_name = dict(zip(outputs, run(joined(feeds)), strict=True))
-            return [by_name[name] for name in self.batches.outputs]
-
-        self.batches = Batches("OpenVINO", config, results)
+        self.batches = Batches("OpenVINO", config, lambda feeds: dict(zip(outputs, run(joined(feeds)), strict=True)))
         check_names("input", self.batches.inputs, inputs, exact=True)
         check_names("output", list(self.batches.outputs), outputs, exact=False)
 

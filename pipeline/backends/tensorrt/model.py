@@ -262,7 +262,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
-        self.batches = Batches("tensorrt", config, self._run)
+        self.batches = Batches("tensorrt", config, lambda feeds: self.engine.run(feeds))
         dtypes = [
             {t["name"]: np.dtype(pb_utils.triton_string_to_numpy(t["data_type"])) for t in config[part]}
             for part in ("input", "output")
@@ -282,10 +282,6 @@ class TritonPythonModel:
                 raise pb_utils.TritonModelException(
                     f"the configuration's {what}s are {listed(configured)}, the plan's are {listed(found)}"
                 )
-
-    def _run(self, feeds: Sequence[Feed]) -> list[Any]:
-        results = self.engine.run(feeds)
-        return [results[name] for name in self.batches.outputs]
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.batches.answer(requests, lambda tensor: tensor.as_numpy())
