@@ -328,7 +328,7 @@ def main(argv: list[str] | None = None) -> int:
         __doc__,
         "python -m pipeline.serve",
         "Start a Triton Inference Server in the foreground: an installed one, or else the one in the wheel "
-        "nvidia-pytriton. Whatever stands behind -- goes to tritonserver as it is.",
+        "nvidia-pytriton, which completes no configurations. Whatever stands behind -- goes to tritonserver as it is.",
     )
     parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
     parser.add_argument("--http-port", type=int, default=8000, help="default: %(default)s")

@@ -169,4 +169,4 @@ def wait_ready(server: RunningServer, model: str) -> None:
 @pytest.fixture(scope="session")
 def server(start_server: StartServer) -> RunningServer:
     """The real server on the repository as it is shipped, with no configuration completed by the server."""
-    return start_server(ROOT / "model_repository", "--disable-auto-complete-config")
+    return start_server(ROOT / "model_repository")

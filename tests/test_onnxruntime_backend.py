@@ -94,7 +94,7 @@ def server(start_server: StartServer, tmp_path_factory: pytest.TempPathFactory) 
     save_double(repository / "wrong_thread_count", DOUBLE.replace('string_value: "1"', 'string_value: "many"'))
     save_double(repository / "damaged", DOUBLE)
     (repository / "damaged" / "1" / "model.onnx").write_bytes(b"not an ONNX file")
-    return start_server(repository, "--disable-auto-complete-config", "--exit-on-error=false", ready="double")
+    return start_server(repository, "--exit-on-error=false", ready="double")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ MIN_PSNR = 45.0
 
 @pytest.fixture(scope="module")
 def openvino(start_server: StartServer) -> RunningServer:
-    return start_server(REPOSITORY, "--disable-auto-complete-config", runtime="openvino")
+    return start_server(REPOSITORY, runtime="openvino")
 
 
 def test_the_networks_run_by_openvino(openvino: RunningServer) -> None:

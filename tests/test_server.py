@@ -259,7 +259,7 @@ def test_a_repository_of_preset_paper(
     shutil.copytree(REPOSITORY / "superres", repository / "superres")
     for command in (export.main, triton_config.main):
         assert command(["--preset", "paper", "--model-repository", str(repository)]) == 0, capsys.readouterr().err
-    server = start_server(repository, "--disable-auto-complete-config")
+    server = start_server(repository)
     image = random_images(20, 33)[0]
     generate = generator(onnx_networks(repository, PAPER), PAPER)
     for protocol in ("grpc", "http"):
