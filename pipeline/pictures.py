@@ -97,7 +97,7 @@ def uncertainty_map(image: Image, spread: Image, caption: str = CAUTION) -> PILI
     left = width + 2 * gap
     picture.paste(PILImage.fromarray(heat(ramp)), (left, head))
     draw = ImageDraw.Draw(picture)
-    draw.text((gap, 0.2 * size), "half width of the 90 % band, gray levels of 255", font=font, fill="black")
+    draw.text((gap, 0.2 * size), "half width of the 90 % band, of 255 levels", font=font, fill="black")
     for part in range(5):
         y = head + (height - 1) * (1 - part / 4)
         draw.line((left + bar, y, left + bar + gap, y), fill="black")
