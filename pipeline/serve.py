@@ -191,12 +191,6 @@ def runtime_flags(runtime: str, server: Server, preset: Preset) -> list[str]:
     if runtime == "auto":
         fast = multiplies(BFLOAT16) or (bool(preset.int8) and multiplies(INT8))
         runtime = "openvino" if server.bundled and installed and fast and not NVIDIA.exists() else "onnxruntime"
-    elif runtime == "openvino" and preset.int8 and not multiplies(INT8):
-        print(
-            f"warning: --runtime openvino computes preset {preset.name} in INT8, which this processor multiplies "
-            "inexactly and slowly; --runtime onnxruntime keeps to float32",
-            file=sys.stderr,
-        )
     if runtime == "openvino" and server.bundled and not installed:
         raise ServeError("--runtime is openvino, which is not installed: pip install --no-deps openvino==2026.4.1")
     return ["--model-config-name=openvino"] if runtime == "openvino" else []
