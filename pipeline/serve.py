@@ -332,8 +332,8 @@ def main(argv: list[str] | None = None) -> int:
         "--runtime",
         choices=RUNTIMES,
         default="auto",
-        help="of the networks on a CPU: openvino computes in INT8 and bfloat16 (default: openvino in the wheel's server "
-        "where there is no GPU and the processor has what the preset uses of these)",
+        help="of the networks on a CPU: openvino computes in INT8 and bfloat16 (default: openvino, in the wheel's "
+        "server, where there is no GPU and the processor has what the preset uses of these)",
     )
     parser.add_argument("extra", nargs="*", metavar="-- FLAG", help="any tritonserver flag")
     args = parser.parse_args(argv)
