@@ -75,13 +75,13 @@ def load(
 ) -> tuple[ort.InferenceSession, Run, str]:
     """A session on a GPU, its function, and why it uses no CUDA graphs: nothing where it does.
 
+    Where the GPU or CUDA's libraries cannot be used, onnxruntime says so on stderr, and runs it on the CPU.
+
     Args:
         path: of the ONNX file.
         options: of the session.
         device: number of the GPU.
         usual: of a batched model, shapes that are worth a graph. None: none is.
-
-    Where the GPU or CUDA's libraries cannot be used, onnxruntime says so on stderr, and runs it on the CPU.
 
     Raises:
         Exception: onnxruntime's, for a file that is damaged.

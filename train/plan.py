@@ -17,7 +17,7 @@ from train.config import DEVICES, choose_device, option, settings
 from train.data import SHARES, list_pairs, parse_split, patient_of, read_index, split_by_patient
 
 CHECKPOINT = "checkpoint.pt"
-PRECISION = "bf16" if torch.cuda.is_available() or multiplies(BFLOAT16) else "fp32"
+PRECISION = "bf16" if choose_device("auto") == "cuda" or multiplies(BFLOAT16) else "fp32"
 """What other processors imitate of bfloat16 takes four times as long as float32."""
 LONGEST_WAIT = datetime.timedelta(hours=12)
 """Of the other processes, for the first one's encoding or validation."""
