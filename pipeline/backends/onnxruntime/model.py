@@ -34,8 +34,8 @@ def session_options(parameters: dict[str, Any]) -> ort.SessionOptions:
 
 def load(
     path: Path, config: dict[str, Any], kind: str, device: str
-) -> tuple[ort.InferenceSession, Callable[[Feed], list[Any]]]:
-    """The model's session and function: on the instance's GPU where it has one and onnxruntime can use it."""
+) -> tuple[ort.InferenceSession, Callable[[Feed], dict[str, Any]]]:
+    """The model's session, and its function to outputs by name: on the instance's GPU where onnxruntime can use one."""
     options = session_options(config.get("parameters", {}))
     if kind == "GPU" and "CUDAExecutionProvider" in ort.get_available_providers():
         session, run, without_graph = onnxruntime_cuda.load(path, options, int(device), warmup_shapes(config))
@@ -43,9 +43,11 @@ def load(
         pb_utils.Logger.log_info(
             f"'{path}' runs on {providers}{without_graph and f', without graphs: {without_graph}'}"
         )
-        return session, run
+        found = [tensor.name for tensor in session.get_outputs()]
+        return session, lambda feed: dict(zip(found, run(feed), strict=True))
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return session, lambda feed: list(session.run(None, feed))
+    wanted = [output["name"] for output in config["output"]]
+    return session, lambda feed: dict(zip(wanted, session.run(wanted, feed), strict=True))
 
 
 def as_onnx(tensor: Any) -> Any:
@@ -66,10 +68,9 @@ class TritonPythonModel:
             session, run = load(path, config, args["model_instance_kind"], args["model_instance_device_id"])
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise pb_utils.TritonModelException(f"onnxruntime cannot load '{path}': {error}") from error
-        outputs = [tensor.name for tensor in session.get_outputs()]
-        self.batches = Batches("onnxruntime", config, lambda feeds: dict(zip(outputs, run(joined(feeds)), strict=True)))
+        self.batches = Batches("onnxruntime", config, lambda feeds: run(joined(feeds)))
         check_names("input", self.batches.inputs, [i.name for i in session.get_inputs()], exact=True)
-        check_names("output", list(self.batches.outputs), outputs, exact=False)
+        check_names("output", list(self.batches.outputs), [o.name for o in session.get_outputs()], exact=False)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.batches.answer(requests, as_onnx)
