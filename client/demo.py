@@ -15,9 +15,11 @@ from pathlib import Path
 from pydicom.data import get_testdata_file
 
 from client import UpscaleError
-from pipeline.files import FileError, read_image, write_png
+from pipeline.files import read_image
+from pipeline.formats.source import FileError
 from pipeline.images import crop_square, downscale, from_integers, resize_cubic, to_integers, upsample
 from pipeline.local_server import ServerError, running_server
+from pipeline.png import write_png
 from pipeline.serve import ROOT
 from pipeline.spec import PAPER
 

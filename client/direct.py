@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from client.client import DEFAULT_URL, BadRequest, Client, ServerError
+from client.api import DEFAULT_URL, BadRequest, Client, ServerError
 from pipeline.images import Image
 from pipeline.request import check_image
 from pipeline.spec import fused_model

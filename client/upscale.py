@@ -1,8 +1,10 @@
-"""Upscale chest X-rays ×4 on a Triton server: PNG, JPEG, TIFF or DICOM in, PNG out.
+"""Upscale chest X-rays ×4 on a Triton server: PNG, JPEG, TIFF, DICOM or .npy in, PNG out.
 
 python client/upscale.py scan.png
-python client/upscale.py scans/ -o upscaled/ --steps 4
+python client/upscale.py scans/ -o upscaled/ --recursive --skip-existing
 python client/upscale.py scan.dcm -o out.png --url gpu-server:8001 --seed 7
+python client/upscale.py scan.dcm --window 2048 4096 --frame 2
+python client/upscale.py a.png a.jpg --name '{name}_x4.png'
 python client/upscale.py scan.png --samples 16 --mean --uncertainty doubt.png
 python client/upscale.py full-size.png --downscale 4 --compare full-size.png
 """
@@ -10,30 +12,36 @@ python client/upscale.py full-size.png --downscale 4 --compare full-size.png
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from tqdm import tqdm
 
-# run as a script, `client` is client/client.py beside this file; in the package, the package: the names are the same
 from client import BadRequest, Client, ServerLost, Upscaled, UpscaleError
+from client.jobs import PATTERN, SUFFIX, Finder, Job, check_pattern
+from client.terminal import print_anything, stop_printing
 from pipeline import request
 from pipeline.command_line import make_parser
-from pipeline.files import SUFFIXES, FileError, Source, list_images, read_image, write_png
-from pipeline.images import downscale
+from pipeline.formats.source import Choice, FileError, Source
 from pipeline.pictures import CAUTION, comparison, uncertainty_map
+from pipeline.png import write_png
+from pipeline.reader import Reader
 from pipeline.spec import DEFAULT, DENOISERS, MAX_SAMPLES, MAX_SEED, MAX_SIDE, PRESETS, SAMPLERS, SCALE, STARTS
 
 IN_FLIGHT = 8
 """Requests of a folder that are under way at once, for the server to batch."""
-
-SUFFIX = f"_x{SCALE}"
 
 SEVERAL = 8
 """Samples where their mean or scatter is asked for, but no number."""
@@ -55,9 +63,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "-o",
         "--out",
-        type=Path,
+        metavar="PATH",
         help=f"output NAME.png of one image, else folder (default: IMAGE{SUFFIX}.png beside it, DIR{SUFFIX}/)",
     )
+    add(
+        "--name",
+        metavar="PATTERN",
+        help=f"of outputs in folders; {{stem}}, {{suffix}} and {{name}} are the input's (default: {PATTERN})",
+    )
+    add("--recursive", action="store_true", help="read folders in folders too, and keep their tree")
+    add("--window", nargs=2, type=float, metavar=("C", "W"), help="show DICOM by this center and width, not the file's")
+    add("--frame", type=int, metavar="N", help="of a DICOM file of several (default: 1)")
+    add("--page", type=int, metavar="N", help="of a TIFF or .npy file of several (default: 1)")
     add("--url", metavar="HOST:PORT", help="server (default: localhost:8001, with --protocol http localhost:8000)")
     add("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
     add("--seed", type=int, default=0, help=f"of the noise, 0 to {MAX_SEED} (default: %(default)s)")
@@ -94,13 +111,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--denoiser", choices=DENOISERS, default="auto", help="the U-Net's runtime on the server (default: %(default)s)"
     )
     add("--compare", type=Path, metavar="HR", help="also write OUTPUT_compare.png: LR, bicubic, upscaled, this image")
-    add("--downscale", type=int, metavar="N", help="first make the LR image from a full-size one, N times smaller")
-    add("--force", action="store_true", help="overwrite existing outputs")
+    add(
+        "--downscale",
+        type=int,
+        metavar="N",
+        help="first make the LR image from a full-size one, N times smaller: by 4 as the paper does, else by area",
+    )
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--force", action="store_true", help="overwrite existing outputs")
+    existing.add_argument("--skip-existing", action="store_true", help="take inputs whose outputs exist for done")
+    add("--version", action="version", version=f"cxr-superres {version('cxr-superres')}")
     add("--wait", type=float, default=10, metavar="S", help="seconds to wait for the server (default: %(default)s)")
     add("--timeout", type=float, default=600, metavar="S", help="seconds an image may take (default: %(default)s)")
     args = parser.parse_intermixed_args(argv)
-    if args.downscale is not None and args.downscale < 2:
-        parser.error(f"argument --downscale: {args.downscale}, allowed are 2 and more")
+    several = len(args.inputs) > 1 or os.path.isdir(args.inputs[0])
+    check_reading(parser, args)
+    check_output(parser, args, several)
     if args.samples is None and (args.mean or args.uncertainty):
         args.samples = SEVERAL
     try:
@@ -112,14 +138,44 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("argument --samples: goes with --mean or --uncertainty")
     if args.uncertainty and args.samples < 2:
         parser.error("argument --uncertainty: needs --samples of 2 or more")
-    if args.out and args.out.suffix.lower() in set(SUFFIXES) - {".png"}:
-        parser.error(f"argument -o: '{args.out}', outputs are PNG files or a folder")
     for name in ("compare", "uncertainty"):
-        if getattr(args, name) and (len(args.inputs) > 1 or args.inputs[0].is_dir()):
+        if getattr(args, name) and several:
             parser.error(f"argument --{name}: goes with one image")
     if args.uncertainty and args.uncertainty.suffix.lower() != ".png":
         parser.error(f"argument --uncertainty: '{args.uncertainty}', needed is a name that ends in .png")
     return args
+
+
+def check_reading(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the command where an option on how to read files is not allowed; make ``args.choice`` of them."""
+    if args.downscale is not None and args.downscale < 2:
+        parser.error(f"argument --downscale: {args.downscale}, allowed are 2 and more")
+    for name in ("frame", "page"):
+        if (getattr(args, name) or 1) < 1 or getattr(args, name) == 0:
+            parser.error(f"argument --{name}: must be 1 or more, got {getattr(args, name)}")
+    if args.window and not (all(map(math.isfinite, args.window)) and args.window[1] > 0):
+        parser.error(f"argument --window: the width must be more than 0, got {args.window[0]:g} {args.window[1]:g}")
+    args.choice = Choice(tuple(args.window) if args.window else None, args.frame, args.page)
+
+
+def check_output(parser: argparse.ArgumentParser, args: argparse.Namespace, several: bool) -> None:
+    """End the command where -o or --name is not allowed; make ``args.out`` a path, and ``args.out_is_file``."""
+    text = args.out
+    is_folder = text is None or text.endswith(os.sep) or os.path.isdir(text)
+    args.out = None if text is None else Path(text)
+    suffix = "" if is_folder else args.out.suffix.lower()
+    args.out_is_file = suffix == ".png"
+    if suffix and not args.out_is_file:
+        parser.error(f"argument -o: '{text}', outputs are PNG files or a folder (for a folder of that name: '{text}/')")
+    if args.out_is_file and several:
+        parser.error(f"argument -o: '{text}' is one file, for several inputs it must be a folder")
+    if args.out_is_file and args.name is not None:
+        parser.error("argument --name: goes with outputs in folders, not with -o NAME.png")
+    args.name = PATTERN if args.name is None else args.name
+    try:
+        check_pattern(args.name)
+    except ValueError as error:
+        parser.error(f"argument --name: {error}")
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -140,47 +196,10 @@ def check_options(args: argparse.Namespace) -> None:
         raise errors[0]
 
 
-def plan(inputs: Iterable[Path], out: Path | None) -> tuple[dict[Path, Path], list[str]]:
-    """Which file goes where: ({input: output}, what is wrong with the rest)."""
-    inputs = list(inputs)
-    is_file = out is not None and out.suffix.lower() == ".png" and len(inputs) == 1 and not inputs[0].is_dir()
-    jobs: dict[Path, Path] = {}
-    problems = []
-    for given in inputs:
-        try:
-            paths = list_images(given) if given.is_dir() else [given]
-        except (FileError, OSError) as error:
-            problems.append(str(error))
-            continue
-        for path in paths:
-            if path in jobs:
-                continue
-            if is_file and out is not None:
-                target = out
-            else:
-                folder = out or (given.with_name(given.resolve().name + SUFFIX) if given.is_dir() else path.parent)
-                target = folder / f"{path.stem}{SUFFIX}.png"
-            if target in jobs.values():
-                problems.append(f"'{path}': its output '{target}' is also another input's; give it a folder of its own")
-            else:
-                jobs[path] = target
-    return jobs, problems
-
-
-def read(path: Path, factor: int | None) -> Source:
-    """The LR image of a file."""
-    source = read_image(path)
-    if factor is None:
-        return source
-    if min(source.image.shape) < factor:
-        raise FileError(f"'{path}' is too small for --downscale {factor}")
-    small = downscale(source.image, factor).clip(0, 1)
-    return Source(small, source.bits, (*source.notes, f"downscaled ×{factor} to {small.shape[1]}×{small.shape[0]}"))
-
-
-def provenance(result: Upscaled) -> dict[str, str]:
-    """PNG text chunks that mark an output as derived."""
-    return {
+def provenance(source: Source, result: Upscaled) -> dict[str, str]:
+    """PNG text chunks that mark an output as derived, and tell how its source was read."""
+    notes = {"Notes": "; ".join(source.notes)} if source.notes else {}
+    return notes | {
         "Software": "cxr-superres",
         "Description": f"Super-resolved x{SCALE} by latent diffusion: {CAUTION}.",
         "Parameters": " ".join(
@@ -190,19 +209,24 @@ def provenance(result: Upscaled) -> dict[str, str]:
     }
 
 
-def upscale_file(client: Client, path: Path, target: Path, args: argparse.Namespace) -> tuple[Source, Upscaled]:
-    """Read, upscale, write; the comparison and the map of uncertainty too where they are asked for."""
-    picture = target.with_name(f"{target.stem}_compare.png")
-    outputs = [target, *([picture] if args.compare else []), *([args.uncertainty] if args.uncertainty else [])]
+def outputs_of(job: Job, args: argparse.Namespace) -> list[Path]:
+    """What a job writes: the image; the comparison and the map of uncertainty too where they are asked for."""
+    picture = job.target.with_name(f"{job.target.stem}_compare.png")
+    return [job.target, *([picture] if args.compare else []), *([args.uncertainty] if args.uncertainty else [])]
+
+
+def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namespace) -> tuple[Source, Upscaled]:
+    """Read, upscale, write."""
+    outputs = outputs_of(job, args)
     if len({path_out.resolve() for path_out in outputs}) < len(outputs):
         raise FileError(f"'{args.uncertainty}' is the name of another output too: give --uncertainty another")
     for path_out in outputs:
-        if path_out.exists() and not args.force:
+        if os.path.exists(path_out) and not args.force:
             raise FileError(f"'{path_out}' exists already: give --force to overwrite it")
-    source = read(path, args.downscale)
+    source = reader.read(job.path, args.choice, args.downscale)
     hr = None
     if args.compare:
-        hr = read_image(args.compare).image
+        hr = reader.read(args.compare, args.choice if args.compare == job.path else None).image
         height, width = (side * SCALE for side in source.image.shape)
         if not (0 <= hr.shape[0] - height < SCALE and 0 <= hr.shape[1] - width < SCALE):
             raise FileError(f"'{args.compare}' is {hr.shape[1]}×{hr.shape[0]}, needed is {width}×{height} to compare")
@@ -211,80 +235,147 @@ def upscale_file(client: Client, path: Path, target: Path, args: argparse.Namesp
         result = client.upscale(source.image, seed=args.seed, **options_of(args))
     except BadRequest as error:
         hint = " (--downscale N makes it smaller)" if max(source.image.shape) > MAX_SIDE else ""
-        raise BadRequest(f"'{path}': {error}{hint}") from error
-    write_png(target, result.image, source.bits, provenance(result))
+        raise BadRequest(f"'{job.path}': {error}{hint}") from error
+    text = provenance(source, result)
+    write_png(job.target, result.image, source.bits, text)
     if hr is not None:
-        write_png(picture, comparison(source.image, result.image, hr), text=provenance(result))
+        write_png(outputs[1], comparison(source.image, result.image, hr), text=text)
     if args.uncertainty and result.spread is not None:
-        write_png(args.uncertainty, uncertainty_map(result.image, result.spread), text=provenance(result))
+        write_png(args.uncertainty, uncertainty_map(result.image, result.spread), text=text)
     return source, result
 
 
-def upscale_all(jobs: dict[Path, Path], client: Client, args: argparse.Namespace, bar: tqdm[Any]) -> list[str]:
-    """Do all jobs, several at once, and say so of each; returns the problems, which have been reported."""
-    problems = []
-    server_gone = threading.Event()
+@dataclass
+class Tally:
+    """How many inputs came to what."""
 
-    def work(path: Path, target: Path) -> tuple[Source, Upscaled]:
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+
+def found_meanwhile(finder: Finder, bar: tqdm[Any]) -> Iterator[Job | FileError]:
+    """The finder's jobs, looked for by a thread: work begins meanwhile, and the bar soon knows how many there are."""
+    found: SimpleQueue[Job | FileError | None] = SimpleQueue()
+
+    def look() -> None:
+        try:
+            for item in finder.jobs():
+                bar.total = (bar.total or 0) + 1
+                found.put(item)
+        finally:
+            found.put(None)
+
+    threading.Thread(target=look, daemon=True).start()
+    while (item := found.get()) is not None:
+        yield item
+
+
+def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar: tqdm[Any]) -> Tally:
+    """Do all jobs, several at once, and say so of each.
+
+    Raises:
+        UpscaleError: there is no server, or it does not take the options.
+    """
+    tally = Tally()
+    server_gone = threading.Event()
+    running: dict[Future[tuple[Source, Upscaled]], Job] = {}
+
+    def work(client: Client, job: Job) -> tuple[Source, Upscaled]:
         if server_gone.is_set():
             raise ServerLost("not sent: the server is gone")
         try:
-            return upscale_file(client, path, target, args)
+            return upscale_file(client, reader, job, args)
         except ServerLost:
             server_gone.set()
             raise
 
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        running = {pool.submit(work, path, target): path for path, target in jobs.items()}
+    def fail(problem: str) -> None:
+        tally.failed += 1
+        report(problem, bar)
+        bar.update()
+
+    def collect(futures: set[Future[tuple[Source, Upscaled]]]) -> None:
+        for future in futures:
+            job = running.pop(future)
+            try:
+                source, result = future.result()
+            except (FileError, UpscaleError) as error:
+                fail(str(error) if str(job.path) in str(error) else f"'{job.path}': {error}")
+                continue
+            tally.done += 1
+            notes = f" ({'; '.join(source.notes)})" if source.notes else ""
+            height, width = result.image.shape
+            bar.write(f"{job.path} → {job.target}: {width}×{height} in {result.seconds:.1f} s{notes}", file=sys.stdout)
+            bar.update()
+
+    client = None
+    with ExitStack() as stack:
+        reader = stack.enter_context(Reader())
+        pool = stack.enter_context(ThreadPoolExecutor(IN_FLIGHT))
         try:
-            for future in as_completed(running):
-                path = running[future]
-                try:
-                    source, result = future.result()
-                except (FileError, UpscaleError) as error:
-                    problems.append(str(error) if str(path) in str(error) else f"'{path}': {error}")
-                    report(problems[-1], bar)
+            for item in items:
+                if isinstance(item, FileError):
+                    fail(str(item))
+                elif args.skip_existing and all(map(os.path.exists, outputs_of(item, args))):
+                    tally.skipped += 1
+                    bar.update()
                 else:
-                    notes = f" ({'; '.join(source.notes)})" if source.notes else ""
-                    height, width = result.image.shape
-                    bar.write(
-                        f"{path} → {jobs[path]}: {width}×{height} in {result.seconds:.1f} s{notes}", file=sys.stdout
-                    )
-                bar.update()
-        except KeyboardInterrupt:
+                    if client is None:
+                        client = Client(args.url, protocol=args.protocol, wait=args.wait, timeout=args.timeout)
+                        stack.callback(client.close)
+                        client.check(args.seed, **options_of(args))
+                    running[pool.submit(work, client, item)] = item
+                    full = len(running) >= 2 * IN_FLIGHT
+                    collect(wait(running, None if full else 0, FIRST_COMPLETED).done)
+            while running:
+                collect(wait(running, return_when=FIRST_COMPLETED).done)
+        except (KeyboardInterrupt, BrokenPipeError) as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            bar.write("interrupted: finishing the images that are under way", file=sys.stderr)
+            if isinstance(error, KeyboardInterrupt):
+                bar.write("interrupted: finishing the images that are under way", file=sys.stderr)
             raise
-    return problems
+    return tally
 
 
 def report(problem: str, bar: tqdm[Any]) -> None:
     bar.write(f"error: {problem}", file=sys.stderr)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    jobs, problems = plan(args.inputs, args.out)
-    total, began = len(jobs) + len(problems), time.monotonic()
-    with tqdm(total=len(jobs), unit="image", disable=len(jobs) < 2) as bar:
-        for problem in problems:
-            report(problem, bar)
-        if not jobs:
-            return 1
+def run(args: argparse.Namespace) -> int:
+    """The command with its options parsed; returns its exit status."""
+    finder = Finder(args.inputs, args.out, args.out_is_file, args.name, args.recursive)
+    one = len(args.inputs) == 1 and not os.path.isdir(args.inputs[0])
+    began = time.monotonic()
+    with tqdm(total=0, unit="image", disable=one) as bar:
         try:
-            with Client(args.url, protocol=args.protocol, wait=args.wait, timeout=args.timeout) as client:
-                client.check(args.seed, **options_of(args))
-                problems += upscale_all(jobs, client, args, bar)
+            tally = upscale_all(found_meanwhile(finder, bar), args, bar)
         except UpscaleError as error:
             report(str(error), bar)
             return 1
-        except KeyboardInterrupt:
-            return 130
-    done, seconds = total - len(problems), time.monotonic() - began
-    if total > 1:
-        rate = f", {seconds / done:.1f} s an image" if done else ""
-        print(f"{done} of {total} images upscaled in {seconds:.1f} s{rate}; {len(problems)} failed")
-    return 1 if problems else 0
+    seconds = time.monotonic() - began
+    if not one and tally.done + tally.skipped + tally.failed > 1:
+        total = tally.done + tally.skipped + tally.failed
+        rate = f", {seconds / tally.done:.2g} s per image" if tally.done else ""
+        skipped = f"{tally.skipped} skipped, " if tally.skipped else ""
+        print(f"{tally.done} of {total} images upscaled in {seconds:.1f} s{rate}; {skipped}{tally.failed} failed")
+    elif one and tally.skipped:
+        print(f"{args.inputs[0]}: skipped, its output exists already")
+    return 1 if tally.failed else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    print_anything()
+    args = parse(argv)
+    try:
+        status = run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # such as `… | head`
+        stop_printing()
+        return 128 + signal.SIGPIPE
+    return status
 
 
 if __name__ == "__main__":

@@ -33,6 +33,12 @@ def downscale(image: NDArray[Any], factor: int = SCALE) -> NDArray[Any]:
     return resize_cubic(image[: height * factor, : width * factor], height, width)
 
 
+def downscale_by_area(image: NDArray[Any], factor: int) -> NDArray[Any]:
+    """The mean of every ``factor``×``factor`` pixels; sides that it does not divide lose the remainder."""
+    height, width = image.shape[0] // factor, image.shape[1] // factor
+    return cv2.resize(image[: height * factor, : width * factor], (width, height), interpolation=cv2.INTER_AREA)
+
+
 TAPS = np.array([-0.09375, 0.59375, 0.59375, -0.09375], np.float32)
 """Weights of ``downscale`` by 4, each way: OpenCV's cubic (a = -0.75) at half a pixel. Footprints do not overlap."""
 

@@ -58,7 +58,7 @@ def test_several_samples_come_with_their_spread(server: RunningServer, protocol:
 def test_a_server_of_an_unknown_preset(
     server: RunningServer, protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.client.PRESETS", {"other": DEFAULT})
+    monkeypatch.setattr("client.api.PRESETS", {"other": DEFAULT})
     with pytest.raises(ServerError, match=f"runs preset '{DEFAULT.name}', known here are other"):
         Client(server.url(protocol), protocol=protocol)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from client import Client
-from client.client import BadRequest, ServerUnavailable
+from client.api import BadRequest, ServerUnavailable
 from client.direct import connect
 from pipeline.local_server import free_ports
 from tests.conftest import RunningServer

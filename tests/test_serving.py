@@ -11,7 +11,7 @@ import pytest
 from benchmarks import serving
 from benchmarks.perf_analyzer import Measurement, PerfAnalyzerError
 from benchmarks.serving import Case, Sweep, Target
-from client.client import MODEL
+from client.api import MODEL
 from pipeline.spec import BEST
 from tests.conftest import RunningServer
 

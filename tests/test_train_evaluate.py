@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from client.client import Upscaled
+from client.api import Upscaled
 from pipeline import eager
 from pipeline.images import Image, upsample
 from pipeline.request import Options

@@ -1,0 +1,159 @@
+"""Which image file goes where: inputs and folders ⇒ jobs, one after another while the folders are still being read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from string import Formatter
+
+from pipeline.formats.kinds import SUFFIXES, is_dicom
+from pipeline.formats.source import FileError
+from pipeline.spec import SCALE
+
+SUFFIX = f"_x{SCALE}"
+PATTERN = f"{{stem}}{SUFFIX}.png"
+FIELDS = ("stem", "name", "suffix")
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image to upscale, and the PNG file that it becomes."""
+
+    path: Path
+    target: Path
+
+
+def check_pattern(pattern: str) -> None:
+    """See that a pattern names PNG files of one folder, one per input.
+
+    Raises:
+        ValueError: it does not.
+    """
+    needed = f"must be a file name that ends in .png and has {{stem}} or {{name}}, such as '{PATTERN}', got '{pattern}'"
+    try:
+        parts = list(Formatter().parse(pattern))
+    except ValueError as error:
+        raise ValueError(needed) from error
+    names = [name for _, name, _, _ in parts if name is not None]
+    plain = all(name is None or (not spec and not conversion) for _, name, spec, conversion in parts)
+    if not plain or set(names) - set(FIELDS) or not {"stem", "name"} & set(names):
+        raise ValueError(f"{needed}; fields are {', '.join(f'{{{name}}}' for name in FIELDS)}")
+    if not pattern.lower().endswith(".png") or "/" in pattern or pattern.startswith("."):
+        raise ValueError(needed)
+
+
+def name_of(pattern: str, path: Path) -> str:
+    """The output's name: ``{stem}`` is the input's without its suffix, ``{suffix}`` that without its point."""
+    return pattern.format(stem=path.stem, name=path.name, suffix=path.suffix.removeprefix("."))
+
+
+def images_in(folder: Path, recursive: bool, avoid: Path | None) -> Iterator[Path | FileError]:
+    """The images of a folder, by their suffix or as DICOM by what they hold, sorted; then those of its folders.
+
+    Hidden files and folders, links to folders, and the folder ``avoid`` are left out. A folder that cannot be read is
+    an error among the others.
+    """
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        yield FileError(f"'{folder}' cannot be read: {error.strerror}")
+        return
+    for entry in entries:
+        path = folder / entry.name
+        if entry.is_file() and (path.suffix.lower() in SUFFIXES or is_dicom(path)):
+            yield path
+    for entry in entries:
+        if recursive and entry.is_dir(follow_symlinks=False) and _resolved(folder) / entry.name != avoid:
+            yield from images_in(folder / entry.name, recursive, avoid)
+
+
+@lru_cache(maxsize=1024)
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
+
+
+@dataclass
+class Finder:
+    """Finds the jobs of a command.
+
+    Args:
+        inputs: files and folders.
+        out: where to write, a folder or, for one input file, a file; None is beside each input.
+        out_is_file: which of the two it is.
+        pattern: of the outputs' names, see ``check_pattern``.
+        recursive: whether folders in folders are read too; the outputs' folder then has the same tree.
+    """
+
+    inputs: Sequence[Path]
+    out: Path | None = None
+    out_is_file: bool = False
+    pattern: str = PATTERN
+    recursive: bool = False
+
+    def __post_init__(self) -> None:
+        self._seen: set[Path] = set()
+        self._targets: dict[Path, Path] = {}
+        self._folders = [path for path in self.inputs if os.path.isdir(path)]
+        self._input_files = {_resolved(p.parent) / p.name for p in self.inputs if not os.path.isdir(p)}
+        self._input_folders = {_resolved(folder) for folder in self._folders}
+
+    def jobs(self) -> Iterator[Job | FileError]:
+        """Every job, and an error for what is none, in the order of the inputs."""
+        for given in self.inputs:
+            if given in self._folders:
+                yield from self._of_folder(given)
+            else:
+                name = name_of(self.pattern, given)
+                yield from self._of_file(
+                    given, self.out if self.out and self.out_is_file else (self.out or given.parent) / name
+                )
+
+    def _of_folder(self, folder: Path) -> Iterator[Job | FileError]:
+        named = folder if folder.name not in ("", "..") else folder.resolve()
+        out = self.out or named.with_name(named.name + SUFFIX)
+        if _resolved(out) in self._input_folders:
+            yield FileError(f"'{out}' is a folder of inputs: give -o another for the outputs")
+            return
+        empty = True
+        for path in images_in(folder, self.recursive, _resolved(out)):
+            empty = False
+            if isinstance(path, FileError):
+                yield path
+            else:
+                yield from self._of_file(path, out / path.parent.relative_to(folder) / name_of(self.pattern, path))
+        if empty:
+            inner = any(entry.is_dir() for entry in folder.iterdir())
+            hint = "; with --recursive, its folders are read too" if inner and not self.recursive else ""
+            yield FileError(f"'{folder}' holds no images ({', '.join(SUFFIXES)}){hint}")
+
+    def _of_file(self, path: Path, target: Path) -> Iterator[Job | FileError]:
+        if path in self._seen:
+            return
+        self._seen.add(path)
+        other = self._targets.get(target)
+        if other is not None:
+            yield FileError(
+                f"'{path}': its output '{target}' is also that of '{other}': tell them apart by --name "
+                "'{name}_x4.png', or give -o another folder"
+            )
+        elif self._is_input(target):
+            yield FileError(f"'{path}': its output '{target}' is an input: give it another name or folder")
+        else:
+            self._targets[target] = path
+            yield Job(path, target)
+
+    def _is_input(self, target: Path) -> bool:
+        """Whether a file that is there is one of the inputs, or would be found among them."""
+        parent = _resolved(target.parent)
+        if parent / target.name in self._input_files:
+            return True
+        within = parent in self._input_folders or (
+            self.recursive
+            and not (self.out and parent.is_relative_to(_resolved(self.out)))
+            and any(above in self._input_folders for above in parent.parents)
+        )
+        return within and os.path.exists(target)

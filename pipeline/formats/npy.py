@@ -1,0 +1,39 @@
+"""NumPy's .npy files."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from pipeline.formats.source import Choice, FormatError, Source, check_size, choose_one, from_numbers, luminance
+
+
+def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
+    """An array [H, W], [N, H, W] of pages, or [H, W, 3] of colour; see ``from_numbers`` for its range.
+
+    Raises:
+        FormatError: it is damaged, has another shape, holds no numbers, or is too large.
+    """
+    if choice.window is not None:
+        raise FormatError("is no DICOM file, which --window goes with")
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # a damaged header can make it fail in any way
+        raise FormatError(f"is no readable .npy file: {error}") from error
+    while array.ndim > 2 and 1 in (array.shape[0], array.shape[-1]):
+        array = array[0] if array.shape[0] == 1 else array[..., 0]
+    colour = array.ndim == 3 and array.shape[2] in (3, 4)
+    if array.ndim not in (2, 3):
+        raise FormatError(f"has shape {array.shape}, must be [H, W], [N, H, W] or [H, W, 3]")
+    check_size(*(array.shape[1::-1] if colour else array.shape[:-3:-1]))
+    page = choose_one("page", choice.page, 1 if colour or array.ndim == 2 else len(array), notes)
+    if array.dtype.kind not in "biuf":
+        raise FormatError(f"holds {array.dtype} values, must be integers or floating-point numbers")
+    if colour:
+        if array.shape[2] == 4:
+            notes.append("transparency ignored")
+        array = luminance(array[..., :3], notes)
+    elif array.ndim == 3:
+        array = array[page]
+    return Source(*from_numbers(array, notes))

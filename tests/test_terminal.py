@@ -1,0 +1,36 @@
+"""Printing with any encoding, to readers that go away."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+CODE = "from client.terminal import print_anything; print_anything(); print('a → b: 4×4 ±1 é' + '\\udcff')"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [
+        ("utf-8", "a → b: 4×4 ±1 é\\udcff"),
+        ("latin-1", "a -> b: 4×4 ±1 é\\udcff"),
+        ("ascii", "a -> b: 4x4 +-1 \\xe9\\udcff"),
+    ],
+)
+def test_signs_that_the_encoding_lacks_are_replaced(encoding: str, expected: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    result = subprocess.run([sys.executable, "-c", CODE], capture_output=True, env=environment, check=True)
+    assert result.stdout.decode(encoding).strip() == expected
+
+
+def test_after_a_broken_pipe_nothing_raises() -> None:
+    code = (
+        "import sys; from client.terminal import stop_printing; stop_printing(); print('x' * 10**6); sys.stdout.flush()"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (0, b"")
