@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import tifffile
+from numpy.typing import NDArray
 from PIL import Image as PILImage
 from pydicom.data import get_testdata_file
 
 from client.upscale import main
 from pipeline.files import read_image
+from pipeline.images import downscale
 from pipeline.local_server import free_ports
 from pipeline.serve import ROOT
 from tests.conftest import RunningServer, StartServer
+from tests.dicom_files import lut, make_dataset, to_bytes
+from tests.test_reader import FATED
 
 FAST = ["--steps", "2"]
 
@@ -87,6 +95,69 @@ def test_dicom(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "MONOCHROME1" in capsys.readouterr().out
 
 
+def field_files(folder: Path) -> dict[str, NDArray[Any]]:
+    """Files as tools in the field write them, and the gray values that each stands for."""
+    ramp = np.tile(np.linspace(0, 1, 16, dtype=np.float32), (16, 1))
+    deep = np.rint(ramp * 4095).astype("u2")
+    negative = make_dataset((4095 - deep).astype("u2"), 12)
+    table = {"VOILUTSequence": [lut(0, np.arange(4096), 16)]}
+    window = {"RescaleSlope": "-1", "RescaleIntercept": "4095", "WindowCenter": "2048", "WindowWidth": "4096"}
+    padded = deep.astype("i2")
+    padded[:4] = -32768
+    files = {
+        "negative slope.dcm": to_bytes(negative, **window),
+        "table.dcm": to_bytes(make_dataset(deep, 12), **table),
+        "float.dcm": to_bytes(make_dataset(ramp)),
+        "padded.dcm": to_bytes(make_dataset(padded), PixelPaddingValue=-32768),
+        "bare.dcm": to_bytes(make_dataset(deep, 12))[132:],
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    sixteen = (ramp * 65535).astype("u2")
+    tifffile.imwrite(folder / "white.tif", 65535 - sixteen, byteorder=">", photometric="miniswhite")
+    tifffile.imwrite(folder / "pages.tif", np.stack([sixteen, 65535 - sixteen]), photometric="minisblack")
+    np.save(folder / "array.npy", ramp * 300 - 7)
+    right = dict.fromkeys([*files, "white.tif", "pages.tif", "array.npy"], ramp)
+    return {**right, "padded.dcm": np.where(np.arange(16)[:, None] < 4, 0, ramp)}
+
+
+def test_files_from_the_field_come_out_as_they_should_be_seen(at: list[str], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    expected = field_files(tmp_path / "in")
+    assert main([str(tmp_path / "in"), "--name", "{name}.png", *at]) == 0
+    for name, image in expected.items():
+        source = read_image(tmp_path / "in_x4" / f"{name}.png")
+        assert source.bits == 16
+        np.testing.assert_allclose(downscale(source.image), image, atol=4 / 255, err_msg=name)
+    with PILImage.open(tmp_path / "in_x4" / "padded.dcm.png") as upscaled:
+        assert upscaled.text["Notes"].startswith("padding is black: 64 pixels of -32768; no window: black is 0")
+
+
+def test_window_frame_and_page(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    field_files(tmp_path / "in")
+    scan, pages = str(tmp_path / "in" / "table.dcm"), str(tmp_path / "in" / "pages.tif")
+    assert main([scan, "--window", "1000", "2000", "--frame", "1", *at]) == 0
+    assert main([pages, "--page", "2", *at]) == 0
+    out = capsys.readouterr().out
+    assert "(window as asked for: center 1000, width 2000)" in out
+    assert "(page 2 of 2)" in out
+    assert main([pages, "--page", "3", "--force", *at]) == 1
+    assert "pages.tif' has 2 pages, --page must be 1 to 2, got 3" in capsys.readouterr().err
+
+
+def test_a_decoder_that_crashes_ends_no_run(
+    at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.reader.Reader.__init__.__defaults__", ((sys.executable, "-c", FATED), 60))
+    for name in ("crash.png", "a.png", "z.png"):
+        picture(tmp_path / "in" / name)
+    assert main([str(tmp_path / "in"), *at]) == 1
+    captured = capsys.readouterr()
+    assert "crash.png' is damaged: its decoder crashed (SIGABRT)" in captured.err
+    assert "2 of 3 images upscaled" in captured.out
+
+
 def test_colour_is_said(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), np.random.default_rng(0).integers(0, 255, (16, 16, 3)).astype(np.uint8))
     assert main([str(tmp_path / "a.png"), *at]) == 0
@@ -109,7 +180,7 @@ def test_compare_and_downscale(at: list[str], tmp_path: Path, capsys: pytest.Cap
     assert read_image(tmp_path / "full_x4.png").image.shape == (64, 80)
     with PILImage.open(tmp_path / "full_x4_compare.png") as row:
         assert row.width > 4 * 80
-    assert "downscaled ×4 to 20×16" in capsys.readouterr().out
+    assert "downscaled ×4 to 20×16, cubic" in capsys.readouterr().out
 
 
 def test_an_existing_comparison_is_kept_too(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,6 +295,80 @@ def test_two_inputs_with_one_output(at: list[str], tmp_path: Path, capsys: pytes
     assert len(list((tmp_path / "in_x4").iterdir())) == 1
 
 
+def test_the_tree_of_a_folder_is_kept(at: list[str], tmp_path: Path) -> None:
+    for name in ("a.png", "p1/a.png", "p1/s/b.png"):
+        picture(tmp_path / "in" / name)
+    assert main([str(tmp_path / "in"), "--recursive", "-o", str(tmp_path / "out"), *at]) == 0
+    found = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png"))
+    assert found == ["a_x4.png", "p1/a_x4.png", "p1/s/b_x4.png"]
+
+
+def test_what_is_done_is_skipped(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        picture(tmp_path / "in" / name)
+    (tmp_path / "in_x4").mkdir()
+    (tmp_path / "in_x4" / "b_x4.png").write_bytes(b"done")
+    assert main([str(tmp_path / "in"), "--skip-existing", *at]) == 0
+    assert "2 of 3 images upscaled" in (out := capsys.readouterr().out)
+    assert "1 skipped, 0 failed" in out
+    assert (tmp_path / "in_x4" / "b_x4.png").read_bytes() == b"done"
+    assert main([str(tmp_path / "in"), "--skip-existing", "--url", "localhost:1"]) == 0, "needs no server"
+    assert "0 of 3 images upscaled" in (out := capsys.readouterr().out)
+    assert "3 skipped, 0 failed" in out
+    assert main([str(tmp_path / "in" / "a.png"), "-o", str(tmp_path / "in_x4"), "--skip-existing"]) == 0
+    assert "skipped, its output exists already" in capsys.readouterr().out
+
+
+def test_file_names_and_output_of_any_encoding(server: RunningServer, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    picture(folder / "röntgen.png")
+    picture(folder / "b.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
+    picture(folder / "c.png").rename(folder / f"{'n' * 245}.png")
+    command = [sys.executable, "client/upscale.py", str(folder), "--url", server.url("grpc"), *FAST]
+    for encoding in ("latin-1", "ascii", "utf-8"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        result = subprocess.run([*command, "--force"], capture_output=True, cwd=ROOT, env=environment, check=False)
+        assert result.returncode == 0, result.stderr
+        assert b"3 of 3 images upscaled" in result.stdout
+        assert b"Error" not in result.stderr
+    assert sorted(os.fsencode(p.name) for p in (tmp_path / "in_x4").iterdir()) == sorted(
+        [b"caf\xe9_x4.png", "röntgen_x4.png".encode(), b"n" * 245 + b"_x4.png"]
+    )
+
+
+def test_a_reader_of_the_output_that_goes_away(server: RunningServer, tmp_path: Path) -> None:
+    for i in range(30):
+        picture(tmp_path / "in" / f"{i}.png")
+    command = [sys.executable, "-u", "client/upscale.py", str(tmp_path / "in"), "--url", server.url("grpc"), *FAST]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == 141
+    assert "Traceback" not in said
+    assert "BrokenPipe" not in said
+
+
+def test_a_folder_that_may_not_be_searched(
+    at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "in" / "a.png")
+
+    def closed(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert main([str(tmp_path / "in"), *at]) == 1
+    assert error_lines(capsys) == [f"error: '{tmp_path / 'in'}' cannot be read: Permission denied"]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == f"cxr-superres {version('cxr-superres')}"
+
+
 def test_missing_file(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none.png"), *at]) == 1
     assert error_lines(capsys) == [f"error: '{tmp_path / 'none.png'}' does not exist"]
@@ -246,7 +391,16 @@ def test_empty_folder(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--start", "middle"], "--start: invalid choice: 'middle'"),
         (["--denoiser", "tpu"], "--denoiser: invalid choice: 'tpu'"),
         (["--downscale", "1"], "--downscale: 1, allowed are 2 and more"),
-        (["-o", "out.jpg"], "-o: 'out.jpg', outputs are PNG files or a folder"),
+        (["-o", "out.jpg"], "-o: 'out.jpg', outputs are PNG files or a folder (for a folder of that name: 'out.jpg/')"),
+        (["-o", "out.bmp"], "-o: 'out.bmp', outputs are PNG files or a folder"),
+        (["another.png", "-o", "out.png"], "-o: 'out.png' is one file, for several inputs it must be a folder"),
+        (["-o", "out.png", "--name", "{stem}.png"], "--name: goes with outputs in folders"),
+        (["--name", "x.png"], "--name: must be a file name that ends in .png and has {stem} or {name}"),
+        (["--force", "--skip-existing"], "--skip-existing: not allowed with argument --force"),
+        (["--frame", "0"], "--frame: must be 1 or more, got 0"),
+        (["--page", "-1"], "--page: must be 1 or more, got -1"),
+        (["--window", "100", "0"], "--window: the width must be more than 0, got 100 0"),
+        (["--window", "nan", "5"], "--window: the width must be more than 0, got nan 5"),
         (["--no-such-option"], "--no-such-option"),
         (["--compare", "hr.png", "another.png"], "--compare: goes with one image"),
         (["--samples", "0"], "'samples' is 0, allowed are 1 to 16"),
