@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -165,7 +166,8 @@ def check_output(parser: argparse.ArgumentParser, args: argparse.Namespace, seve
     args.out = None if text is None else Path(text)
     suffix = "" if is_folder else args.out.suffix.lower()
     args.out_is_file = suffix == ".png"
-    if suffix and not args.out_is_file:
+    is_version = re.fullmatch(r"\.v?\d+", suffix)  # of a folder, such as results.v2
+    if suffix and not args.out_is_file and not is_version:
         parser.error(f"argument -o: '{text}', outputs are PNG files or a folder (for a folder of that name: '{text}/')")
     if args.out_is_file and several:
         parser.error(f"argument -o: '{text}' is one file, for several inputs it must be a folder")

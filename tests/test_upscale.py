@@ -236,9 +236,10 @@ def test_an_option_that_the_servers_preset_does_not_take(
     assert error_lines(capsys) == ["error: 'start' is 'lr', allowed are noise"]
 
 
-def test_an_output_without_suffix_is_a_folder(at: list[str], tmp_path: Path) -> None:
-    assert main([str(picture(tmp_path / "a.png")), "-o", str(tmp_path / "results"), *at]) == 0
-    assert read_image(tmp_path / "results" / "a_x4.png").image.shape == (64, 80)
+@pytest.mark.parametrize("name", ["results", "results.v2", "results-0.1", "results.jpg/", "results.png/"])
+def test_an_output_without_suffix_or_with_a_slash_is_a_folder(at: list[str], tmp_path: Path, name: str) -> None:
+    assert main([str(picture(tmp_path / "a.png")), "-o", f"{tmp_path}/{name}", *at]) == 0
+    assert read_image(tmp_path / name / "a_x4.png").image.shape == (64, 80)
 
 
 def test_an_input_named_twice_is_done_once(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
