@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
-from pipeline.formats import dicom, npy, raster, tiff
-from pipeline.formats.kinds import HEAD, kind_of
+from pipeline.formats.kinds import HEAD, Kind, kind_of
 from pipeline.formats.source import Choice, FileError, FormatError, Source
 from pipeline.images import downscale as downscale_cubic
 from pipeline.images import downscale_by_area
@@ -17,7 +17,8 @@ _one_at_a_time = threading.Lock()
 """Images may be large, and pydicom's warnings can be held back for the whole process only."""
 
 
-DECODERS = {"png": raster.read, "jpeg": raster.read, "tiff": tiff.read, "npy": npy.read, "dicom": dicom.read}
+DECODERS: dict[Kind, str] = {"png": "raster", "jpeg": "raster", "tiff": "tiff", "npy": "npy", "dicom": "dicom"}
+"""Modules, imported when they are needed: pydicom alone takes a fifth of a second."""
 
 
 def read_image(path: Path, choice: Choice | None = None, downscale: int | None = None) -> Source:
@@ -45,7 +46,8 @@ def read_image(path: Path, choice: Choice | None = None, downscale: int | None =
     notes: list[str] = []
     try:
         with _one_at_a_time:
-            source = DECODERS[kind](data, choice or Choice(), notes)
+            decoder = import_module(f"pipeline.formats.{DECODERS[kind]}")
+            source: Source = decoder.read(data, choice or Choice(), notes)
         if downscale is not None:
             source = smaller(source, downscale, notes)
     except FormatError as error:
