@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from pipeline.backends.batches import given
+from pipeline.backends.failures import Failures, Unavailable
 from pipeline.request import BadRequest, Options, check_image, check_seed
 from pipeline.spec import NO_SPREAD, PRESETS, Model, Preset, onnx_models, plan_models
 from pipeline.superres import Array, Networks, Result, generator, upscale
@@ -46,7 +48,19 @@ def values(request: Any, name: str, count: int) -> list[Any]:
 @lru_cache(maxsize=16)
 def was_ready(name: str, _second: int) -> bool:
     """Whether this server ran the model, asked once in a second of the clock: it takes a tenth of a millisecond."""
-    ready: bool = pb_utils.is_model_ready(model_name=name)
+    return is_ready_now(name)
+
+
+def is_ready_now(name: str) -> bool:
+    """Whether this server runs the model.
+
+    Raises:
+        Unavailable: the server stops.
+    """
+    try:
+        ready: bool = pb_utils.is_model_ready(model_name=name)
+    except pb_utils.TritonModelException as error:
+        raise Unavailable(str(error)) from error
     return ready
 
 
@@ -61,6 +75,10 @@ def call(model: Model, **inputs: Array) -> Array:
     Args:
         model: what to run; inputs that it does not have are ignored.
         inputs: its inputs by name.
+
+    Raises:
+        Unavailable: it is not ready, because it is being unloaded or the server stops.
+        TritonModelException: it failed.
     """
     output = model.outputs[0].name
     response = pb_utils.InferenceRequest(
@@ -70,7 +88,8 @@ def call(model: Model, **inputs: Array) -> Array:
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
     ).exec()
     if response.has_error():
-        raise pb_utils.TritonModelException(f"{model.name}: {response.error().message()}")
+        message = f"{model.name}: {response.error().message()}"
+        raise pb_utils.TritonModelException(message) if is_ready_now(model.name) else Unavailable(message)
     result: Array = pb_utils.get_output_tensor_by_name(response, output).as_numpy()
     return result
 
@@ -97,6 +116,7 @@ def networks(preset: Preset, denoiser: str) -> Networks:
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self.preset = PRESETS[json.loads(args["model_config"])["parameters"]["preset"]["string_value"]]
+        self.failures = Failures(args["model_name"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Upscale all images, together where shape and options agree; an error answers its own requests only."""
@@ -140,7 +160,7 @@ class TritonPythonModel:
         )
 
     def _decode(self, index: int, request: Any) -> list[Job]:
-        images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
+        images = given(request, "image").as_numpy()
         check_image(images)
         seeds, *options = (values(request, n, len(images)) for n in OPTIONS)
         jobs = []
@@ -155,12 +175,9 @@ class TritonPythonModel:
             )
         return jobs
 
-    @staticmethod
-    def _respond(request: Any, error: Exception | None, results: dict[int, Result]) -> Any:
+    def _respond(self, request: Any, error: Exception | None, results: dict[int, Result]) -> Any:
         if error is not None:
-            bad = isinstance(error, BadRequest)
-            code = pb_utils.TritonError.INVALID_ARG if bad else pb_utils.TritonError.INTERNAL
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+            return self.failures.answer(error, request, str(error))
         rows = [results[row] for row in sorted(results)]
         # made when asked for: a spread is as large as the image
         outputs: dict[str, Callable[[], list[Any]]] = {
