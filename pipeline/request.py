@@ -26,6 +26,9 @@ from pipeline.spec import (
 
 Choice = TypeVar("Choice", bound=str)
 
+STOPPING = "Server not ready"
+"""What Triton answers while it starts or stops."""
+
 MAX_SHOWN = 60
 """Characters of a wrong value that a message holds."""
 
@@ -77,6 +80,16 @@ class Options:
         if options.output == "mean" and options.samples == 1:
             raise BadRequest("'output' is 'mean', which needs 'samples' of 2 or more")
         return options
+
+
+def is_not_serving(message: str) -> bool:
+    """Whether Triton's message is that of a server that starts or stops, or of a model that is loaded or unloaded.
+
+    Its status does not tell: of a model that another calls it is that of any error.
+    """
+    return any(
+        text in message for text in (STOPPING, "Server is stopping", "is not ready", "Request for unknown model")
+    )
 
 
 def check_seed(seed: Any) -> int:

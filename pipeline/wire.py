@@ -22,6 +22,7 @@ import tritonclient.http
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+from pipeline.request import is_not_serving
 from pipeline.spec import Model
 
 T = TypeVar("T")
@@ -78,17 +79,15 @@ class Wire(Protocol):
 
 def failure(status: str, message: str) -> Exception:
     """The error that a status of gRPC or HTTP and its message mean."""
-    if status in ("UNAVAILABLE", "CANCELLED", "502", "503"):
-        return NotServing(message)
-    if status in ("NOT_FOUND", "404", "400") and message.startswith("Request for unknown model"):
-        return NotServing(message)  # the model is being unloaded, or not loaded yet
-    if status in ("INVALID_ARGUMENT", "400"):
-        return Invalid(message)
     if status == "DEADLINE_EXCEEDED":
         return TooLate(message)
-    if "Server not ready" in message or "Server is stopping" in message:
-        return NotServing(message)  # what a model that calls others says, unless it tells them apart itself
-    return Failed(message)
+    if status in ("UNAVAILABLE", "CANCELLED", "502", "503"):
+        return NotServing(message)
+    if status in ("INVALID_ARGUMENT", "400"):
+        # older servers say 400 over HTTP to whatever it is; the rest may quote what was sent
+        unknown = message.startswith("Request for unknown model")
+        return NotServing(message) if unknown else Invalid(message)
+    return NotServing(message) if is_not_serving(message) else Failed(message)
 
 
 def _limit(seconds: float) -> float | None:

@@ -316,13 +316,14 @@ def test_no_image_is_lost_to_a_restart(start_server: StartServer, end: signal.Si
         Client(server.url("http"), protocol="http", wait=60) as http,
         ThreadPoolExecutor(8) as pool,
     ):
-        expected = [grpc.upscale(IMAGE, seed=seed, steps=20).image for seed in range(4)]
+        images = [IMAGE, IMAGE[:12], IMAGE[:, :12], IMAGE[:8]]  # each waits for the other shapes
+        expected = [grpc.upscale(image, steps=60).image for image in images]
         done = threading.Event()
         sent = 0
 
         def one(i: int) -> Any:
             nonlocal sent
-            result = (grpc, http)[i % 2].upscale(IMAGE, seed=i // 2 % 4, steps=20).image
+            result = (grpc, http)[i % 2].upscale(images[i // 2 % 4], steps=60).image
             sent += 1
             if sent == 8:
                 done.set()
@@ -332,7 +333,7 @@ def test_no_image_is_lost_to_a_restart(start_server: StartServer, end: signal.Si
         done.wait()
         if end == signal.SIGTERM:
             server.process.terminate()
-            server.process.wait(35)
+            assert server.process.wait(35) == 0, "neither dead of a question nor kept from its end by a connection"
         else:
             server.kill()
         assert not all(future.done() for future in running)

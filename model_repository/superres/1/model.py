@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import triton_python_backend_utils as pb_utils
 
 from pipeline.backends.batches import given
 from pipeline.backends.failures import Failures, Unavailable
-from pipeline.request import BadRequest, Options, check_image, check_seed
+from pipeline.request import STOPPING, BadRequest, Options, check_image, check_seed, is_not_serving
 from pipeline.spec import NO_SPREAD, PRESETS, Model, Preset, onnx_models, plan_models
 from pipeline.superres import Array, Networks, Result, generator, upscale
 
@@ -45,21 +46,23 @@ def values(request: Any, name: str, count: int) -> list[Any]:
     return [v.decode(errors="replace") if isinstance(v, bytes) else v for v in tensor.as_numpy().reshape(-1).tolist()]
 
 
+server_stops = Event()
+"""Set once Triton said so. It must then not be asked whether a model is ready: Triton 2.51 dies of the answer."""
+
+
 @lru_cache(maxsize=16)
 def was_ready(name: str, _second: int) -> bool:
-    """Whether this server ran the model, asked once in a second of the clock: it takes a tenth of a millisecond."""
-    return is_ready_now(name)
-
-
-def is_ready_now(name: str) -> bool:
-    """Whether this server runs the model.
+    """Whether this server ran the model, asked once in a second of the clock: it takes a tenth of a millisecond.
 
     Raises:
         Unavailable: the server stops.
     """
+    if server_stops.is_set():
+        raise Unavailable(STOPPING)
     try:
         ready: bool = pb_utils.is_model_ready(model_name=name)
     except pb_utils.TritonModelException as error:
+        server_stops.set()
         raise Unavailable(str(error)) from error
     return ready
 
@@ -77,7 +80,7 @@ def call(model: Model, **inputs: Array) -> Array:
         inputs: its inputs by name.
 
     Raises:
-        Unavailable: it is not ready, because it is being unloaded or the server stops.
+        Unavailable: it is not served now, because it is being unloaded or the server stops.
         TritonModelException: it failed.
     """
     output = model.outputs[0].name
@@ -89,7 +92,10 @@ def call(model: Model, **inputs: Array) -> Array:
     ).exec()
     if response.has_error():
         message = f"{model.name}: {response.error().message()}"
-        raise pb_utils.TritonModelException(message) if is_ready_now(model.name) else Unavailable(message)
+        if STOPPING in message:
+            server_stops.set()
+        # Triton calls it an internal error
+        raise Unavailable(message) if is_not_serving(message) else pb_utils.TritonModelException(message)
     result: Array = pb_utils.get_output_tensor_by_name(response, output).as_numpy()
     return result
 
