@@ -404,6 +404,31 @@ def test_a_server_without_metrics_serves_and_answers_errors(start_server: StartS
     server.kill()
 
 
+def test_a_server_that_is_stopped_under_load_ends_in_order(start_server: StartServer) -> None:
+    """Requests that it has accepted still reach its models while it stops."""
+    server = start_server(REPOSITORY)
+    stopped = server.process.poll
+
+    def load(client: triton.InferenceServerClient, i: int) -> set[str]:
+        messages = set()
+        while stopped() is None:
+            try:
+                request(client, random_images(16, 16 + 4 * (i % 4)), steps=[60])
+            except InferenceServerException as error:
+                messages.add(str(error))
+                time.sleep(0.05)
+        return messages
+
+    with triton.InferenceServerClient(server.url("grpc")) as client, ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(load, client, i) for i in range(8)]
+        time.sleep(1.5)
+        server.process.terminate()
+        assert server.process.wait(35) == 0
+        messages = set().union(*(future.result() for future in running))
+    assert any("StatusCode.UNAVAILABLE] unet_onnx: " in message for message in messages)
+    assert not any("StatusCode.INTERNAL" in message for message in messages)
+
+
 def test_a_repository_of_preset_paper(
     start_server: StartServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
