@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -181,7 +182,7 @@ class Client:
         while True:
             limit = min(max(least, deadline - time.monotonic()), most)
             try:
-                config = self._ask(lambda limit=limit: self._wire.config(MODEL.name, limit))  # type: ignore[misc]
+                config = self._ask(partial(self._wire.config, MODEL.name, limit))
                 if config is not None:
                     break
             except ClientClosed:

@@ -107,7 +107,12 @@ def test_a_name_that_cannot_be_resolved(host: str) -> None:
 
 def test_a_name_whose_resolution_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     late = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: late.wait(5))
+
+    def resolve(*_: object, **__: object) -> None:
+        late.wait(5)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     assert diagnose("host", 1, "http", 0.1) == "nothing answers"
     late.set()
 
