@@ -1,5 +1,23 @@
 """Client of the super-resolution server: ``from client import Client``."""
 
-from client.api import BadRequest, Client, ServerError, ServerLost, ServerUnavailable, Upscaled, UpscaleError
+from client.api import (
+    BadRequest,
+    Client,
+    ClientClosed,
+    ServerError,
+    ServerLost,
+    ServerUnavailable,
+    Upscaled,
+    UpscaleError,
+)
 
-__all__ = ["BadRequest", "Client", "ServerError", "ServerLost", "ServerUnavailable", "UpscaleError", "Upscaled"]
+__all__ = [
+    "BadRequest",
+    "Client",
+    "ClientClosed",
+    "ServerError",
+    "ServerLost",
+    "ServerUnavailable",
+    "UpscaleError",
+    "Upscaled",
+]

@@ -3,40 +3,43 @@
 Errors, all of them ``UpscaleError``:
 
     UpscaleError
-    ├── BadRequest         the image or an option is not allowed (found here or by the server); nothing to retry
-    ├── ServerError        the server answered that it failed
-    ├── ServerUnavailable  nothing ready at that address within the limit
-    └── ServerLost         the connection broke during a request, and again when it was sent once more
+    ├── BadRequest         an argument, the image or an option is not allowed (found here or by the server)
+    ├── ServerError        the server answered that it failed, or did not answer in time
+    ├── ServerUnavailable  no ready server at that address within the limit; the message says what is wrong there
+    ├── ServerLost         the server went away during a request and did not serve it within the limit
+    └── ClientClosed       the client was closed before the request or during it
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from types import ModuleType, TracebackType
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, TypeVar
 
-import grpc
 import numpy as np
-import tritonclient.grpc
-import tritonclient.http
-from geventhttpclient.response import HTTPParseError
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException
 
-from pipeline import request
+from pipeline import address, request, wire
 from pipeline.images import Image
-from pipeline.spec import DEFAULT, PRESETS, Preset, superres_model
+from pipeline.spec import DEFAULT, PRESETS, Model, Preset, superres_model
+
+T = TypeVar("T")
 
 MODEL = superres_model(DEFAULT)
 """Its name and tensors are the same for every preset."""
 
-DEFAULT_URL = {"grpc": "localhost:8001", "http": "localhost:8000"}
-LOST_STATUS = {"StatusCode.UNAVAILABLE", "StatusCode.CANCELLED"}
-BAD_STATUS = {"StatusCode.INVALID_ARGUMENT", "400"}
+DEFAULT_URL = {protocol: f"localhost:{port}" for protocol, port in address.PORTS.items()}
+ATTEMPT = (0.5, 10.0)
+"""Seconds that a server may take to say that it is ready: at least, though ``wait`` is shorter, and at most."""
+PAUSES = (0.05, 1.0)
+"""Seconds between attempts: the first, and the longest; each is twice the one before."""
+PROBE_LIMIT = 1.0
+"""Seconds to find out what is wrong with an address."""
 
 
 class UpscaleError(Exception):
@@ -44,7 +47,7 @@ class UpscaleError(Exception):
 
 
 class BadRequest(UpscaleError):
-    """The image or an option is not allowed; the message names it and what is allowed."""
+    """An argument, the image or an option is not allowed; the message names it and what is allowed."""
 
 
 class ServerError(UpscaleError):
@@ -56,11 +59,11 @@ class ServerUnavailable(UpscaleError):
 
 
 class ServerLost(UpscaleError):
-    """The connection broke during a request, and again when it was sent once more."""
+    """The server went away during a request and did not serve it within the limit."""
 
 
-class _ConnectionLost(Exception):
-    """The request got no answer because the connection could not be made or broke."""
+class ClientClosed(UpscaleError):
+    """The client was closed before the request or during it."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,11 @@ class Client:
     Args:
         url: host:port; by default localhost with Triton's default port of the protocol.
         protocol: "grpc" or "http".
-        wait: seconds to wait for the server to be ready, when connecting and when it went away.
-        timeout: seconds that one request may take.
+        wait: seconds to wait for the server to be ready, when connecting and when it went away; 0: one attempt.
+        timeout: seconds that one request may take. Both may be infinite.
 
     Raises:
+        BadRequest: an argument is not allowed.
         ServerUnavailable: no ready server within ``wait``.
         ServerError: its preset is not known here.
     """
@@ -105,12 +109,25 @@ class Client:
         wait: float = 10,
         timeout: float = 600,
     ) -> None:
+        if protocol not in ("grpc", "http"):
+            raise BadRequest(f"'protocol' is {protocol!r}, allowed are grpc, http")
+        if not isinstance(url, (str, type(None))):
+            raise BadRequest(f"'url' is {url!r}, needed is host:port, as '{DEFAULT_URL[protocol]}'")
         self.protocol = protocol
         self.url = url or DEFAULT_URL[protocol]
-        self.wait, self.timeout = wait, timeout
-        self._local = threading.local()
-        self._opened: list[Any] = []
-        self.wait_until_ready()
+        self.wait = allowed(request.check_seconds, "wait", wait, zero=True)
+        self.timeout = allowed(request.check_seconds, "timeout", timeout, zero=False)
+        try:
+            self._address = address.split(self.url, protocol)
+        except address.AddressError as error:
+            raise ServerUnavailable(f"no server ready at {self.url} ({protocol}): {error}") from error
+        self._closed = threading.Event()
+        self._wire: wire.Wire = wire.Grpc(self.url) if protocol == "grpc" else wire.Http(*self._address)
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Client:
         return self
@@ -119,58 +136,37 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close all connections."""
-        while self._opened:
-            self._opened.pop().close()
+        """Close all connections; requests under way in other threads end with ``ClientClosed``."""
+        self._closed.set()
+        self._wire.close()
 
-    @property
-    def _library(self) -> ModuleType:
-        return tritonclient.grpc if self.protocol == "grpc" else tritonclient.http
+    def _ask(self, function: Callable[[], T]) -> T:
+        """What the server answers.
 
-    def _connection(self) -> Any:
-        """This thread's connection: tritonclient's HTTP client must not be shared."""
-        if not hasattr(self._local, "connection"):
-            options = {} if self.protocol == "grpc" else {"network_timeout": self.timeout}
-            self._local.connection = self._library.InferenceServerClient(self.url, **options)
-            self._opened.append(self._local.connection)
-        return self._local.connection
-
-    def _ask(self, function: Callable[[], Any]) -> Any:
-        """Call tritonclient and translate whatever it raises."""
+        Raises:
+            NotServing: it is not there.
+            UpscaleError: anything else.
+        """
         try:
-            return function()
-        except InferenceServerException as error:
-            status, message = str(error.status()), str(error.message())
-            if status in LOST_STATUS:
-                raise _ConnectionLost(message) from error
-            if status == "StatusCode.DEADLINE_EXCEEDED":
+            if not self._closed.is_set():
+                return function()
+        except Exception as error:
+            if self._closed.is_set():
+                pass  # whatever it is, that is why
+            elif isinstance(error, wire.Invalid):
+                raise BadRequest(str(error)) from error
+            elif isinstance(error, wire.TooLate):
                 raise ServerError(f"no answer from {self.url} within {self.timeout:g} s") from error
-            if status in BAD_STATUS:
-                raise BadRequest(message) from error
-            raise ServerError(f"server {self.url}: {message}") from error
-        except grpc.RpcError as error:
-            raise _ConnectionLost(str(error)) from error
-        except TimeoutError as error:
-            raise ServerError(f"no answer from {self.url} within {self.timeout:g} s") from error
-        except (
-            OSError,
-            HTTPParseError,
-            RuntimeError,
-        ) as error:  # RuntimeError: geventhttpclient cannot resolve the host
-            raise _ConnectionLost(str(error)) from error
-
-    def _ready_preset(self, limit: float) -> str | None:
-        """The preset of the model, None where it is not ready; an answer that takes over ``limit`` s counts as none."""
-        options = {} if self.protocol == "grpc" else {"connection_timeout": limit, "network_timeout": limit}
-        with self._library.InferenceServerClient(self.url, **options) as connection:
-            timeout = {"client_timeout": limit} if self.protocol == "grpc" else {}
-            if not connection.is_model_ready(MODEL.name, **timeout):
-                return None
-            if self.protocol == "grpc":
-                config = connection.get_model_config(MODEL.name, as_json=True, **timeout)["config"]
+            elif isinstance(error, wire.Failed):
+                raise ServerError(f"server {self.url}: {error}") from error
             else:
-                config = connection.get_model_config(MODEL.name)
-            return str(config.get("parameters", {}).get("preset", {}).get("string_value", ""))
+                raise
+        raise ClientClosed(f"the client of {self.url} is closed")
+
+    def _pause(self, pause: float, deadline: float) -> float:
+        """Wait, but not beyond the deadline; returns how long to wait next time."""
+        self._closed.wait(max(0.0, min(pause, deadline - time.monotonic())))
+        return min(2 * pause, PAUSES[1])
 
     def wait_until_ready(self) -> None:
         """Return when the server can upscale.
@@ -179,42 +175,67 @@ class Client:
             ServerUnavailable: it could not within ``wait`` seconds.
             ServerError: its preset is not known here.
         """
-        deadline = time.monotonic() + self.wait
+        self._wait_until_ready(time.monotonic() + self.wait)
+
+    def _wait_until_ready(self, deadline: float) -> None:
+        pause, least, most = PAUSES[0], *ATTEMPT
         while True:
-            limit = max(0.2, deadline - time.monotonic())
+            limit = min(max(least, deadline - time.monotonic()), most)
             try:
-                name = self._ask(partial(self._ready_preset, limit))
-                if name is not None:
+                config = self._ask(partial(self._wire.config, MODEL.name, limit))
+                if config is not None:
                     break
-                reason = f"its model '{MODEL.name}' is not ready"
-            except (_ConnectionLost, UpscaleError):
-                reason = "nothing answers"
+            except ClientClosed:
+                raise
+            except (wire.NotServing, UpscaleError):
+                pass  # what is wrong is found out in the end
             if time.monotonic() >= deadline:
                 raise ServerUnavailable(
-                    f"no server ready at {self.url} ({self.protocol}) within {self.wait:g} s: {reason}; "
-                    "start one with `python -m pipeline.serve`"
+                    f"no server ready at {self.url} ({self.protocol}) within {self.wait:g} s: {self._problem()}"
                 )
-            time.sleep(0.1)
+            pause = self._pause(pause, deadline)
+        name = config.get("parameters", {}).get("preset", {}).get("string_value", "")
         if name not in PRESETS:
             raise ServerError(f"server {self.url} runs preset '{name}', known here are {', '.join(PRESETS)}")
         self.preset = PRESETS[name]
 
-    def _inputs(self, image: Image, options: dict[str, Any]) -> list[Any]:
-        values = {"image": image[None], **{name: np.array([[value]]) for name, value in options.items()}}
-        inputs = []
-        for tensor in MODEL.inputs:
-            if tensor.name in values:
-                dtype = "BYTES" if tensor.dtype == "STRING" else tensor.dtype
-                array = values[tensor.name].astype(tritonclient.utils.triton_to_np_dtype(dtype))
-                inputs.append(self._library.InferInput(tensor.name, array.shape, dtype))
-                inputs[-1].set_data_from_numpy(array)
-        return inputs
+    def _problem(self) -> str:
+        """What is wrong at the address."""
+        problem = address.diagnose(*self._address, self.protocol, PROBE_LIMIT)
+        if problem:
+            return problem
+        try:
+            index = self._ask(lambda: self._wire.index(PROBE_LIMIT))
+        except (wire.NotServing, UpscaleError) as error:
+            return " ".join(str(error).split())
+        models = [entry for entry in index if entry["name"] == MODEL.name]
+        if not models:
+            return f"it serves no model '{MODEL.name}'"
+        reason = models[0].get("reason") or models[0].get("state") or "not loaded"
+        return f"its model '{MODEL.name}' is not ready ({' '.join(reason.split())})"
 
-    def _infer(self, inputs: list[Any], outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        limit = {"client_timeout": self.timeout} if self.protocol == "grpc" else {}
-        wanted = [self._library.InferRequestedOutput(name) for name in outputs]
-        answer = self._ask(lambda: self._connection().infer(MODEL.name, inputs, outputs=wanted, **limit))
-        return {name: answer.as_numpy(name)[0] for name in outputs}
+    def _infer(
+        self, model: Model, arrays: wire.Arrays, outputs: Sequence[str], preset: Preset
+    ) -> dict[str, NDArray[np.float32]]:
+        """Run a model of the server; as long as it is not serving, again, until ``wait`` is over."""
+        deadline, pause = math.inf, PAUSES[0]
+        while True:
+            try:
+                return self._ask(lambda: self._wire.infer(model, arrays, outputs, self.timeout))
+            except wire.NotServing as error:
+                lost = error
+            gone = f"server {self.url} went away during a request and"
+            late = f"within {self.wait:g} s: {' '.join(str(lost).split())}"
+            deadline = min(deadline, time.monotonic() + self.wait)
+            if time.monotonic() >= deadline:
+                raise ServerLost(f"{gone} did not serve it {late}") from lost
+            pause = self._pause(pause, deadline)
+            try:
+                self._wait_until_ready(deadline)
+            except ServerUnavailable as error:
+                raise ServerLost(f"{gone} was not back {late}") from error
+            if self.preset != preset:
+                raise ServerLost(f"{gone} runs preset '{self.preset.name}' now, not '{preset.name}'")
 
     def check(self, seed: int = 0, **options: Any) -> request.Options:
         """The options of ``upscale`` with the defaults of the server's preset.
@@ -222,15 +243,12 @@ class Client:
         Raises:
             BadRequest: one is not allowed.
         """
-        try:
-            request.check_seed(seed)
-            return request.Options.of(self.preset, **options)
-        except request.BadRequest as error:
-            raise BadRequest(str(error)) from error
+        allowed(request.check_seed, seed)
+        return allowed(request.Options.of, self.preset, **options)
 
     def upscale(
         self,
-        image: NDArray[Any],
+        image: Any,
         *,
         seed: int = 0,
         steps: int | None = None,
@@ -243,12 +261,12 @@ class Client:
     ) -> Upscaled:
         """Upscale one image ×4.
 
-        Where the connection breaks, the request is sent once more when the server is ready again. That is safe: a
-        request changes nothing on the server, and the same input, seed and options give the same image. An answer
-        that is an error, and a timeout, are never tried again.
+        Where the server goes away, or answers that it does not serve now, the request is sent again as soon as it is
+        ready, until ``wait`` seconds have passed. That is safe: a request changes nothing on the server, and the same
+        input, seed and options give the same image. Other errors, and a timeout, are never tried again.
 
         Args:
-            image: floating point [H, W] in [0, 1], 2 to 512 pixels a side.
+            image: floating point [H, W] in [0, 1], 2 to 512 pixels a side, or what ``numpy.asarray`` makes one of.
             seed: of the noise, 0 … 2^63-1.
             steps: denoising steps, 1 … T; unless given, the preset's few for "ddim" and T for "ddpm".
             sampler: "ddim", the default, or "ddpm", the paper's.
@@ -261,10 +279,6 @@ class Client:
         Raises:
             UpscaleError: see the module.
         """
-        if image.ndim != 2:
-            raise BadRequest(f"'image' has shape {image.shape}, needed is [H, W], one gray image")
-        if not np.issubdtype(image.dtype, np.floating):
-            raise BadRequest(f"'image' is {image.dtype}, needed is floating point from 0 to 1")
         options = self.check(
             seed,
             steps=steps,
@@ -275,37 +289,29 @@ class Client:
             faithful=faithful,
             denoiser=denoiser,
         )
-        try:
-            request.check_image(image)
-        except request.BadRequest as error:
-            raise BadRequest(str(error)) from error
-        preset = self.preset.name
-        inputs = self._inputs(image, {"seed": seed, **asdict(options)})
+        array = allowed(request.gray_image, image)
+        preset = self.preset
+        values = {name: np.array([[value]]) for name, value in {"seed": seed, **asdict(options)}.items()}
         outputs = ["upscaled", "lr_error", *(["spread"] if options.samples > 1 else [])]
         began = time.monotonic()
-        try:
-            found = self._infer(inputs, outputs)
-        except _ConnectionLost:
-            try:
-                self.wait_until_ready()
-                if self.preset.name != preset:
-                    raise ServerLost(
-                        f"server {self.url} went away during a request and runs preset '{self.preset.name}' now, "
-                        f"not '{preset}'"
-                    )
-                found = self._infer(inputs, outputs)
-            except ServerUnavailable as error:
-                raise ServerLost(
-                    f"server {self.url} went away during a request and was not back within {self.wait:g} s"
-                ) from error
-            except _ConnectionLost as error:
-                raise ServerLost(f"server {self.url} went away twice during a request: {error}") from error
+        found = {
+            name: of_all[0]
+            for name, of_all in self._infer(MODEL, {"image": array[None], **values}, outputs, preset).items()
+        }
         return Upscaled(
             found["upscaled"],
             found.get("spread"),
             float(found["lr_error"][0]),
-            preset,
-            seed,
+            preset.name,
+            int(seed),
             options,
             seconds=time.monotonic() - began,
         )
+
+
+def allowed(check: Callable[..., T], *args: Any, **options: Any) -> T:
+    """What a function of ``pipeline.request`` returns, with its error as one of this module's."""
+    try:
+        return check(*args, **options)
+    except request.BadRequest as error:
+        raise BadRequest(str(error)) from error

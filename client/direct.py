@@ -7,55 +7,55 @@ result are made here, so that images are those of ``Client`` with the preset's o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-import tritonclient.grpc
-from tritonclient.utils import InferenceServerException
+import numpy as np
 
-from client.api import DEFAULT_URL, BadRequest, Client, ServerError
-from pipeline.images import Image
-from pipeline.request import check_image
+from client.api import BadRequest, Client, ServerError, allowed
+from pipeline.request import check_seed, gray_image
 from pipeline.spec import fused_model
 from pipeline.superres import Array, Result, Whole, upscale
 
 
 @contextlib.contextmanager
 def connect(
-    url: str | None = None, *, wait: float = 10
-) -> Iterator[Callable[[Sequence[Image], Sequence[int]], list[Result]]]:
-    """Yields the function that upscales images, [H, W] of one shape, with a seed each.
+    url: str | None = None, *, wait: float = 10, timeout: float = 600
+) -> Iterator[Callable[[Sequence[Any], Sequence[int]], list[Result]]]:
+    """Yields the function that upscales images, as ``Client.upscale`` takes them, all of one shape, with a seed each.
 
     Args:
         url: gRPC address, host:port.
-        wait: seconds to wait for the server.
+        wait: seconds to wait for the server, when connecting and when it went away.
+        timeout: seconds that one request may take.
 
     Raises:
         UpscaleError: no ready server, or not one of a preset with such a model; of the function: an image is not
             allowed, or the server fails.
     """
-    with Client(url, wait=wait) as client:
+    with Client(url, wait=wait, timeout=timeout) as client:
         preset = client.preset
-    if preset.fused != "superres_onnx":
-        raise ServerError(f"preset '{preset.name}' has no model superres_onnx: use client.Client")
-    model = fused_model(preset)
-    with tritonclient.grpc.InferenceServerClient(url or DEFAULT_URL["grpc"]) as server:
+        if preset.fused != "superres_onnx":
+            raise ServerError(f"preset '{preset.name}' has no model superres_onnx: use client.Client")
+        model = fused_model(preset)
+        output = model.outputs[0].name
 
         def call(**arrays: Array) -> Array:
-            inputs = [
-                tritonclient.grpc.InferInput(t.name, arrays[t.name].shape, t.dtype).set_data_from_numpy(arrays[t.name])
-                for t in model.inputs
-            ]
-            result: Array = server.infer(model.name, inputs).as_numpy(model.outputs[0].name)
-            return result
+            return client._infer(model, arrays, [output], preset)[output]
 
-        def upscale_all(images: Sequence[Image], seeds: Sequence[int]) -> list[Result]:
-            try:
-                for image in images:
-                    check_image(image)
-                return upscale(images, seeds, Whole(call, preset), preset)
-            except ValueError as error:
-                raise BadRequest(str(error)) from error
-            except InferenceServerException as error:
-                raise ServerError(f"server {url or DEFAULT_URL['grpc']}: {error.message()}") from error
+        def upscale_all(images: Sequence[Any], seeds: Sequence[int]) -> list[Result]:
+            for name, values in (("images", images), ("seeds", seeds)):
+                if not isinstance(values, Iterable):
+                    raise BadRequest(f"'{name}' is a {type(values).__name__}, needed is a list")
+            arrays = [allowed(gray_image, image).astype(np.float32) for image in images]
+            numbers = [allowed(check_seed, seed) for seed in seeds]
+            if not arrays:
+                raise BadRequest("there are no images, needed is one or more")
+            if len(arrays) != len(numbers):
+                raise BadRequest(f"there are {len(numbers)} seeds for {len(arrays)} images, needed is one for each")
+            if len(shapes := {array.shape for array in arrays}) > 1:
+                shown = ", ".join(f"{height}×{width}" for height, width in sorted(shapes))
+                raise BadRequest(f"the images are {shown} pixels, needed is one shape for all")
+            return upscale(arrays, numbers, Whole(call, preset), preset)
 
         yield upscale_all

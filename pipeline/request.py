@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,14 @@ from pipeline.spec import (
     SamplerName,
     Start,
 )
+
+Choice = TypeVar("Choice", bound=str)
+
+STOPPING = "Server not ready"
+"""What Triton answers while it starts or stops."""
+
+MAX_SHOWN = 60
+"""Characters of a wrong value that a message holds."""
 
 
 class BadRequest(ValueError):
@@ -57,32 +67,75 @@ class Options:
             BadRequest: a value is not allowed.
         """
         diffusion = preset.diffusion
-        chosen = diffusion.sampler if sampler is None else cast(SamplerName, sampler)
+        chosen = diffusion.sampler if sampler is None else _choice("sampler", sampler, SAMPLERS)
         options = cls(
-            steps=diffusion.default_steps(chosen) if steps is None else steps,
+            steps=diffusion.default_steps(chosen) if steps is None else _number("steps", steps, 1, diffusion.T),
             sampler=chosen,
-            start=diffusion.start if start is None else cast(Start, start),
-            samples=1 if samples is None else samples,
-            output="sample" if output is None else cast(Output, output),
-            faithful=preset.faithful if faithful is None else faithful,
-            denoiser="auto" if denoiser is None else denoiser,
+            start=diffusion.start if start is None else _choice("start", start, diffusion.starts),
+            samples=1 if samples is None else _number("samples", samples, 1, MAX_SAMPLES),
+            output="sample" if output is None else _choice("output", output, OUTPUTS),
+            faithful=preset.faithful if faithful is None else _truth("faithful", faithful),
+            denoiser="auto" if denoiser is None else _choice("denoiser", denoiser, DENOISERS),
         )
-        _check_number("steps", options.steps, 1, diffusion.T)
-        _check_choice("sampler", options.sampler, SAMPLERS)
-        _check_choice("start", options.start, diffusion.starts)
-        _check_number("samples", options.samples, 1, MAX_SAMPLES)
-        _check_choice("output", options.output, OUTPUTS)
-        if not isinstance(options.faithful, bool):
-            raise BadRequest(f"'faithful' is {options.faithful!r}, allowed are true and false")
         if options.output == "mean" and options.samples == 1:
             raise BadRequest("'output' is 'mean', which needs 'samples' of 2 or more")
-        _check_choice("denoiser", options.denoiser, DENOISERS)
         return options
 
 
-def check_seed(seed: int) -> None:
-    """Raises BadRequest where the seed is out of range."""
-    _check_number("seed", seed, 0, MAX_SEED)
+def is_not_serving(message: str) -> bool:
+    """Whether Triton's message is that of a server that starts or stops, or of a model that is loaded or unloaded.
+
+    Its status does not tell: of a model that another calls it is that of any error.
+    """
+    return any(
+        text in message for text in (STOPPING, "Server is stopping", "is not ready", "Request for unknown model")
+    )
+
+
+def check_seed(seed: Any) -> int:
+    """The seed as Python's own integer.
+
+    Raises:
+        BadRequest: it is no integer, or out of range.
+    """
+    return _number("seed", seed, 0, MAX_SEED)
+
+
+def check_seconds(name: str, value: Any, *, zero: bool) -> float:
+    """A limit of time, which may be infinite; ``zero``: and 0.
+
+    Raises:
+        BadRequest: it is no number, not a number, negative, or 0 where that is not allowed.
+    """
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not number or not (value >= 0 if zero else value > 0):
+        allowed = "0 or more" if zero else "more than 0"
+        raise BadRequest(f"'{name}' is {_shown(value)}, allowed are {allowed} seconds; inf is no limit")
+    return math.inf if value > sys.float_info.max else float(value)
+
+
+def gray_image(value: Any) -> NDArray[np.floating[Any]]:
+    """Whatever NumPy takes for an array, as one image [H, W] that ``check_image`` allows.
+
+    Raises:
+        BadRequest: it is none.
+    """
+    if np.ma.is_masked(value):  # type: ignore[no-untyped-call]
+        raise BadRequest("'image' has masked values, needed is a value for every pixel (such as .filled(0))")
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # whatever a foreign object raises
+        raise BadRequest(
+            f"'image' is a {type(value).__name__} that makes no array, needed is floating point [H, W] from 0 to 1"
+        ) from error
+    if not np.issubdtype(array.dtype, np.floating):
+        what = str(array.dtype) if array.dtype.kind in "biuc" else f"a {type(value).__name__} of no numbers"
+        hint = f": divide by {np.iinfo(array.dtype).max}" if array.dtype in (np.uint8, np.uint16) else ""
+        raise BadRequest(f"'image' is {what}, needed is floating point from 0 to 1{hint}")
+    if array.ndim != 2:
+        raise BadRequest(f"'image' has shape {array.shape}, needed is [H, W], one gray image")
+    check_image(array)
+    return array
 
 
 def check_image(image: NDArray[Any]) -> None:
@@ -96,11 +149,25 @@ def check_image(image: NDArray[Any]) -> None:
         raise BadRequest(f"'image' has values from {image.min():g} to {image.max():g}, allowed are 0 to 1")
 
 
-def _check_number(name: str, value: int, low: int, high: int) -> None:
-    if not isinstance(value, (int, np.integer)) or not low <= value <= high:
-        raise BadRequest(f"'{name}' is {value}, allowed are {low} to {high}")
+def _number(name: str, value: Any, low: int, high: int) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
+        raise BadRequest(f"'{name}' is {_shown(value)}, allowed are {low} to {high}")
+    return int(value)
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise BadRequest(f"'{name}' is '{value}', allowed are {', '.join(allowed)}")
+def _choice(name: str, value: Any, allowed: tuple[Choice, ...]) -> Choice:
+    if not isinstance(value, str) or value not in allowed:
+        raise BadRequest(f"'{name}' is {_shown(value)}, allowed are {', '.join(allowed)}")
+    return next(choice for choice in allowed if choice == value)  # not a subclass of str
+
+
+def _truth(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise BadRequest(f"'{name}' is {_shown(value)}, allowed are true and false")
+    return bool(value)
+
+
+def _shown(value: Any) -> str:
+    """A value for one line of a message."""
+    text = " ".join((str(value) if isinstance(value, np.number) else repr(value)).split())
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"

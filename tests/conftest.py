@@ -96,6 +96,7 @@ class RunningServer:
     process: subprocess.Popen[bytes]
     http: int
     grpc: int
+    metrics: int
     log: Path
 
     def url(self, protocol: str) -> str:
@@ -131,7 +132,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
         ]
         with open(log, "wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, cwd=ROOT)
-        server = RunningServer(process, http, grpc, log)
+        server = RunningServer(process, http, grpc, metrics, log)
         servers.append(server)
         deadline = time.monotonic() + 120
         while True:

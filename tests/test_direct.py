@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from client import Client
-from client.api import BadRequest, ServerUnavailable
+from client.api import BadRequest, ClientClosed, ServerError, ServerUnavailable
 from client.direct import connect
 from pipeline.local_server import free_ports
 from tests.conftest import RunningServer
@@ -22,9 +24,47 @@ def test_images_are_those_of_the_client(server: RunningServer, height: int, widt
             assert found.lr_error == pytest.approx(expected.lr_error, abs=1e-5)
 
 
-def test_an_image_that_is_not_allowed(server: RunningServer) -> None:
-    with connect(server.url("grpc")) as upscale, pytest.raises(BadRequest, match="NaN or infinite"):
-        upscale([np.full((16, 16), np.nan, np.float32)], [0])
+IMAGE = np.full((16, 16), 0.5, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("images", "seeds", "message"),
+    [
+        ([IMAGE * np.nan], [0], "NaN or infinite"),
+        ([(IMAGE * 255).astype(np.uint8)], [0], "'image' is uint8, .*: divide by 255"),
+        (None, [0], "'images' is a NoneType, needed is a list"),
+        ([IMAGE], 0, "'seeds' is a int, needed is a list"),
+        (IMAGE, [0], r"'image' has shape \(16,\), needed is \[H, W\]"),
+        ([], [], "there are no images"),
+        ([IMAGE], [0, 1], "there are 2 seeds for 1 images, needed is one for each"),
+        ([IMAGE, IMAGE], [0], "there are 1 seeds for 2 images"),
+        ([IMAGE], [-1], "'seed' is -1, allowed are 0 to"),
+        ([IMAGE], [True], "'seed' is True"),
+        ([IMAGE, IMAGE[:8]], [0, 1], "the images are 8×16, 16×16 pixels, needed is one shape for all"),
+    ],
+)
+def test_arguments_that_are_not_allowed(server: RunningServer, images: Any, seeds: Any, message: str) -> None:
+    with connect(server.url("grpc")) as upscale, pytest.raises(BadRequest, match=message):
+        upscale(images, seeds)
+
+
+def test_lists_will_do(server: RunningServer) -> None:
+    with connect(server.url("grpc"), wait=np.inf, timeout=np.inf) as upscale:
+        (found,), (expected,) = upscale([IMAGE.tolist()], (1,)), upscale([IMAGE], [1])
+    np.testing.assert_array_equal(found.upscaled, expected.upscaled)
+
+
+def test_an_answer_that_takes_too_long(server: RunningServer) -> None:
+    with connect(server.url("grpc"), timeout=0.01) as upscale:
+        with pytest.raises(ServerError, match="no answer from .* within 0.01 s"):
+            upscale([np.zeros((256, 256))], [0])
+
+
+def test_after_its_block_it_is_closed(server: RunningServer) -> None:
+    with connect(server.url("grpc")) as upscale:
+        pass
+    with pytest.raises(ClientClosed, match="is closed"):
+        upscale([IMAGE], [0])
 
 
 def test_no_server() -> None:

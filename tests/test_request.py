@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.request import BadRequest, Options, check_image, check_seed
+from pipeline.request import BadRequest, Options, check_image, check_seconds, check_seed, gray_image
 from pipeline.spec import BEST, MAX_SEED, PAPER
 
 
@@ -44,6 +44,14 @@ def test_equal_options_group_together() -> None:
         ({"faithful": "no"}, "'faithful' is 'no', allowed are true and false"),
         ({"output": "mean"}, "'output' is 'mean', which needs 'samples' of 2 or more"),
         ({"denoiser": "tpu"}, "'denoiser' is 'tpu', allowed are auto, onnx, trt"),
+        ({"steps": True}, "'steps' is True, allowed are 1 to 300"),
+        ({"steps": np.True_}, "'steps' is True, allowed are 1 to 300"),
+        ({"steps": np.array([3, 4])}, "'steps' is array.*, allowed are 1 to 300"),
+        ({"sampler": b"ddim"}, "'sampler' is b'ddim', allowed are ddpm, ddim"),
+        ({"sampler": ["ddim"]}, "'sampler' is .*, allowed are ddpm, ddim"),
+        ({"sampler": "d\nd"}, r"'sampler' is 'd\\nd', allowed"),
+        ({"sampler": "x" * 1000}, "'sampler' is '[x]{59}…, allowed"),
+        ({"faithful": 0}, "'faithful' is 0, allowed are true and false"),
     ],
 )
 def test_option_not_allowed(options: dict[str, Any], message: str) -> None:
@@ -51,14 +59,29 @@ def test_option_not_allowed(options: dict[str, Any], message: str) -> None:
         Options.of(PAPER, **options)
 
 
+def test_options_are_pythons_own_values() -> None:
+    class Text(str):
+        __slots__ = ()
+
+    found = Options.of(PAPER, np.int32(3), Text("ddpm"), samples=np.uint8(2), faithful=np.bool_(True))  # type: ignore[arg-type]
+    assert found == Options.of(PAPER, 3, "ddpm", samples=2, faithful=True)
+    assert [type(value) for value in (found.steps, found.sampler, found.samples, found.faithful)] == [
+        int,
+        str,
+        int,
+        bool,
+    ]
+    assert type(check_seed(np.int64(5))) is int
+
+
 def test_a_preset_without_lr_latent_cannot_start_from_it() -> None:
     with pytest.raises(BadRequest, match="'start' is 'lr', allowed are noise$"):
         Options.of(BEST, start="lr")
 
 
-@pytest.mark.parametrize("seed", [-1, MAX_SEED + 1])
-def test_seed_out_of_range(seed: int) -> None:
-    with pytest.raises(BadRequest, match=f"'seed' is {seed}, allowed are 0 to {MAX_SEED}"):
+@pytest.mark.parametrize("seed", [-1, MAX_SEED + 1, np.uint64(MAX_SEED + 1), True, 1.0, "1", None])
+def test_seed_out_of_range(seed: Any) -> None:
+    with pytest.raises(BadRequest, match=f"'seed' is '?{seed}'?, allowed are 0 to {MAX_SEED}"):
         check_seed(seed)
 
 
@@ -89,3 +112,35 @@ def test_image_out_of_range(value: float) -> None:
     image[0, 0] = value
     with pytest.raises(BadRequest, match="'image' has values from .* allowed are 0 to 1"):
         check_image(image)
+
+
+@pytest.mark.parametrize("value", [0.5, 3, np.float32(2), np.int64(7), 1e308, float("inf")])
+def test_seconds_allowed(value: float) -> None:
+    assert check_seconds("wait", value, zero=True) == value
+    assert check_seconds("wait", value, zero=False) == value
+
+
+def test_seconds_beyond_any_float_are_infinite() -> None:
+    assert check_seconds("wait", 10**400, zero=True) == float("inf")
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), float("-inf"), True, "5", None, 1j, [1]])
+def test_seconds_not_allowed(value: Any) -> None:
+    with pytest.raises(BadRequest, match="'wait' is .*, allowed are 0 or more seconds; inf is no limit"):
+        check_seconds("wait", value, zero=True)
+
+
+def test_whether_no_seconds_are_allowed() -> None:
+    assert check_seconds("wait", 0, zero=True) == 0
+    with pytest.raises(BadRequest, match="'timeout' is 0, allowed are more than 0 seconds"):
+        check_seconds("timeout", 0, zero=False)
+
+
+class Broken:
+    def __array__(self, *_: Any) -> Any:
+        raise RuntimeError("on a device")
+
+
+def test_what_makes_no_array_is_named() -> None:
+    with pytest.raises(BadRequest, match="'image' is a Broken that makes no array"):
+        gray_image(Broken())

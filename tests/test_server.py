@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tritonclient.grpc as triton
+import tritonclient.http
+from google.protobuf import text_format
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from client import Client
@@ -220,9 +226,117 @@ def test_bad_input_is_named_and_the_server_lives_on(
     assert request(client, IMAGE, steps=[2]).shape == (1, 64, 64)
 
 
-def test_unknown_input_is_named(client: triton.InferenceServerClient) -> None:
-    with pytest.raises(InferenceServerException, match="unexpected inference input 'stepps'"):
-        client.infer("superres", [tensor("image", IMAGE), tensor("stepps", np.array([[3]], np.int32))])
+def zeros(**shapes: tuple[int, ...]) -> list[tuple[str, NDArray[Any]]]:
+    return [(name, np.zeros(shape, DTYPES.get(name, np.float32))) for name, shape in shapes.items()]
+
+
+FUSED = zeros(image=(1, 16, 16), noise=(1, 4, 8, 8), coefficients=(1, 1, 4))
+UNET = zeros(x=(1, 8, 8, 8), t=(1, 1))
+INVALID = ("StatusCode.INVALID_ARGUMENT", "400")
+WRONG_TENSORS: list[tuple[str, list[tuple[str, NDArray[Any]]], list[str], str]] = [
+    ("superres", zeros(seed=(1, 1)), [], "'image' is missing"),
+    ("superres", [], [], r"missing required input\(s\) \['image'\]"),
+    ("superres", zeros(image=(1, 16, 16), stepps=(1, 1)), [], "unexpected inference input 'stepps'"),
+    ("superres", zeros(stepps=(1, 1)), [], "unexpected inference input 'stepps'"),
+    ("superres", 2 * zeros(image=(1, 16, 16)), [], "input 'image' already exists"),
+    ("superres", zeros(image=(1, 16, 16)) + 2 * zeros(seed=(1, 1)), [], "input 'seed' already exists"),
+    ("superres", zeros(image=(2, 16, 16), seed=(1, 1)), [], "'image' batch size does not match"),
+    ("superres", zeros(image=(1, 16, 16), steps=(1, 2)), [], "unexpected shape for input 'steps'"),
+    (
+        "superres",
+        [*zeros(image=(1, 16, 16)), ("steps", np.zeros((1, 1), np.int64))],
+        [],
+        "'steps' data-type is 'INT64'",
+    ),
+    ("superres", zeros(image=(1, 16, 16)), ["upscalled"], "unexpected inference output 'upscalled'"),
+    ("superres_onnx", FUSED[:2], [], r"missing required input\(s\) \['coefficients'\]"),
+    ("superres_onnx", [], [], r"missing required input\(s\) \['image','noise','coefficients'\]"),
+    ("superres_onnx", FUSED + zeros(more=(1, 1)), [], r"expected 3 inputs but got 4 inputs .*'more'"),
+    ("superres_onnx", FUSED[:2] + zeros(more=(1, 1)), [], "unexpected inference input 'more'"),
+    ("superres_onnx", FUSED[:2] + FUSED[:1], [], "input 'image' already exists"),
+    ("superres_onnx", FUSED[1:] + zeros(image=(1, 1, 16, 16)), [], "unexpected shape for input 'image'"),
+    ("unet_onnx", UNET[:1], [], r"missing required input\(s\) \['t'\]"),
+    ("unet_onnx", [*UNET[:1], ("t", np.zeros((1, 1), np.int32))], [], "input 't' data-type is 'INT32'"),
+    ("unet_onnx", UNET, ["eps"], "unexpected inference output 'eps'"),
+    ("vae_encoder", zeros(image=(1, 1, 16, 16)), [], r"missing required input\(s\) \['lr'\]"),
+    ("vae_decoder", zeros(lr=(1, 1, 16, 16)), [], r"missing required input\(s\) \['latent'\]"),
+]
+
+
+@pytest.mark.parametrize(("model", "inputs", "outputs", "message"), WRONG_TENSORS)
+@pytest.mark.parametrize("library", [triton, tritonclient.http], ids=["grpc", "http"])
+def test_tensors_that_are_missing_wrong_or_too_many_are_named(
+    server: RunningServer,
+    library: Any,
+    model: str,
+    inputs: list[tuple[str, NDArray[Any]]],
+    outputs: list[str],
+    message: str,
+) -> None:
+    tensors = [library.InferInput(n, a.shape, np_to_triton_dtype(a.dtype)) for n, a in inputs]
+    for one, (_, array) in zip(tensors, inputs, strict=True):
+        one.set_data_from_numpy(array)
+    wanted = [library.InferRequestedOutput(name) for name in outputs] or None
+    with library.InferenceServerClient(server.url("grpc" if library is triton else "http")) as client:
+        with pytest.raises(InferenceServerException, match=message) as error:
+            client.infer(model, tensors, outputs=wanted)
+    assert str(error.value.status()) in INVALID
+
+
+@pytest.mark.parametrize("library", [triton, tritonclient.http], ids=["grpc", "http"])
+def test_an_unknown_model_is_named(server: RunningServer, library: Any) -> None:
+    with library.InferenceServerClient(server.url("grpc" if library is triton else "http")) as client:
+        with pytest.raises(InferenceServerException, match="unknown model: 'superress'") as error:
+            client.infer("superress", [])
+    assert str(error.value.status()) in ("StatusCode.NOT_FOUND", "404")
+
+
+def failures(server: RunningServer) -> dict[tuple[str, str], int]:
+    """The counter by model and reason."""
+    connection = http.client.HTTPConnection("localhost", server.metrics)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    found = re.findall(r'^cxr_superres_failures_total{model="(\w+)",reason="(\w+)"} (\d+)$', text, re.M)
+    return {(model, reason): int(count) for model, reason, count in found}
+
+
+def refusal(client: triton.InferenceServerClient, **options: Any) -> str:
+    with pytest.raises(InferenceServerException) as error:
+        request(client, IMAGE, **options)
+    return str(error.value)
+
+
+def test_failures_are_counted_by_both_instances(client: triton.InferenceServerClient, server: RunningServer) -> None:
+    before = failures(server)
+    assert {reason for model, reason in before if model == "superres"} == {"bad_request", "unavailable", "internal"}
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: refusal(client, steps=[-i]), range(16)))
+    assert all("'steps' is" in message for message in found)
+    after = failures(server)
+    assert after["superres", "bad_request"] - before["superres", "bad_request"] == 16
+    assert {key for key in after if after[key] != before[key]} == {("superres", "bad_request")}
+
+
+def test_internal_errors_are_logged_with_the_requests_id(
+    client: triton.InferenceServerClient, server: RunningServer
+) -> None:
+    before = failures(server)
+    with pytest.raises(InferenceServerException, match="onnxruntime: ") as error:
+        client.infer("unet_onnx", [tensor(n, a) for n, a in zeros(x=(1, 8, 9, 9), t=(1, 1))], request_id="of-nine")
+    assert error.value.status() == "StatusCode.INTERNAL"
+    assert failures(server)["unet_onnx", "internal"] == before["unet_onnx", "internal"] + 1
+    (line,) = [line for line in server.log.read_text().splitlines() if "of-nine" in line]
+    assert line.startswith("E")
+    assert "unet_onnx: request 'of-nine' failed:" in line
+    assert "Traceback (most recent call last)" in line
+
+
+def test_refused_requests_leave_nothing_in_the_log(client: triton.InferenceServerClient, server: RunningServer) -> None:
+    steps = np.zeros((1, 1), np.int32)
+    with pytest.raises(InferenceServerException, match="'steps' is 0"):
+        client.infer("superres", [tensor("image", IMAGE), tensor("steps", steps)], request_id="r-77")
+    assert "r-77" not in server.log.read_text()
 
 
 def test_a_bad_request_does_not_spoil_the_batch_it_came_with(client: triton.InferenceServerClient) -> None:
@@ -238,18 +352,81 @@ def test_a_bad_request_does_not_spoil_the_batch_it_came_with(client: triton.Infe
         assert isinstance(result, str) if seed < 0 else isinstance(result, np.ndarray)
 
 
-def test_a_missing_network_is_named_in_the_answer(start_server: StartServer, tmp_path: Path) -> None:
+def save_failing(path: Path) -> None:
+    """Put a network with the interface of ``superres_onnx`` that fails when run into the place of another."""
+    inputs = {"image": ["B", "H", "W"], "noise": ["B", 4, "h", "w"], "coefficients": ["B", 1, 4]}
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["image", "far"], ["upscaled"], axis=0)],
+        "graph",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in inputs.items()],
+        [helper.make_tensor_value_info("upscaled", TensorProto.FLOAT, None)],
+        [helper.make_tensor("far", TensorProto.INT64, [1], [99])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+
+
+def test_a_network_that_is_missing_or_fails_is_named_in_the_answer(start_server: StartServer, tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY, tmp_path / "models")
+    save_failing(tmp_path / "models" / "superres_onnx" / "1" / "model.onnx")
+    path = tmp_path / "models" / "superres_onnx" / "config.pbtxt"
+    config = triton_config.read_config(path)
+    config.ClearField("model_warmup")  # it would fail too
+    path.write_text(text_format.MessageToString(config))
     flags = [
         "--model-control-mode=explicit",
         *(f"--load-model={m}" for m in ("superres", "vae_encoder", "vae_decoder")),
     ]
     server = start_server(tmp_path / "models", *flags)
     with triton.InferenceServerClient(server.url("grpc")) as client:
-        with pytest.raises(InferenceServerException, match="unet_onnx"):
-            request(client, IMAGE, steps=[2])
+        for _ in range(2):
+            with pytest.raises(InferenceServerException, match="unet_onnx") as error:
+                request(client, IMAGE, steps=[2])
+            assert error.value.status() == "StatusCode.UNAVAILABLE", "worth another try"
         client.load_model("unet_onnx")
         assert request(client, IMAGE, steps=[2]).shape == (1, 64, 64)
+        client.load_model("superres_onnx")
+        with pytest.raises(InferenceServerException, match="superres_onnx: onnxruntime: ") as error:
+            client.infer("superres", [tensor("image", IMAGE)], request_id="first")
+        assert error.value.status() == "StatusCode.INTERNAL", "not worth one"
+        found = failures(server)
+        assert (found["superres", "unavailable"], found["superres", "internal"]) == (2, 1)
+    log = server.log.read_text()
+    assert "superres: request 'first' failed:" in log
+    assert log.count("cannot be served now: unet_onnx: ") == 2
+    server.kill()
+
+
+def test_a_server_without_metrics_serves_and_answers_errors(start_server: StartServer) -> None:
+    server = start_server(REPOSITORY, "--allow-metrics=false")
+    with triton.InferenceServerClient(server.url("grpc")) as client:
+        assert "'steps' is 0" in refusal(client, steps=[0])
+        assert request(client, IMAGE, steps=[2]).shape == (1, 64, 64)
+    server.kill()
+
+
+def test_a_server_that_is_stopped_under_load_ends_in_order(start_server: StartServer) -> None:
+    """Requests that it has accepted still reach its models while it stops."""
+    server = start_server(REPOSITORY)
+    stopped = server.process.poll
+
+    def load(client: triton.InferenceServerClient, i: int) -> set[str]:
+        messages = set()
+        while stopped() is None:
+            try:
+                request(client, random_images(16, 16 + 4 * (i % 4)), steps=[60])
+            except InferenceServerException as error:
+                messages.add(str(error))
+                time.sleep(0.05)
+        return messages
+
+    with triton.InferenceServerClient(server.url("grpc")) as client, ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(load, client, i) for i in range(8)]
+        time.sleep(1.5)
+        server.process.terminate()
+        assert server.process.wait(35) == 0
+        messages = set().union(*(future.result() for future in running))
+    assert any("StatusCode.UNAVAILABLE] unet_onnx: " in message for message in messages)
+    assert not any("StatusCode.INTERNAL" in message for message in messages)
 
 
 def test_a_repository_of_preset_paper(

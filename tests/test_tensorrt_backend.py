@@ -23,6 +23,7 @@ from pipeline.serve import ROOT
 
 BACKEND = ROOT / "pipeline" / "backends" / "tensorrt" / "model.py"
 CONFIG: dict[str, Any] = {
+    "name": "double",
     "max_batch_size": 4,
     "input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [-1]}],
     "output": [
@@ -234,14 +235,39 @@ class Tensor:
         return self.array
 
 
+class Failure(str):
+    """Triton's ``TritonError``."""
+
+    INVALID_ARG, UNAVAILABLE, INTERNAL = "invalid", "unavailable", "internal"
+    code: str
+
+    def __new__(cls, message: str, code: str) -> Failure:
+        error = super().__new__(cls, message)
+        error.code = code
+        return error
+
+
 class Response:
-    def __init__(self, tensors: Any = (), error: str | None = None) -> None:
+    def __init__(self, tensors: Any = (), error: Failure | None = None) -> None:
         self.tensors, self.error = {t.name: t.array for t in tensors}, error
+
+
+class Request(dict[str, Tensor]):
+    def request_id(self) -> str:
+        return "7"
+
+
+class Log:
+    said: list[tuple[str, str]] = []  # noqa: RUF012
+
+    def __getattr__(self, name: str) -> Callable[[str], None]:
+        return lambda message: self.said.append((name, message))
 
 
 TRITON = SimpleNamespace(
     TritonModelException=Refused,
-    TritonError=lambda message: message,
+    TritonError=Failure,
+    Logger=Log(),
     Tensor=Tensor,
     InferenceResponse=Response,
     get_input_tensor_by_name=lambda request, name: request.get(name),
@@ -301,8 +327,8 @@ def model(backend: Any, folder: Path) -> Iterator[Any]:
     assert not model.engine.cuda.cudart.graphs
 
 
-def request(rows: int, length: int, value: float = 1.0) -> dict[str, Tensor]:
-    return {"x": Tensor("x", np.full((rows, length), value, np.float32))}
+def request(rows: int, length: int, value: float = 1.0) -> Request:
+    return Request(x=Tensor("x", np.full((rows, length), value, np.float32)))
 
 
 def run(model: Any, *requests: Any) -> list[Response]:
@@ -310,7 +336,7 @@ def run(model: Any, *requests: Any) -> list[Response]:
     return responses
 
 
-def assert_doubled(response: Response, asked: dict[str, Tensor], together: int) -> None:
+def assert_doubled(response: Response, asked: Request, together: int) -> None:
     assert response.error is None
     np.testing.assert_array_equal(response.tensors["y"], 2 * asked["x"].array)
     np.testing.assert_array_equal(response.tensors["rows"], np.full((len(asked["x"].array), 1), together, np.int32))
@@ -396,10 +422,17 @@ def test_models_without_a_batch_axis_are_not_joined(backend: Any, folder: Path) 
 
 def test_an_error_answers_only_its_own_requests(model: Any) -> None:
     good = request(1, 8)
-    first, missing, too_long = run(model, good, {}, request(1, LONGEST + 1))
+    TRITON.Logger.said.clear()
+    first, missing, too_long = run(model, good, Request(), request(1, LONGEST + 1))
     assert_doubled(first, good, 1)
-    assert missing.error and missing.error.startswith("tensorrt: ")
+    assert missing.error == "tensorrt: input 'x' is missing"
+    assert missing.error.code == Failure.INVALID_ARG
     assert too_long.error == f"tensorrt: input 'x' is (1, {LONGEST + 1}), the plan takes (1, 1) to (4, {LONGEST})"
+    assert too_long.error.code == Failure.INTERNAL
+    refused, failed = TRITON.Logger.said
+    assert refused == ("log_verbose", "double: request '7' is not allowed")
+    assert failed[0] == "log_error"
+    assert failed[1].startswith("double: request '7' failed:\nTraceback ")
     assert_doubled(run(model, good)[0], good, 1)
 
 

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from pipeline.backends.failures import Failures
+from pipeline.request import BadRequest
+
 Feed = dict[str, Any]
 """Input name ⇒ array."""
 Run = Callable[[Sequence[Feed]], Mapping[str, Any]]
@@ -65,11 +68,24 @@ def check_names(what: str, configured: Sequence[str], found: Sequence[str], exac
         )
 
 
+def given(request: Any, name: str) -> Any:
+    """An input tensor that must be there.
+
+    Raises:
+        BadRequest: it is missing.
+    """
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        raise BadRequest(f"input '{name}' is missing")
+    return tensor
+
+
 class Batches:
     """Answers requests to a model by a function that runs it."""
 
     def __init__(self, runtime: str, config: dict[str, Any], run: Run) -> None:
         self.runtime, self.run = runtime, run
+        self.failures = Failures(config["name"])
         self.batched = config["max_batch_size"] > 0
         self.inputs = [i["name"] for i in config["input"]]
         self.outputs = {o["name"]: pb_utils.triton_string_to_numpy(o["data_type"]) for o in config["output"]}
@@ -85,9 +101,9 @@ class Batches:
         groups: dict[Any, list[tuple[int, Feed]]] = defaultdict(list)
         for index, request in enumerate(requests):
             try:
-                feed = {n: read(pb_utils.get_input_tensor_by_name(request, n)) for n in self.inputs}
+                feed = {name: read(given(request, name)) for name in self.inputs}
             except Exception as error:  # an input that cannot be read is its request's own answer
-                responses[index] = self._failure(error)
+                responses[index] = self._failure(error, request)
                 continue
             shapes = tuple((name, array.shape[1:]) for name, array in feed.items())
             groups[shapes if self.batched else index].append((index, feed))
@@ -96,14 +112,13 @@ class Batches:
             try:
                 answers = self._run(feeds)
             except Exception as error:  # runtimes' exceptions have no common base
-                answers = [self._failure(error) for _ in feeds]
+                answers = [self._failure(error, requests[index]) for index in indices]
             for index, answer in zip(indices, answers, strict=True):
                 responses[index] = answer
         return responses
 
-    def _failure(self, error: Exception) -> Any:
-        text = " ".join(str(error).split())
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{self.runtime}: {text}"))
+    def _failure(self, error: Exception, request: Any) -> Any:
+        return self.failures.answer(error, request, f"{self.runtime}: {' '.join(str(error).split())}")
 
     def _run(self, feeds: Sequence[Feed]) -> list[Any]:
         """Run the feeds together, and split the results again."""

@@ -12,12 +12,15 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from threading import Event
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from pipeline.request import BadRequest, Options, check_image, check_seed
+from pipeline.backends.batches import given
+from pipeline.backends.failures import Failures, Unavailable
+from pipeline.request import STOPPING, BadRequest, Options, check_image, check_seed, is_not_serving
 from pipeline.spec import NO_SPREAD, PRESETS, Model, Preset, onnx_models, plan_models
 from pipeline.superres import Array, Networks, Result, generator, upscale
 
@@ -43,10 +46,24 @@ def values(request: Any, name: str, count: int) -> list[Any]:
     return [v.decode(errors="replace") if isinstance(v, bytes) else v for v in tensor.as_numpy().reshape(-1).tolist()]
 
 
+server_stops = Event()
+"""Set once Triton said so. It must then not be asked whether a model is ready: Triton 2.51 dies of the answer."""
+
+
 @lru_cache(maxsize=16)
 def was_ready(name: str, _second: int) -> bool:
-    """Whether this server ran the model, asked once in a second of the clock: it takes a tenth of a millisecond."""
-    ready: bool = pb_utils.is_model_ready(model_name=name)
+    """Whether this server ran the model, asked once in a second of the clock: it takes a tenth of a millisecond.
+
+    Raises:
+        Unavailable: the server stops.
+    """
+    if server_stops.is_set():
+        raise Unavailable(STOPPING)
+    try:
+        ready: bool = pb_utils.is_model_ready(model_name=name)
+    except pb_utils.TritonModelException as error:
+        server_stops.set()
+        raise Unavailable(str(error)) from error
     return ready
 
 
@@ -61,6 +78,10 @@ def call(model: Model, **inputs: Array) -> Array:
     Args:
         model: what to run; inputs that it does not have are ignored.
         inputs: its inputs by name.
+
+    Raises:
+        Unavailable: it is not served now, because it is being unloaded or the server stops.
+        TritonModelException: it failed.
     """
     output = model.outputs[0].name
     response = pb_utils.InferenceRequest(
@@ -70,7 +91,11 @@ def call(model: Model, **inputs: Array) -> Array:
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
     ).exec()
     if response.has_error():
-        raise pb_utils.TritonModelException(f"{model.name}: {response.error().message()}")
+        message = f"{model.name}: {response.error().message()}"
+        if STOPPING in message:
+            server_stops.set()
+        # Triton calls it an internal error
+        raise Unavailable(message) if is_not_serving(message) else pb_utils.TritonModelException(message)
     result: Array = pb_utils.get_output_tensor_by_name(response, output).as_numpy()
     return result
 
@@ -97,6 +122,7 @@ def networks(preset: Preset, denoiser: str) -> Networks:
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self.preset = PRESETS[json.loads(args["model_config"])["parameters"]["preset"]["string_value"]]
+        self.failures = Failures(args["model_name"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Upscale all images, together where shape and options agree; an error answers its own requests only."""
@@ -140,7 +166,7 @@ class TritonPythonModel:
         )
 
     def _decode(self, index: int, request: Any) -> list[Job]:
-        images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
+        images = given(request, "image").as_numpy()
         check_image(images)
         seeds, *options = (values(request, n, len(images)) for n in OPTIONS)
         jobs = []
@@ -155,12 +181,9 @@ class TritonPythonModel:
             )
         return jobs
 
-    @staticmethod
-    def _respond(request: Any, error: Exception | None, results: dict[int, Result]) -> Any:
+    def _respond(self, request: Any, error: Exception | None, results: dict[int, Result]) -> Any:
         if error is not None:
-            bad = isinstance(error, BadRequest)
-            code = pb_utils.TritonError.INVALID_ARG if bad else pb_utils.TritonError.INTERNAL
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+            return self.failures.answer(error, request, str(error))
         rows = [results[row] for row in sorted(results)]
         # made when asked for: a spread is as large as the image
         outputs: dict[str, Callable[[], list[Any]]] = {

@@ -1,0 +1,54 @@
+"""What a Python model makes of a request that fails: its answer, a line in the server's log, and one more in a counter.
+
+The counter is ``cxr_superres_failures_total{model=…, reason="bad_request" | "unavailable" | "internal"}`` of Triton's
+metrics port. Neither pixels nor what else a request holds are logged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from pipeline.request import BadRequest
+
+METRIC = "cxr_superres_failures_total"
+REASONS = ("bad_request", "unavailable", "internal")
+
+
+class Unavailable(Exception):
+    """A model that is called is not there now, because it is being unloaded or the server stops."""
+
+
+class Failures:
+    """Those of one model."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.counters: dict[str, Any] = {}
+        # servers older than 23.05 have no such counters, and one that is started without metrics makes none
+        with contextlib.suppress(AttributeError, pb_utils.TritonModelException):
+            self.family = pb_utils.MetricFamily(
+                name=METRIC,
+                description="Number of requests that a Python model answered with an error",
+                kind=pb_utils.MetricFamily.COUNTER,
+            )
+            self.counters = {r: self.family.Metric(labels={"model": model, "reason": r}) for r in REASONS}
+
+    def answer(self, error: Exception, request: Any, text: str) -> Any:
+        """The response to a request that failed by ``error``, with ``text`` as its message."""
+        about = f"{self.model}: request '{request.request_id()}'"
+        if isinstance(error, BadRequest):
+            reason, code = "bad_request", pb_utils.TritonError.INVALID_ARG
+            pb_utils.Logger.log_verbose(f"{about} is not allowed")
+        elif isinstance(error, Unavailable):
+            reason, code = "unavailable", pb_utils.TritonError.UNAVAILABLE
+            pb_utils.Logger.log_info(f"{about} cannot be served now: {text}")
+        else:
+            reason, code = "internal", pb_utils.TritonError.INTERNAL
+            pb_utils.Logger.log_error(f"{about} failed:\n{''.join(traceback.format_exception(error))}")
+        if reason in self.counters:
+            self.counters[reason].increment(1)
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))

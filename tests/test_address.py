@@ -1,0 +1,162 @@
+"""Addresses: what is wrong with one, from its text, from what answers there, and from the environment."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pipeline.address import AddressError, diagnose, proxy_variable, split
+from pipeline.local_server import free_ports
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("localhost:8001", ("localhost", 8001)),
+        ("10.0.0.1:1", ("10.0.0.1", 1)),
+        ("[::1]:65535", ("::1", 65535)),
+        ("[fe80::1%eth0]:8001", ("fe80::1%eth0", 8001)),
+    ],
+)
+def test_host_and_port(url: str, expected: tuple[str, int]) -> None:
+    assert split(url, "grpc") == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://host:8000", "'http://' must not stand before it: give host:port alone, as host:8000"),
+        ("grpc://", "'grpc://' must not stand before it: give host:port alone, as localhost:8000"),
+        ("host", "it names no port: give host:port, as host:8000"),
+        ("host:", "it names no port: give host:port, as host:8000"),
+        (":8000", "it names no host: give host:port, as localhost:8000"),
+        ("host:http", "its port is 'http', allowed are 1 to 65535"),
+        ("host:8000/v2", "its port is '8000/v2', allowed are 1 to 65535"),
+        ("host:0", "its port is '0', allowed are 1 to 65535"),
+        ("host:65536", "its port is '65536', allowed are 1 to 65535"),
+        ("host:-1", "its port is '-1', allowed are 1 to 65535"),
+        ("host:²", "its port is '²', allowed are 1 to 65535"),
+        ("::1", "an IPv6 address must stand in brackets, as [::1]:8000"),
+        ("::1:8000", "an IPv6 address must stand in brackets, as [::1]:8000"),
+        ("[::1]", "it names no port: give host:port, as [::1]:8000"),
+    ],
+)
+def test_what_is_no_address(url: str, message: str) -> None:
+    with pytest.raises(AddressError) as error:
+        split(url, "http")
+    assert str(error.value) == message
+
+
+@contextmanager
+def answering(data: bytes | None) -> Iterator[int]:
+    """A port where every connection gets ``data`` and is closed; None: never anything."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(data or b"")
+
+        if data is not None:
+            threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+
+
+HTTP = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+METRICS = b"HTTP/1.1 200 OK\r\n\r\n# HELP nv_inference_request_success Number of requests\n"
+GRPC = b"\0\0\x12\x04\0\0\0\0\0" + bytes(18)
+
+
+@pytest.mark.parametrize(
+    ("data", "protocol", "problem"),
+    [
+        (HTTP, "http", None),
+        (GRPC, "grpc", None),
+        (HTTP, "grpc", "that port speaks HTTP: give the gRPC port, or choose protocol http"),
+        (GRPC, "http", "that port speaks gRPC: give the HTTP port, or choose protocol grpc"),
+        (METRICS, "grpc", "that is its metrics port: give the gRPC port (8001 unless chosen otherwise)"),
+        (METRICS, "http", "that is its metrics port: give the HTTP port (8000 unless chosen otherwise)"),
+        (b"SSH-2.0-OpenSSH\r\n", "http", "what answers there speaks neither HTTP nor gRPC"),
+        (b"", "grpc", "nothing answers, though something accepts connections there"),
+        (None, "http", "nothing answers, though something accepts connections there"),
+    ],
+)
+def test_what_answers_there(
+    data: bytes | None, protocol: str, problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with answering(data) as port:
+        assert diagnose("127.0.0.1", port, protocol, 0.4) == problem
+
+
+def test_nothing_listens() -> None:
+    (port,) = free_ports(1)
+    assert (diagnose("127.0.0.1", port, "http", 1) or "").startswith("connection refused, nothing listens there")
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70])
+def test_a_name_that_cannot_be_resolved(host: str) -> None:
+    assert (diagnose(host, 1, "http", 5) or "").startswith(f"the host name '{host}' cannot be resolved (")
+
+
+def test_a_name_whose_resolution_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = threading.Event()
+
+    def resolve(*_: object, **__: object) -> None:
+        late.wait(5)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    assert diagnose("host", 1, "http", 0.1) == "nothing answers"
+    late.set()
+
+
+def environment(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name in ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"http_proxy": "p"}, "http_proxy"),
+        ({"https_proxy": "p", "http_proxy": "p"}, "https_proxy"),
+        ({"grpc_proxy": "p", "https_proxy": "p"}, "grpc_proxy"),
+        ({"grpc_proxy": "", "https_proxy": "p"}, None),
+        ({"HTTP_PROXY": "p"}, None),
+        ({"http_proxy": "p", "no_proxy": "other, host.example"}, None),
+        ({"http_proxy": "p", "no_proxy": ".EXAMPLE"}, None),
+        ({"http_proxy": "p", "no_proxy": "other,"}, "http_proxy"),
+        ({"http_proxy": "p", "no_grpc_proxy": "", "no_proxy": "host.example"}, "http_proxy"),
+        ({"http_proxy": "p", "no_grpc_proxy": "host.example"}, None),
+    ],
+)
+def test_variables_that_send_grpc_through_a_proxy(
+    variables: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment(monkeypatch, variables)
+    assert proxy_variable("host.example") == expected
+
+
+def test_networks_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(monkeypatch, {"http_proxy": "p", "no_proxy": "10.0.0.0/8"})
+    assert proxy_variable("10.1.2.3") is None
+    assert proxy_variable("11.1.2.3") == "http_proxy"
+
+
+def test_a_proxy_and_what_is_there_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(monkeypatch, {"http_proxy": "http://name:password@proxy:3128"})
+    with answering(HTTP) as port:
+        assert diagnose("127.0.0.1", port, "grpc", 1) == (
+            "gRPC calls it through the proxy of the variable http_proxy: add 127.0.0.1 to no_proxy to call it "
+            "directly; so called, that port speaks HTTP: give the gRPC port, or choose protocol http"
+        )

@@ -1,0 +1,86 @@
+"""What a Triton server's answers mean: those of a server that stops or starts are told from the rest."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+
+from pipeline import wire
+from pipeline.local_server import free_ports
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        ("UNAVAILABLE", "Server not ready"),
+        ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting new inference requests"),
+        ("UNAVAILABLE", "failed to connect to all addresses; last error: Connection refused"),
+        ("CANCELLED", "CANCELLED"),
+        ("NOT_FOUND", "Request for unknown model: 'superres' has no available versions"),
+        ("404", "Request for unknown model: 'superres' has no available versions"),
+        ("400", "Request for unknown model: 'superres' is not found"),
+        ("503", "Server not ready"),
+        ("502", "HTTP status 502"),
+        ("INTERNAL", "superres_onnx: Model superres_onnx - Error when running inference: Server not ready"),
+        ("500", "Failed to check model readiness: Failed to process the request, message: Server not ready"),
+    ],
+)
+def test_answers_of_a_server_that_does_not_serve_now(status: str, message: str) -> None:
+    assert type(wire.failure(status, message)) is wire.NotServing
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        ("INVALID_ARGUMENT", "'sampler' is 'Server not ready', allowed are ddpm, ddim", wire.Invalid),
+        ("400", "'sampler' is 'Server not ready', allowed are ddpm, ddim", wire.Invalid),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", wire.TooLate),
+        ("INTERNAL", "unet_onnx: out of memory", wire.Failed),
+        ("500", "unet_onnx: out of memory", wire.Failed),
+        ("NOT_FOUND", "no such region", wire.Failed),
+        ("404", "HTTP status 404", wire.Failed),
+        ("RESOURCE_EXHAUSTED", "message larger than max", wire.Failed),
+        ("504", "HTTP status 504", wire.Failed),
+    ],
+)
+def test_other_answers(status: str, message: str, kind: type[Exception]) -> None:
+    assert type(wire.failure(status, message)) is kind
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (b"", wire.NotServing),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf", wire.NotServing),
+        (b"no HTTP at all\r\n\r\n", wire.NotServing),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n<html>", wire.NotServing),
+        (b"HTTP/1.1 200 OK\r\n\r\nno JSON", wire.Failed),
+        (b'HTTP/1.1 400 Bad Request\r\n\r\n{"error": "no"}', wire.Invalid),
+        (b'HTTP/1.1 500 Oh\r\n\r\n["error"]', wire.Failed),
+        (None, wire.TooLate),
+    ],
+)
+def test_http_connections(reply: bytes | None, kind: type[Exception]) -> None:
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(reply or b"")
+                if reply is None:
+                    over.wait(5)
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(kind):
+            wire.Http(*server.getsockname()).index(0.2)
+        over.set()
+
+
+def test_http_connections_that_are_refused() -> None:
+    (port,) = free_ports(1)
+    with pytest.raises(wire.NotServing, match="refused"):
+        wire.Http("127.0.0.1", port).index(1)
