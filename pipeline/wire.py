@@ -1,6 +1,6 @@
 """Ask a Triton server, over gRPC or HTTP; whatever goes wrong on either is one of four errors.
 
-Both ways may be used from several threads at once. gRPC has one connection, which its threads share. HTTP opens one a
+Both ways may be used from several threads at once. gRPC has one connection, which its threads share. HTTP opens one per
 request: an idle one would keep a server that is to stop from stopping for half a minute, and a new one costs 0.3 ms.
 """
 
@@ -144,7 +144,7 @@ class Grpc:
 
 
 class Http:
-    """By one HTTP connection a request.
+    """By one HTTP connection per request.
 
     tritonclient makes and reads the messages; its own connections must not be shared by threads, nor closed by others.
     """
