@@ -56,7 +56,7 @@ def running_server(
         ServerError: it does not start, or does not upscale.
     """
     free, grpc, metrics = free_ports(3)
-    ports = {"http": http or free, "grpc": grpc, "metrics": metrics}
+    ports = {"grpc": grpc, "http": http or free, "metrics": metrics}
     options = [f"--model-repository={repository.resolve()}", *(f"--{name}-port={port}" for name, port in ports.items())]
     with open(log, "w") as file:
         # a session of its own, so that Ctrl-C reaches this process alone, which then stops the server in order

@@ -54,6 +54,7 @@ LARGE_IMAGES_MB = 250
 RUNTIMES = ("auto", "onnxruntime", "openvino")
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 PROTOCOLS = ("grpc", "http", "metrics")
+"""In the order in which Triton opens them."""
 ON, OFF = ("true", "1"), ("false", "0")
 
 RESTORE = "restore it with git, or write it with `make export`"

@@ -28,7 +28,9 @@ EXIT_LIMIT = 40
 """Seconds that it may take to end: Triton itself gives requests under way 30."""
 POLL = 0.02
 """Seconds between two looks at a server that starts."""
-PR_SET_PDEATHSIG = 1
+ORPHANS_LIMIT = 2
+"""Seconds that what it started may outlive it."""
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class NotReady(Exception):
@@ -49,13 +51,25 @@ def wait_until_listening(
 ) -> None:
     """Return when the server takes connections at all addresses, which Triton does once its models are loaded.
 
+    Args:
+        server: its process, or the supervisor's.
+        addresses: in the order in which Triton opens them: gRPC, HTTP, metrics.
+        limit: seconds.
+
     Raises:
-        NotReady: it ends, or takes more than ``limit`` seconds.
+        NotReady: it ends or takes longer, or somebody else took a port meanwhile.
     """
     deadline = time.monotonic() + limit
-    while not all(map(listens, addresses)):
+    while True:
+        # the last is asked first: if it is open and an earlier one then is not, it is not the server's
+        open_ = [listens(address) for address in reversed(addresses)][::-1]
+        if all(open_):
+            return
         if server.poll() is not None:
             raise NotReady(f"the server stopped with status {server.returncode}")
+        if any(open_[open_.index(False) :]):
+            port = addresses[open_.index(True, open_.index(False))][1]
+            raise NotReady(f"port {port} was taken by another process meanwhile")
         if time.monotonic() > deadline:
             raise NotReady(f"the server is not ready after {limit:g} seconds")
         time.sleep(POLL)
@@ -105,6 +119,22 @@ def start(command: Sequence[str | Path], environment: Mapping[str, str]) -> subp
     return subprocess.Popen(command, env={**os.environ, **environment}, preexec_fn=before_exec)
 
 
+def children() -> list[int]:
+    """This process's."""
+    return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+
+
+def end_orphans() -> None:
+    """End what an ended server left to this process: some processes of models that it was just loading would hang."""
+    deadline = time.monotonic() + ORPHANS_LIMIT
+    while left := children():
+        if time.monotonic() > deadline:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+        os.waitpid(-1, os.WNOHANG)
+        time.sleep(POLL)
+
+
 def end(server: subprocess.Popen[bytes]) -> None:
     """End a server in order, or else at once."""
     server.terminate()
@@ -119,7 +149,7 @@ def supervise(
     environment: Mapping[str, str],
     check: Callable[[subprocess.Popen[bytes]], str | None],
 ) -> int:
-    """Run a server in the foreground, with this process's output, until it ends.
+    """Run a server in the foreground, with this process's output, until it and all that it started have ended.
 
     SIGINT and SIGTERM are handed on. Ctrl-C reaches the server by itself too: Triton heeds the first signal only.
 
@@ -137,6 +167,7 @@ def supervise(
     awaited = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
     # blocked in every thread from here on: what comes while nobody waits for it is not lost
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     server = start(command, environment)
     stopping, failures = threading.Event(), []
 
@@ -158,6 +189,7 @@ def supervise(
             stopping.set()
             server.send_signal(received.si_signo)
     looking.join()
+    end_orphans()
     status = server.returncode
     if failures:
         print(f"error: {failures[0]}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,6 +72,12 @@ def test_a_server_that_fails_its_check_is_stopped() -> None:
     assert (process.returncode, output, errors) == (1, "", "error: no image\n")
 
 
+def test_what_the_server_leaves_behind_is_ended(tmp_path: Path) -> None:
+    process = supervise("sh", "-c", f"sleep 60 & echo $! > {tmp_path / 'pid'}; kill -9 $$")
+    process.communicate(timeout=20)
+    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
+
+
 def test_the_server_ends_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     ended = tmp_path / "ended"
     process = supervise("sh", "-c", f"trap 'touch {ended}; exit' TERM; while :; do sleep 0.05; done")
@@ -83,6 +90,14 @@ def test_the_server_ends_with_a_supervisor_that_is_killed(tmp_path: Path) -> Non
     while not ended.exists():
         assert time.monotonic() < deadline, "the server is left behind"
         time.sleep(0.02)
+
+
+def test_a_port_that_another_process_took_meanwhile_is_named() -> None:
+    with subprocess.Popen(["sleep", "60"]) as server, socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()
+        with pytest.raises(NotReady, match=f"port {taken[1]} was taken by another process meanwhile"):
+            wait_until_listening(server, [("127.0.0.1", 1), taken])
+        server.kill()
 
 
 @pytest.mark.parametrize(
