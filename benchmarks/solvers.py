@@ -27,7 +27,7 @@ from pipeline.superres import Array, Generate, condition
 from train.config import DEVICES, choose_device
 from train.data import read_index
 from train.evaluate import add_choice, choose, measure
-from train.methods import Method, Run, by_generator, make_methods
+from train.methods import Method, Run, by_generator, make_methods, options_of
 from train.report import table
 
 LEAST_SIGNAL = 2.0**-24
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         methods: dict[str, Method] = make_methods(("torch",), runs, system, Path(), "")
         for run in runs:
             name = f"DPM-Solver++(2M), {run.steps} step{'s' if run.steps > 1 else ''}"
-            methods[name] = partial(by_generator, dpm_solver(system, run.steps), BEST, run)
+            methods[name] = partial(by_generator, dpm_solver(system, run.steps), BEST, options_of(run, BEST))
         results = measure(pairs, methods, ["alex"])
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -47,9 +47,13 @@ class Eager:
         steps: int | None = None,
         sampler: SamplerName | None = None,
         start: Start | None = None,
+        faithful: bool | None = None,  # noqa: ARG002
         source: Callable[[Sequence[Seed], tuple[int, ...]], Callable[[], Array]] = image_noise,
     ) -> Generate:
-        """As ``pipeline.superres.generator``; the same seeds give the same noise, unless ``source`` is another."""
+        """As ``pipeline.superres.generator``; the same seeds give the same noise, unless ``source`` is another.
+
+        Its images are never faithful by themselves: ``faithful`` is left to ``upscale``.
+        """
 
         @torch.inference_mode()
         def generate(lr: Array, seeds: Sequence[Seed]) -> Array:

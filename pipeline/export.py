@@ -1,4 +1,4 @@
-"""Weights ⇒ the ONNX files of the model repository, each checked before it replaces the old one.
+"""Weights ⇒ the ONNX files and configurations of the model repository, checked before they replace the old ones.
 
 python -m pipeline.export
 python -m pipeline.export --preset paper
@@ -7,8 +7,9 @@ python -m pipeline.export --preset paper --vae stabilityai/sd-vae-ft-mse --weigh
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
+import shutil
 import sys
 import tempfile
 import warnings
@@ -34,7 +35,9 @@ from pipeline.parity import MAX_DARK, MIN_PSNR, ParityError, compare_images, rad
 from pipeline.quantize import quantize
 from pipeline.spec import DEFAULT, INT8_FILE, PRESETS, Model, Preset, Tensor, onnx_models
 from pipeline.superres import Array, generator, upscale
+from pipeline.triton_config import update
 from pipeline.weights import load_ranges
+from pipeline.whole import whole_file
 
 OPSET = 18
 MAX_RELATIVE_ERROR = 1e-4
@@ -204,7 +207,7 @@ def networks(pipeline: eager.Eager) -> dict[str, nn.Module]:
 
 
 def export(weights: Path, repository: Path, preset: Preset, vae: str | None = None) -> None:
-    """Export, check, and only then put the files into ``repository``.
+    """Export, check, and only then make ``repository`` the preset's: its ONNX files and configurations, and no others.
 
     Raises:
         ExportError: a graph differs from the specification or from PyTorch.
@@ -215,7 +218,8 @@ def export(weights: Path, repository: Path, preset: Preset, vae: str | None = No
     exported = networks(pipeline)
     ranges = load_ranges(weights, {"vae": pipeline.decoder.vae, "unet": pipeline.unet}) if preset.int8 else {}
     repository.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=repository, prefix=".export-") as staging:
+    # not in the repository: a server takes every folder there for a model
+    with tempfile.TemporaryDirectory() as staging:
         for model in tqdm(onnx_models(preset), desc="export", leave=False):
             path = Path(staging) / model.name / "1" / "model.onnx"
             path.parent.mkdir(parents=True)
@@ -235,10 +239,13 @@ def export(weights: Path, repository: Path, preset: Preset, vae: str | None = No
         if not parity > MIN_PARITY_DB:
             raise ExportError(f"whole image: parity is {parity:.1f} dB, needed is more than {MIN_PARITY_DB} dB")
         check_int8(Path(staging), preset)
-        for path in Path(staging).glob("*/1/*.onnx"):
-            target = repository / path.relative_to(staging)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
+        # all files are beside their places before the first is replaced
+        with contextlib.ExitStack() as stack:
+            for path in sorted(Path(staging).glob("*/1/*.onnx")):
+                target = repository / path.relative_to(staging)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, stack.enter_context(whole_file(target)))
+    update(repository, preset)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -251,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         weights = args.weights or Path("weights") / args.preset
         export(weights, args.model_repository, PRESETS[args.preset], args.vae)
-    except (ExportError, ParityError, ValueError) as error:
+    except (ExportError, ParityError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -8,17 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tritonclient.grpc
-from tritonclient.utils import InferenceServerException
 
 from pipeline.serve import ROOT
+from pipeline.spec import superres_model
+from pipeline.supervisor import EXIT_LIMIT, NotReady, upscale_one, wait_until_listening
+from pipeline.triton_config import preset_of
 
 START_LIMIT = 120
-"""Seconds that a server may take until it is ready."""
+"""Seconds that a server may take until it takes connections: on a GPU plans and graphs are loaded first."""
 
 
 class ServerError(Exception):
@@ -36,7 +37,11 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def running_server(
-    log: Path, repository: Path = ROOT / "model_repository", flags: Sequence[str] = (), http: int | None = None
+    log: Path,
+    repository: Path = ROOT / "model_repository",
+    flags: Sequence[str] = (),
+    http: int | None = None,
+    check: bool = True,
 ) -> Iterator[str]:
     """A server on a repository, ready; yields its gRPC address, and stops it whatever happens.
 
@@ -45,44 +50,34 @@ def running_server(
         repository: its model repository.
         flags: further arguments of ``python -m pipeline.serve``.
         http: its HTTP port, where the caller must know it.
+        check: whether it must upscale an image, where it has model ``superres``, not just take connections.
 
     Raises:
-        ServerError: it does not start.
+        ServerError: it does not start, or does not upscale.
     """
     free, grpc, metrics = free_ports(3)
-    options = [f"--http-port={http or free}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
+    ports = {"grpc": grpc, "http": http or free, "metrics": metrics}
+    options = [f"--model-repository={repository.resolve()}", *(f"--{name}-port={port}" for name, port in ports.items())]
     with open(log, "w") as file:
         # a session of its own, so that Ctrl-C reaches this process alone, which then stops the server in order
         server = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.serve", f"--model-repository={repository}", *options, *flags],
+            [sys.executable, "-m", "pipeline.serve", "--no-check", *options, *flags],
             stdout=file,
             stderr=file,
             start_new_session=True,
             cwd=ROOT,
         )
         try:
-            wait_until_ready(server, f"localhost:{grpc}", log)
-            yield f"localhost:{grpc}"
+            try:
+                wait_until_listening(server, [("127.0.0.1", port) for port in ports.values()], START_LIMIT)
+                preset = preset_of(repository)
+                if check and (repository / superres_model(preset).name).is_dir():
+                    upscale_one(("127.0.0.1", grpc), preset)
+            except NotReady as error:
+                raise ServerError(f"{error}:\n{last_lines(log)}") from error
+            yield f"127.0.0.1:{grpc}"
         finally:
             stop(server)
-
-
-def wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Return when every model of the server is ready.
-
-    Raises:
-        ServerError: it stops, or takes too long.
-    """
-    deadline = time.monotonic() + START_LIMIT
-    with tritonclient.grpc.InferenceServerClient(url) as client:
-        while server.poll() is None:
-            with contextlib.suppress(InferenceServerException):
-                if client.is_server_ready():
-                    return
-            if time.monotonic() > deadline:
-                raise ServerError(f"the server is not ready after {START_LIMIT} seconds; see '{log}'")
-            time.sleep(0.1)
-    raise ServerError(f"the server stopped with status {server.returncode}:\n{last_lines(log)}")
 
 
 def not_ready(url: str, model: str) -> str | None:
@@ -98,7 +93,7 @@ def stop(server: subprocess.Popen[bytes]) -> None:
     """End the server and every process it started, at once where another interruption comes meanwhile."""
     server.terminate()
     try:
-        server.wait(40)
+        server.wait(EXIT_LIMIT)
     except subprocess.TimeoutExpired:
         pass  # killed below
     finally:

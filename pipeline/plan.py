@@ -132,7 +132,8 @@ def check(order: Order, staging: Path, log: Path) -> Parity:
         ParityError: they are not the networks that the ONNX files are.
     """
     try:
-        with running_server(log, staging, ["--runtime=onnxruntime"]) as url:
+        # what images the plans make is for the gate to judge
+        with running_server(log, staging, ["--runtime=onnxruntime"], check=False) as url:
             for _, model in order.pairs:
                 if reason := not_ready(url, model.name):
                     raise PlanError(f"the server cannot load '{model.name}': {reason}")
@@ -160,17 +161,26 @@ def describe(order: Order, network: Model, model: Model, gpu: Gpu, version: str,
     return json.dumps(about, indent=2) + "\n"
 
 
-def install(staging: Path, repository: Path, names: list[str]) -> None:
-    """Put models' folders in the place of the old ones: all of them or, where one cannot be moved, none."""
-    with contextlib.ExitStack() as undo:
+def install(staging: Path, repository: Path, names: list[str], shelter: str) -> None:
+    """Put models' folders in the place of the old ones: all of them or, where one cannot be moved, none.
+
+    They are copied to the repository's filesystem first, which may begin at the repository itself: into the folder of
+    its model ``shelter``, where a server takes only numbers for versions, whereas it takes every folder of the
+    repository for a model, hidden or not.
+    """
+    with tempfile.TemporaryDirectory(dir=repository / shelter, prefix=".plan-") as folder:
+        beside = Path(folder)
         for name in names:
-            new, target, old = staging / name, repository / name, staging / f".{name}.old"
-            if target.exists():
-                os.replace(target, old)
-                undo.callback(os.replace, old, target)
-            os.replace(new, target)
-            undo.callback(os.replace, target, new)
-        undo.pop_all()
+            shutil.copytree(staging / name, beside / name)
+        with contextlib.ExitStack() as undo:
+            for name in names:
+                new, target, old = beside / name, repository / name, beside / f"{name}.old"
+                if target.exists():
+                    os.replace(target, old)
+                    undo.callback(os.replace, old, target)
+                os.replace(new, target)
+                undo.callback(os.replace, target, new)
+            undo.pop_all()
 
 
 def make_plans(order: Order, gpu: Gpu, builder: Builder) -> None:
@@ -180,7 +190,7 @@ def make_plans(order: Order, gpu: Gpu, builder: Builder) -> None:
         PlanError: one cannot be built here.
         ParityError: one is built, but is not the network that the ONNX file is; nothing is replaced.
     """
-    with tempfile.TemporaryDirectory(dir=order.repository.parent, prefix=".plan-") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         staging = Path(folder) / "repository"
         stage(order, gpu, builder, staging)
         print(f"built by TensorRT {builder.version} for {gpu.name}; comparing with ONNX on a server", flush=True)
@@ -188,7 +198,7 @@ def make_plans(order: Order, gpu: Gpu, builder: Builder) -> None:
         for network, model in order.pairs:
             path = (staging / model.name / "1" / order.file(gpu)).with_suffix(".json")
             path.write_text(describe(order, network, model, gpu, builder.version, parity))
-        install(staging, order.repository, [model.name for _, model in order.pairs])
+        install(staging, order.repository, [model.name for _, model in order.pairs], order.pairs[0][0].name)
     for _, model in order.pairs:
         print(f"wrote '{order.repository / model.name / '1' / order.file(gpu)}'")
 
@@ -206,6 +216,8 @@ def main(argv: list[str] | None = None) -> int:
     # nvidia-smi's order, so that the GPU it describes is the one that CUDA takes
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     try:
+        if not args.model_repository.is_dir():
+            raise PlanError(f"'{args.model_repository}' is no directory: name the repository with --model-repository")
         preset = preset_of(args.model_repository)
         denoiser, encoder, decoder, fused = zip(onnx_models(preset), plan_models(preset), strict=True)
         pairs = (denoiser, fused, encoder, decoder) if args.all else (denoiser, fused)

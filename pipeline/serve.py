@@ -2,6 +2,7 @@
 
 python -m pipeline.serve
 python -m pipeline.serve --http-port 9000 --grpc-port 9001 --metrics-port 9002
+python -m pipeline.serve --host 0.0.0.0    # to every machine that reaches this one, which needs no password
 python -m pipeline.serve --model-repository my/repository -- --log-verbose=1
 python -m pipeline.serve --runtime onnxruntime
 """
@@ -12,6 +13,7 @@ import ctypes
 import errno
 import filecmp
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -20,6 +22,7 @@ import re
 import shlex
 import shutil
 import socket
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -30,10 +33,13 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from pipeline.command_line import make_parser
 from pipeline.processor import BFLOAT16, INT8, multiplies
-from pipeline.spec import MAX_SIDE, Preset
+from pipeline.spec import MAX_SIDE, Preset, superres_model
+from pipeline.supervisor import Address, NotReady, supervise, upscale_one, wait_until_listening
 from pipeline.triton_config import MODEL_FILE, preset_of, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
+REPOSITORY = ROOT / "model_repository" if (ROOT / "model_repository").is_dir() else Path("model_repository")
+"""This clone's; of an installed package, the one in the current directory."""
 INSTALLED = Path("/opt/tritonserver/bin/tritonserver")
 OUR_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 TOLERANT = ("--exit-on-error=false", "--strict-readiness=false")
@@ -47,7 +53,9 @@ LARGE_IMAGES_MB = 250
 """Shared memory beyond that: four images of the largest size at once took 130 MB."""
 RUNTIMES = ("auto", "onnxruntime", "openvino")
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
-
+PROTOCOLS = ("grpc", "http", "metrics")
+"""In the order in which Triton opens them."""
+ON, OFF = ("true", "1"), ("false", "0")
 
 RESTORE = "restore it with git, or write it with `make export`"
 REMEDY = {"tensorrt": "build it again with `make plan`, or remove the model's folder"}
@@ -91,8 +99,9 @@ def embedded_server(package: Path) -> Server:
     """The server inside the wheel, with a backend directory made for this Python.
 
     Raises:
-        ServeError: the wheel has no stub for this Python, or its libpython is missing.
+        ServeError: the wheel has no stub for this Python, its libpython is missing, or NumPy is not one it can use.
     """
+    check_numpy()
     triton = package / "tritonserver"
     stub = triton / "python_backend_stubs" / PYTHON_VERSION / "triton_python_backend_stub"
     if not stub.is_file():
@@ -120,10 +129,25 @@ def embedded_server(package: Path) -> Server:
         bundled=True,
         environment={
             "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-            # the stub ignores PYTHONPATH and PYTHONHOME; it takes the packages of the `python3` that it finds in PATH
+            # the stub takes the packages of the `python3` that it finds in PATH, some versions' those of PYTHONPATH too
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         },
     )
+
+
+def check_numpy() -> None:
+    """See that the wheel's stub can use this Python's NumPy: it was built against NumPy 1.
+
+    Raises:
+        ServeError: it cannot; every request would fail.
+    """
+    version = importlib.metadata.version("numpy")
+    if int(version.partition(".")[0]) >= 2:
+        project = ROOT if (ROOT / "pyproject.toml").is_file() else "cxr-superres"
+        raise ServeError(
+            f"NumPy {version} is installed, and the wheel's server needs NumPy 1: "
+            + shlex.join([sys.executable, "-m", "pip", "install", f"{project}[server]"])
+        )
 
 
 def libpython_directory() -> list[str]:
@@ -146,6 +170,50 @@ def libpython_directory() -> list[str]:
     return []
 
 
+def is_plain(path: Path) -> bool:
+    """Whether Triton's Python models can lie there: a shell starts them, unquoted, and Python reads paths as ASCII."""
+    return shlex.quote(str(path)) == str(path)
+
+
+def short_hash(*paths: Path) -> str:
+    return hashlib.sha256("\n".join(map(str, paths)).encode()).hexdigest()[:12]
+
+
+def cache_directory() -> Path:
+    """This project's folder in the user's cache.
+
+    Raises:
+        ServeError: Triton cannot start Python models from there.
+    """
+    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "cxr-superres"
+    if not is_plain(directory):
+        raise ServeError(
+            f"Triton's Python backend cannot be started from '{directory}': set XDG_CACHE_HOME to a path of plain "
+            "letters, without spaces"
+        )
+    return directory
+
+
+def plain_path(repository: Path) -> Path:
+    """The repository's absolute path, or that of a link in the user's cache where Triton could not start its models.
+
+    Raises:
+        ServeError: the cache cannot be written, or is no better.
+    """
+    target = repository.resolve()
+    if is_plain(target):
+        return target
+    link = cache_directory() / f"repository-{short_hash(target)}"
+    partial = link.with_name(f"{link.name}.{os.getpid()}.partial")
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        partial.symlink_to(target)
+        os.replace(partial, link)
+    except OSError as error:
+        raise ServeError(f"cannot write the link '{link}' (set XDG_CACHE_HOME): {error}") from error
+    return link
+
+
 def prepare_backends(triton: Path, stub: Path) -> Path:
     """A backend directory: Triton's Python backend with this Python's stub beside it, and ours.
 
@@ -153,7 +221,7 @@ def prepare_backends(triton: Path, stub: Path) -> Path:
     no links that lead out of it, so the files (4 MB) are copied.
 
     Raises:
-        ServeError: the cache cannot be written.
+        ServeError: the cache cannot be written, or Triton cannot start models from there.
     """
     files = {
         "python/libtriton_python.so": triton / "backends" / "python" / "libtriton_python.so",
@@ -161,9 +229,7 @@ def prepare_backends(triton: Path, stub: Path) -> Path:
         "python/triton_python_backend_stub": stub,
         **{f"{name}/model.py": ROOT / "pipeline" / "backends" / name / "model.py" for name in OUR_BACKENDS},
     }
-    key = hashlib.sha256("\n".join(map(str, files.values())).encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = cache / "cxr-superres" / f"backends-{key}"
+    directory = cache_directory() / f"backends-{short_hash(*files.values())}"
     try:
         for name, source in files.items():
             target = directory / name
@@ -206,7 +272,7 @@ def check_repository(repository: Path) -> list[pb.ModelConfig]:
         ServeError: it is no model repository, or a model's file is missing, damaged or out of date.
     """
     if not repository.is_dir():
-        raise ServeError(f"model repository '{repository}' is not a directory")
+        raise ServeError(f"model repository '{repository}' is not a directory: name one with --model-repository")
     configs = sorted(repository.glob("*/config.pbtxt"))
     for model in sorted(repository.glob("[!.]*/")):
         if model.is_dir() and not (model / "config.pbtxt").exists() and not any(model.glob("[0-9]*/*")):
@@ -252,24 +318,85 @@ def check_plan(repository: Path, plan: Path) -> None:
         raise ServeError(f"'{plan}' was built from another '{onnx}': {REMEDY['tensorrt']}")
 
 
-def check_ports(ports: dict[str, int]) -> None:
+def given(extra: Sequence[str], flag: str) -> str | None:
+    """The value that flags for tritonserver give ``flag``, the last one as for Triton; None where they do not."""
+    found = None
+    for i, word in enumerate(extra):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            found = value if equals else "".join(extra[i + 1 : i + 2])
+    return found
+
+
+def find_host(host: str) -> str:
+    """The IPv4 address of a name or address of this machine; Triton takes no names.
+
+    Raises:
+        ServeError: there is none.
+    """
+    try:
+        address = str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+    except (OSError, UnicodeError):
+        raise ServeError(
+            f"--host is '{host}', needed is an IPv4 address or name of this machine, such as 127.0.0.1, or 0.0.0.0 "
+            "for all its addresses"
+        ) from None
+    return address
+
+
+def listening_at(host: str, ports: dict[str, int], extra: Sequence[str]) -> dict[str, Address]:
+    """By protocol, the address that the server will bind: what ``extra`` says goes before ``host`` and ``ports``.
+
+    Raises:
+        ServeError: a port is out of range or given twice.
+    """
+    found: dict[str, Address] = {}
+    for protocol in PROTOCOLS:
+        if (given(extra, f"--allow-{protocol}") or "").lower() in OFF:
+            continue
+        flag = f"--{protocol}-port"
+        port = given(extra, flag) or str(ports[protocol])
+        if not (port.isdecimal() and 1 <= int(port) <= 65535):
+            raise ServeError(f"{flag} is {port}, allowed are 1 to 65535")
+        for other, (_, taken) in found.items():
+            if taken == int(port):
+                raise ServeError(f"port {port} is given twice: --{other}-port, {flag}")
+        found[protocol] = (given(extra, f"--{protocol}-address") or host, int(port))
+    return found
+
+
+def check_ports(addresses: dict[str, Address]) -> None:
     """See that every port can be had.
 
     Raises:
-        ServeError: one is out of range, given twice, or taken.
+        ServeError: one is taken, or not to be had.
     """
-    for flag, port in ports.items():
-        if not 1 <= port <= 65535:
-            raise ServeError(f"{flag} is {port}, allowed are 1 to 65535")
-        if list(ports.values()).count(port) > 1:
-            raise ServeError(f"port {port} is given twice: {', '.join(f for f, p in ports.items() if p == port)}")
+    for protocol, (host, port) in addresses.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("0.0.0.0", port))
+                probe.bind((host, port))
             except OSError as error:
                 reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be opened: {error.strerror}"
-                raise ServeError(f"port {port} {reason}: choose another with {flag}") from error
+                raise ServeError(f"port {port} {reason}: choose another with --{protocol}-port") from error
+
+
+def why_unchecked(models: Sequence[pb.ModelConfig], preset: Preset, extra: Sequence[str]) -> str | None:
+    """Why the server cannot be asked for an image to see whether it serves; None where it can."""
+    if superres_model(preset).name not in [model.name for model in models]:
+        return f"the repository holds no model '{superres_model(preset).name}'"
+    hindrances = (
+        ("--allow-grpc", OFF),
+        ("--grpc-use-ssl", ON),
+        ("--grpc-use-ssl-mutual", ON),
+        ("--model-control-mode", ("explicit",)),
+    )
+    for flag, values in hindrances:
+        if (value := given(extra, flag)) and value.lower() in values:
+            return f"{flag} is {value}"
+    return "--grpc-restricted-protocol is given" if given(extra, "--grpc-restricted-protocol") else None
 
 
 def free_shared_memory() -> float:
@@ -306,15 +433,34 @@ def check_shared_memory(repository: Path, extra: Sequence[str]) -> None:
         )
 
 
-def command_line(server: Server, repository: Path, ports: dict[str, int], extra: Sequence[str]) -> list[str]:
+def command_line(server: Server, repository: Path, host: str, ports: dict[str, int], extra: Sequence[str]) -> list[str]:
     """The server's command line."""
     return [
         str(server.binary),
         f"--model-repository={repository}",
-        *(f"{flag}={port}" for flag, port in ports.items()),
+        *(f"--{protocol}-address={host}" for protocol in ports),
+        *(f"--{protocol}-port={port}" for protocol, port in ports.items()),
         *server.flags,
         *extra,
     ]
+
+
+def when_ready(server: subprocess.Popen[bytes], addresses: dict[str, Address], preset: Preset) -> str:
+    """Wait until the server serves, and say so.
+
+    Raises:
+        NotReady: it ends, or does not upscale.
+    """
+    wait_until_listening(server, list(addresses.values()))
+    try:
+        seconds = upscale_one(addresses["grpc"], preset)
+    except NotReady as error:
+        raise NotReady(f"the server is not ready: {error}") from error
+    where = ", ".join(
+        f"{protocol} {host}:{port}" for protocol, (host, port) in addresses.items() if protocol != "metrics"
+    )
+    side = preset.data.lr_size
+    return f"ready: {where} (a {side}×{side} image took {seconds:.2f} s)"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -324,36 +470,62 @@ def main(argv: list[str] | None = None) -> int:
         "Start a Triton Inference Server in the foreground: an installed one, or else the one in the wheel "
         "nvidia-pytriton, which completes no configurations. Whatever stands behind -- goes to tritonserver as it is.",
     )
-    parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
-    parser.add_argument("--http-port", type=int, default=8000, help="default: %(default)s")
-    parser.add_argument("--grpc-port", type=int, default=8001, help="default: %(default)s")
-    parser.add_argument("--metrics-port", type=int, default=8002, help="default: %(default)s")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--model-repository", type=Path, default=REPOSITORY, help="default: %(default)s")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="IPv4 address to listen at; there is no password, so 0.0.0.0 serves whoever reaches this machine "
+        "(default: %(default)s, this machine alone)",
+    )
+    add("--http-port", type=int, default=8000, help="default: %(default)s")
+    add("--grpc-port", type=int, default=8001, help="default: %(default)s")
+    add("--metrics-port", type=int, default=8002, help="default: %(default)s")
+    add(
         "--runtime",
         choices=RUNTIMES,
         default="auto",
         help="of the networks on a CPU: openvino computes in INT8 and bfloat16 (default: openvino, in the wheel's "
         "server, where there is no GPU and the processor has what the preset uses of these)",
     )
-    parser.add_argument("extra", nargs="*", metavar="-- FLAG", help="any tritonserver flag")
+    add(
+        "--no-check",
+        dest="check",
+        action="store_false",
+        help="do not ask the server for an image before calling it ready",
+    )
+    add("extra", nargs="*", metavar="-- FLAG", help="any tritonserver flag")
     args = parser.parse_args(argv)
-    ports = {f"--{name}-port": getattr(args, f"{name}_port") for name in ("http", "grpc", "metrics")}
+    ports = {protocol: getattr(args, f"{protocol}_port") for protocol in PROTOCOLS}
     try:
         models = check_repository(args.model_repository)
         server = find_server()
-        flags = runtime_flags(args.runtime, server, preset_of(args.model_repository))
-        check_ports(ports)
+        preset = preset_of(args.model_repository)
+        flags = runtime_flags(args.runtime, server, preset)
+        host = find_host(args.host)
+        addresses = listening_at(host, ports, args.extra)
+        check_ports(addresses)
         check_shared_memory(args.model_repository, args.extra)
+        repository = plain_path(args.model_repository)
     except ServeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     tolerant = TOLERANT if any(model.backend == "tensorrt" for model in models) else ()
-    command = command_line(server, args.model_repository.resolve(), ports, [*flags, *tolerant, *args.extra])
+    command = command_line(server, repository, host, ports, [*flags, *tolerant, *args.extra])
     settings = [f"{name}={value}" for name, value in server.environment.items()]
     print("starting: " + shlex.join(["env", *settings, *command]), flush=True)
-    # the server takes this process's place, and with it the terminal, the signals and the exit status
-    os.execve(server.binary, command, {**os.environ, **server.environment})
-    return None
+    unchecked = why_unchecked(models, preset, args.extra)
+
+    def check(process: subprocess.Popen[bytes]) -> str | None:
+        if not args.check:
+            return None
+        return f"not checked: {unchecked}" if unchecked else when_ready(process, addresses, preset)
+
+    try:
+        return supervise(command, server.environment, check)
+    except OSError as error:
+        print(f"error: cannot run '{server.binary}': {error.strerror}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

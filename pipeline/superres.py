@@ -127,7 +127,8 @@ def generator(
         steps: denoising steps, 1 … T.
         sampler: "ddpm" or "ddim".
         start: "lr", the noised LR latent, or "noise".
-        faithful: whether the images are wanted faithful to their LR images; ``finish`` makes them so if these are not.
+        faithful: whether the images are wanted faithful to their LR images, as in ``upscale``, which makes them so if
+            these are not.
     """
     diffusion, fused = preset.diffusion, networks.fused
     wanted = (diffusion.ddim_steps if steps is None else steps, sampler or diffusion.sampler, start or diffusion.start)
@@ -258,8 +259,10 @@ def upscale(
         faithful: whether results are made to downscale to the images; None: the preset's choice.
 
     Raises:
-        ValueError: ``generate``'s options are out of range.
+        ValueError: ``generate``'s options are out of range, or it was made for faithful images and these must not be.
     """
     faithful = preset.faithful if faithful is None else faithful
+    if isinstance(generate, Whole) and not faithful:
+        raise ValueError("'faithful' is false, but the generator was made for faithful images: give both the same")
     drawn = draw_samples(images, seeds, generate, preset, samples, faithful)
     return [combine(of_one, image, preset, output) for of_one, image in zip(drawn, images, strict=True)]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import eager, export
-from pipeline.spec import DEFAULT, PAPER, Model, UNetSpec, network_models, onnx_models
+from pipeline import eager, export, triton_config
+from pipeline.spec import DEFAULT, PAPER, PRESETS, Model, UNetSpec, models, network_models, onnx_models
 from pipeline.unet import UNet
 from tests.test_vae import tiny_vae
 
@@ -142,7 +142,62 @@ def test_exports_a_pretrained_autoencoder_with_attention(tmp_path: Path, capsys:
     assert export.main(arguments) == 0, capsys.readouterr().err
     for model in (UNET, ENCODER, DECODER):
         export.check_graph(repository / model.name / "1" / "model.onnx", model)
-    assert sorted(p.name for p in repository.iterdir()) == ["denoise", "unet_onnx", "vae_decoder", "vae_encoder"]
+    assert triton_config.main(["--model-repository", str(repository), "--preset", "paper", "--check"]) == 0
+    assert {p.name for p in repository.iterdir()} == {model.name for model in models(PAPER)}
+
+
+def fake_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export without networks: every file holds the model's name."""
+
+    def write(_network: object, model: Model, path: Path) -> None:
+        path.write_text(model.name)
+
+    monkeypatch.setattr(export, "write_onnx", write)
+    monkeypatch.setattr(export, "check_graph", lambda *_: None)
+    monkeypatch.setattr(export, "relative_error", lambda *_: 0.0)
+    monkeypatch.setattr(export, "whole_image_parity", lambda *_: 100.0)
+    monkeypatch.setattr(export, "check_int8", lambda *_: None)
+    monkeypatch.setattr(onnx, "load", lambda _: None)
+    monkeypatch.setattr(onnx, "save", lambda _, path: Path(path).write_text("int8"))
+    monkeypatch.setattr(export, "quantize", lambda *_: None)
+
+
+def files_of(repository: Path) -> set[str]:
+    return {path.relative_to(repository).as_posix() for path in repository.glob("*/1/*")}
+
+
+def test_presets_take_each_others_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_export(monkeypatch)
+    arguments = ["--model-repository", str(tmp_path)]
+    for name in ("best", "paper", "best"):
+        assert export.main([*arguments, "--preset", name, "--weights", str(ROOT / "weights" / name)]) == 0
+        preset = PRESETS[name]
+        files = {f"{model.name}/1/model.onnx" for model in onnx_models(preset)}
+        assert files_of(tmp_path) == files | {f"{model}/1/model_int8.onnx" for model in preset.int8}
+        assert triton_config.main([*arguments, "--check", "--preset", name]) == 0
+        assert {path.name for path in tmp_path.iterdir()} == {model.name for model in models(preset)}
+
+
+def test_a_file_that_cannot_be_written_replaces_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_export(monkeypatch)
+    for model in onnx_models(DEFAULT):
+        (tmp_path / model.name / "1").mkdir(parents=True)
+        (tmp_path / model.name / "1" / "model.onnx").write_text("the old file")
+    before = files_of(tmp_path)
+    copied = []
+
+    def full(source: Path, target: Path) -> None:
+        assert target.name.startswith(".model"), "beside the old file, in a folder where servers look for names"
+        copied.append(source)
+        if len(copied) == 3:
+            raise OSError("disk full")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    assert export.main(["--weights", str(WEIGHTS), "--model-repository", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith("error: disk full\n")
+    assert files_of(tmp_path) == before
 
 
 def test_missing_weights_are_one_line(

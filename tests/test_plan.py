@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -157,7 +158,7 @@ def test_a_damaged_repository(repository: Path, capsys: pytest.CaptureFixture[st
     assert "vae_decoder/1/model.onnx' is missing: restore it with git" in assert_refused(repository, capsys, "--all")
     missing = repository.with_name("missing")
     assert main(["--model-repository", str(missing)]) == 1
-    assert "missing/unet_onnx/1/model.onnx' is missing" in capsys.readouterr().err
+    assert "missing' is no directory: name the repository with --model-repository" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("gpu", "onnx_as_plan")
@@ -270,24 +271,54 @@ def test_a_strongly_typed_tensorrt_gets_a_cast_file_that_does_not_stay(
     assert len(built) == 2, "fp32 is what the file says already"
 
 
-def test_folders_are_installed_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("staging/a", "staging/b", "target/a", "target/b"):
+@pytest.fixture
+def installable(tmp_path: Path) -> tuple[Path, Path]:
+    """A staging folder and a repository, both with models a and b; the repository has the network too."""
+    for name in ("staging/a", "staging/b", "target/a", "target/b", "target/network"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "file").write_text(name)
+    return tmp_path / "staging", tmp_path / "target"
+
+
+NEW = {"a/file": b"staging/a", "b/file": b"staging/b", "network/file": b"target/network"}
+
+
+def test_folders_are_installed_together_or_not_at_all(
+    installable: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging, target = installable
+    before = contents(target)
     replace_: Callable[..., None] = os.replace
 
-    def fails_at_the_last(source: Path, target: Path) -> None:
-        if (source, target) == (tmp_path / "staging" / "b", tmp_path / "target" / "b"):
+    def fails_at_the_last(source: Path, place: Path) -> None:
+        if (source.name, place) == ("b", target / "b"):
             raise OSError("disk full")
-        replace_(source, target)
+        replace_(source, place)
 
     monkeypatch.setattr(os, "replace", fails_at_the_last)
     with pytest.raises(OSError, match="disk full"):
-        install(tmp_path / "staging", tmp_path / "target", ["a", "b"])
-    assert contents(tmp_path / "target") == {"a/file": b"target/a", "b/file": b"target/b"}
+        install(staging, target, ["a", "b"], "network")
+    assert contents(target) == before
     monkeypatch.undo()
-    install(tmp_path / "staging", tmp_path / "target", ["a", "b"])
-    assert contents(tmp_path / "target") == {"a/file": b"staging/a", "b/file": b"staging/b"}
+    install(staging, target, ["a", "b"], "network")
+    assert contents(target) == NEW
+
+
+def test_a_repository_that_is_a_mount_of_its_own_gets_its_plans(
+    installable: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging, target = installable
+    rename: Callable[..., None] = os.replace
+
+    def within_a_filesystem(source: Path, place: Path) -> None:
+        assert {path.name for path in target.iterdir()} <= {"a", "b", "network"}, "a server takes the rest for models"
+        if source.is_relative_to(target) != place.is_relative_to(target):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, place)
+
+    monkeypatch.setattr(os, "replace", within_a_filesystem)
+    install(staging, target, ["a", "b"], "network")
+    assert contents(target) == NEW
 
 
 @pytest.mark.usefixtures("gpu")

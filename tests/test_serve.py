@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +24,10 @@ from client import BadRequest, Client
 from pipeline import processor, serve
 from pipeline.local_server import free_ports, not_ready
 from pipeline.serve import ROOT, ServeError, Server, runtime_flags
-from pipeline.spec import BEST, DEFAULT, PAPER, plan_models
+from pipeline.spec import BEST, DEFAULT, PAPER, plan_models, superres_model
+from pipeline.supervisor import listens, wait_until_listening
 from pipeline.triton_config import config_text
-from tests.conftest import StartServer
+from tests.conftest import RunningServer, StartServer
 
 REPOSITORY = ROOT / "model_repository"
 WHEELS = Server(Path("tritonserver"), bundled=True)
@@ -123,10 +128,29 @@ def test_missing_libpython_names_the_package(package: Path, monkeypatch: pytest.
         serve.embedded_server(package)
 
 
+def test_a_cache_that_triton_cannot_start_models_from(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("my cache", "Röntgen", "a$b"):
+        monkeypatch.setenv("XDG_CACHE_HOME", f"/tmp/{name}")
+        with pytest.raises(ServeError, match="cannot be started from .* set XDG_CACHE_HOME to a path of plain letters"):
+            serve.embedded_server(package)
+
+
 def test_cache_that_cannot_be_written(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(ServeError, match="cannot write the backend directory .* XDG_CACHE_HOME"):
+        serve.embedded_server(package)
+
+
+def test_a_numpy_that_the_stub_cannot_use_is_refused(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"numpy": "2.5.1"}
+    monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
+    with pytest.raises(ServeError) as refused:
+        serve.embedded_server(package)
+    pip = f"{sys.executable} -m pip install '{ROOT}[server]'"
+    assert str(refused.value) == f"NumPy 2.5.1 is installed, and the wheel's server needs NumPy 1: {pip}"
+    monkeypatch.setattr(serve, "ROOT", package)
+    with pytest.raises(ServeError, match=r"pip install 'cxr-superres\[server\]'"):
         serve.embedded_server(package)
 
 
@@ -250,10 +274,157 @@ def test_port_taken(name: str) -> None:
     assert_one_line(result, f"port {ports[name]} is taken", f"--{name}-port")
 
 
-@pytest.mark.parametrize(("port", "message"), [(0, "--http-port is 0, allowed are 1 to 65535"), (8001, "given twice")])
-def test_port_not_allowed(port: int, message: str) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_port_is_taken_by_whoever_would_get_its_connections(address: str, host: str) -> None:
+    both = address == "::"
+    family = socket.AF_INET6 if both else socket.AF_INET
+    with socket.create_server((address, 0), family=family, dualstack_ipv6=both) as listener:
+        with pytest.raises(ServeError, match="is taken: choose another with --grpc-port"):
+            serve.check_ports({"grpc": (host, listener.getsockname()[1])})
+
+
+PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
+
+
+@pytest.mark.parametrize(
+    ("ports", "extra", "message"),
+    [
+        ({"http": 0}, [], "--http-port is 0, allowed are 1 to 65535"),
+        ({"http": 8001}, [], "port 8001 is given twice: --grpc-port, --http-port"),
+        ({}, ["--metrics-port", "x"], "--metrics-port is x, allowed"),
+        ({}, ["--metrics-port=8001"], "port 8001 is given twice"),
+    ],
+)
+def test_port_not_allowed(ports: dict[str, int], extra: list[str], message: str) -> None:
     with pytest.raises(ServeError, match=message):
-        serve.check_ports({"--http-port": port, "--grpc-port": 8001})
+        serve.listening_at("127.0.0.1", PORTS | ports, extra)
+
+
+def test_flags_behind_the_dashes_say_where_the_server_listens() -> None:
+    assert serve.listening_at("127.0.0.1", PORTS, []) == {name: ("127.0.0.1", port) for name, port in PORTS.items()}
+    extra = ["--allow-http", "false", "--grpc-port=1", "--grpc-port", "9001", "--metrics-address=0.0.0.0"]
+    assert serve.listening_at("127.0.0.1", PORTS, extra) == {"grpc": ("127.0.0.1", 9001), "metrics": ("0.0.0.0", 8002)}
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "::1", "203.0.113.1", "", "x" * 80])
+def test_a_wrong_host_is_one_line(host: str) -> None:
+    with pytest.raises(ServeError, match=f"--host is '{host}', needed is an IPv4 address or name of this machine"):
+        serve.find_host(host)
+
+
+def test_a_host_can_be_a_name() -> None:
+    assert serve.find_host("localhost") == "127.0.0.1"
+    assert serve.find_host("0.0.0.0") == "0.0.0.0"
+
+
+def test_only_this_machine_reaches_the_server(server: RunningServer) -> None:
+    ports = [int(port) for port in re.findall(r"-port=(\d+)", server.log.read_text().partition("\n")[0])]
+    wait_until_listening(server.process, [("127.0.0.1", port) for port in ports], 10)
+    assert not any(listens(("127.0.0.2", port)) for port in ports)
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (["--allow-grpc=false"], "--allow-grpc is false"),
+        (["--allow-grpc", "0"], "--allow-grpc is 0"),
+        (["--grpc-use-ssl=TRUE"], "--grpc-use-ssl is TRUE"),
+        (["--model-control-mode=explicit", "--load-model=superres"], "--model-control-mode is explicit"),
+        (["--grpc-restricted-protocol=inference:key=value"], "--grpc-restricted-protocol is given"),
+        (["--model-control-mode=poll", "--allow-grpc=true"], None),
+    ],
+)
+def test_why_a_server_cannot_be_asked_for_an_image(extra: list[str], reason: str | None) -> None:
+    models = serve.check_repository(REPOSITORY)
+    assert serve.why_unchecked(models, BEST, extra) == reason
+    assert serve.why_unchecked(models[1:], BEST, []) == "the repository holds no model 'superres'"
+
+
+MODEL = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [ANSWER for _ in requests]
+"""
+AN_IMAGE = "pb_utils.InferenceResponse([pb_utils.Tensor('upscaled', np.full((1, 256, 256), 0.5, np.float32))])"
+AN_ERROR = "pb_utils.InferenceResponse(error=pb_utils.TritonError('no network\\ntoday'))"
+
+
+def write_superres(repository: Path, answer: str = AN_IMAGE) -> Path:
+    """A repository whose model ``superres`` gives every request the same answer, and is soon ready."""
+    folder = repository / "superres"
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(config_text(superres_model(BEST)))
+    (folder / "1" / "model.py").write_text(MODEL.replace("ANSWER", answer))
+    return repository
+
+
+def ports_of(grpc: int | None = None) -> list[str]:
+    http, free, metrics = free_ports(3)
+    return [f"--http-port={http}", f"--grpc-port={grpc or free}", f"--metrics-port={metrics}"]
+
+
+def test_a_server_that_does_not_upscale_is_stopped(tmp_path: Path) -> None:
+    result = run("--model-repository", write_superres(tmp_path, AN_ERROR), *ports_of())
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last == "error: the server is not ready: a 64×64 image fails: no network today"
+    assert "ready: grpc" not in result.stdout
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``pipeline.serve`` in ``folder``, with the second line that it prints; all of it is killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.serve", *ports_of(), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("starting: env ")
+        yield process, next(line for line in process.stdout if line.startswith(("ready", "not checked"))).strip()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+TOOK = r"\(a 64×64 image took \d\.\d\d s\)"
+
+
+def test_ready_is_said_once_an_image_is_upscaled(tmp_path: Path) -> None:
+    """By models in a folder that a shell would take for two, whose letters are not ASCII, by a relative path."""
+    write_superres(tmp_path / "Röntgen models")
+    with serving(tmp_path, "--model-repository=Röntgen models") as (_, line):
+        assert re.fullmatch(rf"ready: grpc 127\.0\.0\.1:\d+, http 127\.0\.0\.1:\d+ {TOOK}", line)
+
+
+def test_what_cannot_be_checked_is_said(tmp_path: Path) -> None:
+    write_superres(tmp_path / "models")
+    with serving(tmp_path, "--model-repository=models", "--", "--allow-grpc=false") as (_, line):
+        assert line == "not checked: --allow-grpc is false"
+
+
+def test_a_supervisor_that_is_killed_takes_the_server_along(tmp_path: Path) -> None:
+    write_superres(tmp_path / "models")
+    with serving(tmp_path, "--model-repository=models", "--host=0.0.0.0", "--", "--allow-http=0") as (process, line):
+        assert re.fullmatch(rf"ready: grpc 0\.0\.0\.0:\d+ {TOOK}", line)
+        assert len(processes_of_session(process.pid)) > 2
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 30
+        while left := processes_of_session(process.pid):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +460,7 @@ def test_flags_behind_the_dashes_reach_the_server() -> None:
     result = run(*ports, "--", "--no-such-flag")
     assert result.returncode != 0
     assert "no-such-flag" in result.stdout + result.stderr
+    assert result.stderr.endswith("error: the server ended with status 1; its own messages stand above\n")
 
 
 def processes_of_session(session: int) -> list[int]:

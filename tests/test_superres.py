@@ -12,7 +12,7 @@ import pytest
 from pipeline.images import downscale, fold, upsample
 from pipeline.sampler import Seed
 from pipeline.spec import BEST, MAX_BATCH, PAPER, PRESETS, Preset
-from pipeline.superres import Networks, condition, doubt, finish, generator, network_lr, upscale
+from pipeline.superres import Networks, Whole, condition, doubt, finish, generator, network_lr, upscale
 from tests.conftest import Array
 
 
@@ -179,3 +179,9 @@ def test_no_more_than_a_batch_goes_through_the_networks_at_once() -> None:
     batches.clear()
     upscale([np.zeros((512, 512), np.float32)], [0], noisy(0.1, batches), BEST, samples=3)
     assert batches == [1, 1, 1]
+
+
+def test_a_generator_of_faithful_images_makes_no_others() -> None:
+    whole = Whole(lambda **_: np.zeros((1, 64, 64), np.float32), BEST)
+    with pytest.raises(ValueError, match="'faithful' is false, but the generator was made for faithful images"):
+        upscale([np.zeros((16, 16), np.float32)], [0], whole, BEST, faithful=False)

@@ -22,7 +22,7 @@ from tests.conftest import RunningServer
 from train import evaluate, methods
 from train.data import PairDataset, list_pairs
 from train.evaluate import choose, lr_error, measure, seconds_an_image
-from train.methods import Run, bicubic, check_run, parse_run, parse_runtimes
+from train.methods import Run, bicubic, options_of, parse_run, parse_runtimes
 from train.report import Measured
 
 WEIGHTS = ROOT / "weights" / DEFAULT.name
@@ -177,7 +177,7 @@ def test_tensorrt_is_asked_of_the_server_with_each_images_seed(
     np.testing.assert_array_equal(images[1], upsample(lr[1]))
     common = {
         **{"denoiser": "trt", "steps": 4, "sampler": "ddim", "start": "noise"},
-        **{"samples": 8, "output": "mean", "faithful": None},
+        **{"samples": 8, "output": "mean", "faithful": True},
     }
     assert asked == [{"seed": 3, **common}, {"seed": 4, **common}]
 
@@ -193,16 +193,31 @@ def test_tensorrt_without_a_plan_is_one_line(server: object, data: Path, capsys:
     assert "'denoiser' is 'trt'" in capsys.readouterr().err
 
 
-def test_the_served_images_are_those_of_pytorch(server: RunningServer, pairs: PairDataset) -> None:
-    system, run = eager.load(WEIGHTS, DEFAULT), Run("ddim", 2, "noise")
-    url = server.url("grpc")
-    made = methods.make_methods(("server", "torch"), [run], system, ROOT / "model_repository", url)
-    lr = [pairs.unit_images(i)[0] for i in range(2)]
-    served, local = (made[f"{name}: {run}"](lr, [], [3, 4]) for name in ("Triton", "PyTorch"))
-    np.testing.assert_allclose(served, local, atol=1e-3)
-    other = dataclasses.replace(system, preset=PAPER)
+RUNS = [
+    parse_run(":".join((f"{sampler}:{steps}:{start}", *words)))
+    for sampler, steps in (("ddim", 1), ("ddim", 3), ("ddpm", 2))
+    for start in BEST.diffusion.starts
+    for words in ((), ("faithful",), ("free",), ("mean3",), ("mean3", "faithful"), ("mean3", "free"))
+]
+
+
+def test_every_run_gives_the_same_images_by_pytorch_onnx_and_the_server(server: RunningServer) -> None:
+    system, url = eager.load(WEIGHTS, BEST), server.url("grpc")
+    made = methods.make_methods(("torch", "onnx", "server"), RUNS, system, ROOT / "model_repository", url)
+    # of sides that are padded
+    lr = [0.3 + 0.4 * np.random.default_rng(seed).random((18, 20), np.float32) for seed in range(2)]
+    for run in RUNS:
+        torch_images, *others = (made[f"{name}: {run}"](lr, [], [3, 4]) for name in ("PyTorch", "ONNX", "Triton"))
+        for images in others:
+            np.testing.assert_allclose(images, torch_images, atol=1e-3, err_msg=str(run))
+        errors = [lr_error(image, small) for image, small in zip(torch_images, lr, strict=True)]
+        assert (max(errors) < 2) == (run.faithful is not False), f"{run}: {errors}"
+
+
+def test_a_server_of_another_preset_is_refused(server: RunningServer) -> None:
+    other = dataclasses.replace(eager.load(WEIGHTS, DEFAULT), preset=PAPER)
     with pytest.raises(ValueError, match="runs preset 'best', not 'paper'"):
-        methods.make_methods(("server",), [], other, ROOT / "model_repository", url)
+        methods.make_methods(("server",), [], other, ROOT / "model_repository", server.url("grpc"))
 
 
 def test_the_lr_error_is_that_of_eight_bits(pairs: PairDataset) -> None:
@@ -212,9 +227,9 @@ def test_the_lr_error_is_that_of_eight_bits(pairs: PairDataset) -> None:
 
 
 def test_runs_are_checked_against_the_preset() -> None:
-    check_run(Run("ddim", 4, "lr"), PAPER)
+    assert options_of(Run("ddim", 4, "lr"), PAPER) == Options.of(PAPER, steps=4)
     with pytest.raises(ValueError, match="'output' is 'mean', which needs 'samples' of 2 or more"):
-        check_run(Run("ddim", 4, "noise", 1, "mean"), BEST)
+        options_of(Run("ddim", 4, "noise", 1, "mean"), BEST)
 
 
 @pytest.mark.parametrize("text", ["ddim", "ddim:x:lr", "euler:5:lr", "ddim:5:zero", "ddim:5:lr:mean", "ddim:5:lr:x"])

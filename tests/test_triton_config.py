@@ -9,8 +9,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pipeline.spec import DEFAULT, MAX_BATCH, PRESETS, Model, Preset, models, plan_models
-from pipeline.triton_config import config_of, config_text, main, read_config
+from pipeline.spec import BEST, DEFAULT, MAX_BATCH, PAPER, PRESETS, Model, Preset, models, onnx_models, plan_models
+from pipeline.triton_config import config_files, config_of, config_text, main, read_config
 
 
 @pytest.mark.parametrize(
@@ -70,14 +70,61 @@ def test_a_repository_keeps_its_preset(tmp_path: Path) -> None:
     assert main([*arguments, "--check", "--preset", "best"]) == 1
 
 
-def test_another_presets_openvino_configurations_go(tmp_path: Path) -> None:
+def test_one_thread_configurations_change_that_alone() -> None:
+    for preset in PRESETS.values():
+        texts = config_files(preset)
+        for model in onnx_models(preset):
+            config = text_format.Parse(texts[f"{model.name}/configs/one_thread.pbtxt"], pb.ModelConfig())
+            assert config.parameters.pop("intra_op_thread_count").string_value == "1"
+            assert config == config_of(model)
+
+
+def models_of(repository: Path) -> set[str]:
+    return {path.name for path in repository.iterdir()}
+
+
+def write_version(folder: Path, *files: str) -> None:
+    (folder / "1").mkdir(parents=True, exist_ok=True)
+    for name in files:
+        (folder / "1" / name).write_text("")
+
+
+def test_a_repository_holds_exactly_the_presets_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever this project wrote for the other preset goes: models, plans, second configurations, INT8 files."""
     arguments = ["--model-repository", str(tmp_path)]
     assert main([*arguments, "--preset", "best"]) == 0
-    assert (tmp_path / "vae_encoder" / "configs" / "openvino.pbtxt").is_file()
+    for model in onnx_models(BEST):
+        write_version(tmp_path / model.name, "model.onnx", *(["model_int8.onnx"] if model.name in BEST.int8 else []))
+    for plan in plan_models(BEST):
+        write_version(tmp_path / plan.name, "model.plan", "model.json", "model_sm90.plan", "model_sm90.json")
+        (tmp_path / plan.name / "config.pbtxt").write_text(config_text(plan))
+    assert main([*arguments, "--check"]) == 0
+    assert main([*arguments, "--check", "--preset", "paper"]) == 1
+    out = capsys.readouterr().out
+    assert f"{tmp_path}/superres_onnx/1/model.onnx: is not in pipeline/spec.py for preset 'paper'" in out
     assert main([*arguments, "--preset", "paper"]) == 0
+    kept = {model.name for model in (*models(PAPER), *plan_models(PAPER)[:3])}
+    assert models_of(tmp_path) == kept
+    assert [path.name for path in sorted((tmp_path / "vae_decoder" / "1").iterdir())] == ["model.onnx"]
+    assert (tmp_path / "vae_decoder" / "configs" / "openvino.pbtxt").is_file()
     assert not (tmp_path / "vae_encoder" / "configs" / "openvino.pbtxt").exists()
-    (tmp_path / "vae_encoder" / "configs" / "openvino.pbtxt").write_text("")
-    assert main([*arguments, "--check"]) == 1
+    assert main([*arguments, "--check", "--preset", "paper"]) == 0
+    assert main([*arguments, "--preset", "best"]) == 0
+    assert models_of(tmp_path) == {model.name for model in (*models(BEST), *plan_models(BEST)[:3])}
+
+
+def test_a_users_own_models_and_files_stay(tmp_path: Path) -> None:
+    arguments = ["--model-repository", str(tmp_path), "--preset", "best"]
+    assert main(arguments) == 0
+    write_version(tmp_path / "denoise", "model.onnx")
+    (tmp_path / "denoise" / "config.pbtxt").write_text('name: "denoise"  # of another project\n')
+    for name in ("mine/configs/h100.pbtxt", "unet_onnx/configs/h100.pbtxt", "unet_onnx/2/model.onnx"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("max_batch_size: 1\n")
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert main(arguments) == 0
+    assert main([*arguments, "--check"]) == 0
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_writes_checks_and_notices_a_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

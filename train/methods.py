@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,15 +49,6 @@ class Run:
             parts.append("faithful" if self.faithful else "not projected")
         return ", ".join(parts)
 
-    @property
-    def generation(self) -> dict[str, object]:
-        """What ``pipeline.superres.generator`` takes; the rest is ``upscale``'s."""
-        return {"sampler": self.sampler, "steps": self.steps, "start": self.start}
-
-    @property
-    def finishing(self) -> dict[str, object]:
-        return {"samples": self.samples, "output": self.output, "faithful": self.faithful}
-
 
 def default_run(preset: Preset) -> Run:
     d = preset.diffusion
@@ -87,10 +79,14 @@ def parse_run(text: str) -> Run:
     return Run(sampler, int(steps), start, **options)  # type: ignore[arg-type]
 
 
-def check_run(run: Run, preset: Preset) -> None:
-    """Raises ValueError where the preset does not take it."""
+def options_of(run: Run, preset: Preset) -> Options:
+    """What a server would be asked.
+
+    Raises:
+        ValueError: the preset does not take it.
+    """
     try:
-        Options.of(preset, **asdict(run))
+        return Options.of(preset, **asdict(run))
     except BadRequest as error:
         raise ValueError(f"preset '{preset.name}': {error}") from error
 
@@ -116,17 +112,24 @@ def reconstruct(system: Eager, lr: list[Image], hr: list[Image], _seeds: list[in
     return [finish(image, small, system.preset.faithful) for image, small in zip(decoded, lr, strict=True)]
 
 
+def generation(options: Options) -> dict[str, Any]:
+    """What a ``generator`` takes of them; ``upscale`` takes ``faithful`` again, and the rest."""
+    return {name: getattr(options, name) for name in ("steps", "sampler", "start", "faithful")}
+
+
 def by_generator(
-    generate: Generate, preset: Preset, run: Run, lr: list[Image], _hr: list[Image], seeds: list[int]
+    generate: Generate, preset: Preset, options: Options, lr: list[Image], _hr: list[Image], seeds: list[int]
 ) -> list[Image]:
-    return [result.upscaled for result in upscale(lr, seeds, generate, preset, **run.finishing)]  # type: ignore[arg-type]
+    """By a generator made with the same options."""
+    finishing = {name: getattr(options, name) for name in ("samples", "output", "faithful")}
+    return [result.upscaled for result in upscale(lr, seeds, generate, preset, **finishing)]
 
 
 def by_server(
-    client: Client, denoiser: str, run: Run, lr: list[Image], _hr: list[Image], seeds: list[int]
+    client: Client, denoiser: str, options: Options, lr: list[Image], _hr: list[Image], seeds: list[int]
 ) -> list[Image]:
-    options = {"denoiser": denoiser, **asdict(run)}
-    return [client.upscale(image, seed=seed, **options).image for image, seed in zip(lr, seeds, strict=True)]
+    asked = asdict(options) | {"denoiser": denoiser}
+    return [client.upscale(image, seed=seed, **asked).image for image, seed in zip(lr, seeds, strict=True)]
 
 
 def make_methods(
@@ -140,19 +143,13 @@ def make_methods(
         UpscaleError: a server is wanted, and there is none at ``url``.
     """
     preset = system.preset
-    for run in runs:
-        check_run(run, preset)
-    systems: dict[str, Callable[[Run], Method]] = {}
+    options = {run: options_of(run, preset) for run in runs}
+    systems: dict[str, Callable[[Options], Method]] = {}
     if "torch" in runtimes:
-        systems["torch"] = lambda run: partial(by_generator, system.generator(**run.generation), preset, run)  # type: ignore[arg-type]
+        systems["torch"] = lambda o: partial(by_generator, system.generator(**generation(o)), preset, o)
     if "onnx" in runtimes:
         networks = onnx_networks(repository, preset)
-        systems["onnx"] = lambda run: partial(
-            by_generator,
-            generator(networks, preset, **run.generation),  # type: ignore[arg-type]
-            preset,
-            run,
-        )
+        systems["onnx"] = lambda o: partial(by_generator, generator(networks, preset, **generation(o)), preset, o)
     if {"server", "trt"} & set(runtimes):
         client = Client(url)
         if client.preset != preset:
@@ -161,4 +158,4 @@ def make_methods(
             if runtime in runtimes:
                 systems[runtime] = partial(partial, by_server, client, denoiser)
     methods: dict[str, Method] = {BICUBIC: bicubic, CEILING: partial(reconstruct, system)}
-    return methods | {name_of(runtime, run): make(run) for run in runs for runtime, make in systems.items()}
+    return methods | {name_of(runtime, run): make(options[run]) for run in runs for runtime, make in systems.items()}

@@ -1,0 +1,126 @@
+"""A server as a child: its exit status, the signals, and its end with this process."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.serve import ROOT
+from pipeline.spec import BEST
+from pipeline.supervisor import NotReady, upscale_one, wait_until_listening
+
+SUPERVISE = """
+import sys
+from pipeline.supervisor import NotReady, supervise
+
+def check(server):
+    if "fails" in sys.argv[1]:
+        raise NotReady("no image")
+    return "ready"
+
+sys.exit(supervise(sys.argv[2:], {}, check))
+"""
+
+
+def supervise(*command: str, check: str = "passes") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SUPERVISE, check, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "line"),
+    [
+        ("exit 0", 0, ""),
+        ("exit 3", 3, "error: the server ended with status 3; its own messages stand above\n"),
+        ("kill -9 $$", 137, "error: the server ended with signal 9; its own messages stand above\n"),
+    ],
+)
+def test_the_servers_status_is_the_commands(script: str, status: int, line: str) -> None:
+    process = supervise("sh", "-c", script)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (status, line)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_handed_on_whenever_it_comes(number: signal.Signals) -> None:
+    process = supervise("sleep", "60")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)  # while nobody waits for the server yet
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (128 + number, "")
+
+
+def test_a_server_that_fails_its_check_is_stopped() -> None:
+    process = supervise("sleep", "60", check="fails")
+    output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output, errors) == (1, "", "error: no image\n")
+
+
+def test_what_the_server_leaves_behind_is_ended(tmp_path: Path) -> None:
+    process = supervise("sh", "-c", f"sleep 60 & echo $! > {tmp_path / 'pid'}; kill -9 $$")
+    process.communicate(timeout=20)
+    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
+
+
+def test_the_server_ends_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    process = supervise("sh", "-c", f"trap 'touch {ended}; exit' TERM; while :; do sleep 0.05; done")
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.2)  # for the shell to set its trap
+    process.kill()
+    process.communicate(timeout=20)
+    deadline = time.monotonic() + 10
+    while not ended.exists():
+        assert time.monotonic() < deadline, "the server is left behind"
+        time.sleep(0.02)
+
+
+def test_a_port_that_another_process_took_meanwhile_is_named() -> None:
+    with subprocess.Popen(["sleep", "60"]) as server, socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()
+        with pytest.raises(NotReady, match=f"port {taken[1]} was taken by another process meanwhile"):
+            wait_until_listening(server, [("127.0.0.1", 1), taken])
+        server.kill()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (np.full((1, 256, 256), np.nan), "becomes one with values from nan to nan, allowed are 0 to 1"),
+        (np.full((1, 256, 256), 1.5), r"values from 1\.5 to 1\.5, allowed"),
+        (np.zeros((1, 64, 64)), r"becomes one of shape \(64, 64\), not 4 times the size"),
+    ],
+)
+def test_an_answer_that_cannot_be_right_is_none(
+    answer: NDArray[Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infer = MagicMock(return_value=MagicMock(as_numpy=lambda _: answer))
+    monkeypatch.setattr("tritonclient.grpc.InferenceServerClient.infer", infer)
+    with pytest.raises(NotReady, match=message):
+        upscale_one(("127.0.0.1", 1), BEST)
+
+
+def test_a_server_that_does_not_listen_is_given_up() -> None:
+    with subprocess.Popen(["sleep", "60"]) as server:
+        with pytest.raises(NotReady, match=r"not ready after 0\.1 seconds"):
+            wait_until_listening(server, [("127.0.0.1", 1)], 0.1)
+        server.kill()
+        with pytest.raises(NotReady, match=f"stopped with status -{signal.SIGKILL}"):
+            wait_until_listening(server, [("127.0.0.1", 1)])
