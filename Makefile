@@ -58,7 +58,6 @@ serve: $(VENV)/serving ## start the server on model_repository/ in the foregroun
 
 export: $(VENV)/testing ## write the ONNX files and config.pbtxt of model_repository/ from weights/PRESET (best or paper)
 	$(BIN)/python -m pipeline.export --preset $(PRESET)
-	$(BIN)/python -m pipeline.triton_config --preset $(PRESET)
 
 plan: $(VENV)/serving ## build the U-Net's TensorRT plan on this machine's GPU and put it into model_repository/
 	$(BIN)/python -m pipeline.plan
