@@ -122,8 +122,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     existing.add_argument("--force", action="store_true", help="overwrite existing outputs")
     existing.add_argument("--skip-existing", action="store_true", help="take inputs whose outputs exist for done")
     add("--version", action="version", version=f"cxr-superres {version('cxr-superres')}")
-    add("--wait", type=float, default=10, metavar="S", help="seconds to wait for the server, also where it goes away meanwhile (default: %(default)s)")
-    add("--timeout", type=float, default=600, metavar="S", help="seconds that an image may take; inf: no limit (default: %(default)s)")
+    add(
+        "--wait",
+        type=float,
+        default=10,
+        metavar="S",
+        help="seconds to wait for the server, also where it goes away meanwhile (default: %(default)s)",
+    )
+    add(
+        "--timeout",
+        type=float,
+        default=600,
+        metavar="S",
+        help="seconds that an image may take; inf: no limit (default: %(default)s)",
+    )
     args = parser.parse_intermixed_args(argv)
     several = len(args.inputs) > 1 or os.path.isdir(args.inputs[0])
     check_reading(parser, args)

@@ -41,6 +41,12 @@ def encode(dataset: Dataset, frame: bytes | bytearray) -> Dataset:
     return dataset
 
 
+def rle(frame: bytes) -> bytes:
+    """8-bit pixels as DICOM's RLE: one segment, of literal runs."""
+    runs = b"".join(bytes([127]) + frame[i : i + 128] for i in range(0, len(frame), 128))
+    return (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56) + runs
+
+
 def lut(first: int, entries: NDArray[Any], bits: int, *, packed: bool = False) -> Dataset:
     """An item with a look-up table of 16-bit entries or, ``packed``, of 8-bit ones, two a word."""
     item = Dataset()

@@ -21,17 +21,14 @@ from typing import Any
 import cv2
 import imagecodecs
 import numpy as np
-import pydicom
 import tifffile
 from numpy.typing import NDArray
-from pydicom import Dataset
-from pydicom.encaps import encapsulate
-from pydicom.uid import UID
 from tqdm import tqdm
 
 from pipeline.command_line import make_parser
 from pipeline.formats.source import FileError
 from pipeline.reader import Reader
+from tests.dicom_files import encode, lut, make_dataset, rle, to_bytes
 
 Pixels = NDArray[Any]
 
@@ -43,35 +40,9 @@ RAMP = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))
 DEEP = RAMP.astype(np.uint16) * 16 + np.arange(48, dtype=np.uint16)[:, None]
 
 
-def _dicom(pixels: bytes | bytearray, syntax: str, bits: int, **tags: object) -> bytes:
-    dataset = Dataset()
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = UID(syntax)
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.7")
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
-    dataset.Rows, dataset.Columns = RAMP.shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8 if bits == 8 else 16, bits, bits - 1
-    for name, value in tags.items():
-        setattr(dataset, name, value)
-    dataset.PixelData = encapsulate([bytes(pixels)]) if dataset.file_meta.TransferSyntaxUID.is_encapsulated else pixels
-    dataset["PixelData"].VR = "OB" if dataset.file_meta.TransferSyntaxUID.is_encapsulated else "OW"
-    out = io.BytesIO()
-    dataset.save_as(out, enforce_file_format=True)
-    return out.getvalue()
-
-
-def _voi_lut() -> Dataset:
-    item = Dataset()
-    item.add_new("LUTDescriptor", "US", [4096, 0, 16])
-    item.add_new("LUTData", "OW", np.arange(4096, dtype="<u2").tobytes())
-    return item
-
-
-def _rle() -> bytes:
-    frame = RAMP.tobytes()
-    runs = b"".join(bytes([127]) + frame[i : i + 128] for i in range(0, len(frame), 128))
-    return (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56) + runs
+def _dicom(pixels: Pixels, bits: int, syntax: str, frame: bytes | bytearray | None = None, **tags: object) -> bytes:
+    dataset = make_dataset(pixels, bits, syntax)
+    return to_bytes(dataset if frame is None else encode(dataset, frame), **tags)
 
 
 def _tiff(pixels: Pixels, **options: object) -> bytes:
@@ -113,18 +84,17 @@ def seeds(kind: str) -> list[bytes]:
             _tiff(colour, photometric="rgb", planarconfig="contig"),
             _tiff(RAMP // 16, photometric="palette", colormap=np.tile(np.arange(256, dtype=np.uint16) * 257, (3, 1))),
         ]
+    deep_j2k = imagecodecs.jpeg2k_encode(DEEP, bitspersample=12, reversible=True, codecformat="J2K")
     return [
-        _dicom(DEEP.tobytes(), f"{base}.1", 12, WindowCenter="2000", WindowWidth="3000", RescaleSlope="-1"),
-        _dicom(DEEP.tobytes(), f"{base}", 12, VOILUTSequence=[_voi_lut()], PixelPaddingValue=0),
-        _dicom(RAMP.tobytes(), f"{base}.1.99", 8),
-        _dicom(_rle(), f"{base}.5", 8),
-        _dicom(_opencv(".jpg", RAMP), f"{base}.4.50", 8),
-        _dicom(imagecodecs.jpeg8_encode(DEEP, bitspersample=12), f"{base}.4.51", 12),
-        _dicom(imagecodecs.jpeg8_encode(DEEP, lossless=True, bitspersample=16), f"{base}.4.70", 16),
-        _dicom(imagecodecs.jpegls_encode(DEEP), f"{base}.4.80", 12),
-        _dicom(
-            imagecodecs.jpeg2k_encode(DEEP, bitspersample=12, reversible=True, codecformat="J2K"), f"{base}.4.90", 12
-        ),
+        _dicom(DEEP, 12, f"{base}.1", WindowCenter="2000", WindowWidth="3000", RescaleSlope="-1"),
+        _dicom(DEEP, 12, base, VOILUTSequence=[lut(0, np.arange(4096), 16)], PixelPaddingValue=0),
+        _dicom(RAMP, 8, f"{base}.1.99"),
+        _dicom(RAMP, 8, f"{base}.5", rle(RAMP.tobytes())),
+        _dicom(RAMP, 8, f"{base}.4.50", _opencv(".jpg", RAMP)),
+        _dicom(DEEP, 12, f"{base}.4.51", imagecodecs.jpeg8_encode(DEEP, bitspersample=12)),
+        _dicom(DEEP, 16, f"{base}.4.70", imagecodecs.jpeg8_encode(DEEP, lossless=True, bitspersample=16)),
+        _dicom(DEEP, 12, f"{base}.4.80", imagecodecs.jpegls_encode(DEEP)),
+        _dicom(DEEP, 12, f"{base}.4.90", deep_j2k),
     ]
 
 

@@ -19,7 +19,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 from pipeline.formats import dicom
 from pipeline.formats.dicom_codecs import guess_syntax
 from pipeline.formats.source import Choice, FormatError, Source
-from tests.dicom_files import encode, lut, make_dataset, ramp, to_bytes
+from tests.dicom_files import encode, lut, make_dataset, ramp, rle, to_bytes
 
 RAMP = ramp(0, 4095, "u2")
 UNIT = RAMP / 4095
@@ -41,12 +41,6 @@ def test_the_real_radiograph() -> None:
     assert 0 <= source.image.min() < source.image.max() <= 1
     spine, air = source.image[900:1100, 900:950].mean(), source.image[100:200, 50:150].mean()
     assert spine > air, "dense tissue is bright once MONOCHROME1 is inverted"
-
-
-def rle(frame: bytes) -> bytes:
-    """One segment of literal runs."""
-    runs = b"".join(bytes([127]) + frame[i : i + 128] for i in range(0, len(frame), 128))
-    return (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56) + runs
 
 
 EIGHT = np.tile(np.linspace(0, 255, 64), (16, 1)).astype("u1")
