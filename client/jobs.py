@@ -15,6 +15,8 @@ from pipeline.spec import SCALE
 
 SUFFIX = f"_x{SCALE}"
 PATTERN = f"{{stem}}{SUFFIX}.png"
+DICOMDIR = "DICOMDIR"
+"""The table of contents of a medium, which has no image."""
 FIELDS = ("stem", "name", "suffix")
 
 
@@ -53,8 +55,8 @@ def name_of(pattern: str, path: Path) -> str:
 def images_in(folder: Path, recursive: bool, avoid: Path | None) -> Iterator[Path | FileError]:
     """The images of a folder, by their suffix or as DICOM by what they hold, sorted; then those of its folders.
 
-    Hidden files and folders, links to folders, and the folder ``avoid`` are left out. A folder that cannot be read is
-    an error among the others.
+    Hidden files and folders, links to folders, DICOMDIRs, and the folder ``avoid`` are left out. A folder that cannot
+    be read is an error among the others.
     """
     try:
         with os.scandir(folder) as found:
@@ -64,7 +66,7 @@ def images_in(folder: Path, recursive: bool, avoid: Path | None) -> Iterator[Pat
         return
     for entry in entries:
         path = folder / entry.name
-        if entry.is_file() and (path.suffix.lower() in SUFFIXES or is_dicom(path)):
+        if os.path.isfile(path) and entry.name != DICOMDIR and (path.suffix.lower() in SUFFIXES or is_dicom(path)):
             yield path
     for entry in entries:
         if recursive and entry.is_dir(follow_symlinks=False) and _resolved(folder) / entry.name != avoid:
@@ -73,7 +75,8 @@ def images_in(folder: Path, recursive: bool, avoid: Path | None) -> Iterator[Pat
 
 @lru_cache(maxsize=1024)
 def _resolved(folder: Path) -> Path:
-    return folder.resolve()
+    """Without links; unlike ``Path.resolve``, it takes links that lead nowhere as they are."""
+    return Path(os.path.realpath(folder))
 
 
 @dataclass
@@ -113,7 +116,7 @@ class Finder:
                 )
 
     def _of_folder(self, folder: Path) -> Iterator[Job | FileError]:
-        named = folder if folder.name not in ("", "..") else folder.resolve()
+        named = folder if folder.name not in ("", "..") else _resolved(folder)
         out = self.out or named.with_name(named.name + SUFFIX)
         if _resolved(out) in self._input_folders:
             yield FileError(f"'{out}' is a folder of inputs: give -o another for the outputs")

@@ -12,6 +12,7 @@ python client/upscale.py full-size.png --downscale 4 --compare full-size.png
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import re
@@ -26,13 +27,14 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
+from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
 
 from client import BadRequest, Client, ServerLost, Upscaled, UpscaleError
 from client.jobs import PATTERN, SUFFIX, Finder, Job, check_pattern
-from client.terminal import print_anything, stop_printing
+from client.terminal import on_one_line, print_anything, stop_printing
 from pipeline import request
 from pipeline.command_line import make_parser
 from pipeline.formats.source import Choice, FileError, Source
@@ -56,7 +58,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add(
         "inputs",
-        nargs="+",
+        nargs="*",
         type=Path,
         metavar="IMAGE|DIR",
         help=f"images of up to {MAX_SIDE}×{MAX_SIDE}, or folders of them",
@@ -136,7 +138,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="S",
         help="seconds that an image may take; inf: no limit (default: %(default)s)",
     )
-    args = parser.parse_intermixed_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    end = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_intermixed_args(argv[:end])
+    args.inputs += map(Path, argv[end + 1 :])  # names that begin with a dash
+    if not args.inputs:
+        parser.error("the following arguments are required: IMAGE|DIR")
     several = len(args.inputs) > 1 or os.path.isdir(args.inputs[0])
     check_reading(parser, args)
     check_output(parser, args, several)
@@ -181,6 +188,8 @@ def check_output(parser: argparse.ArgumentParser, args: argparse.Namespace, seve
     is_version = re.fullmatch(r"\.v?\d+", suffix)  # of a folder, such as results.v2
     if suffix and not args.out_is_file and not is_version:
         parser.error(f"argument -o: '{text}', outputs are PNG files or a folder (for a folder of that name: '{text}/')")
+    if not is_folder and not args.out_is_file and os.path.exists(text):
+        parser.error(f"argument -o: '{text}' is no folder, outputs are PNG files or a folder")
     if args.out_is_file and several:
         parser.error(f"argument -o: '{text}' is one file, for several inputs it must be a folder")
     if args.out_is_file and args.name is not None:
@@ -229,10 +238,21 @@ def outputs_of(job: Job, args: argparse.Namespace) -> list[Path]:
     return [job.target, *([picture] if args.compare else []), *([args.uncertainty] if args.uncertainty else [])]
 
 
-def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namespace) -> tuple[Source, Upscaled]:
-    """Read, upscale, write."""
+def is_done(job: Job, args: argparse.Namespace) -> bool:
+    """Whether all outputs are there; an empty file is none."""
+    return all(os.path.isfile(path) and path.stat().st_size for path in outputs_of(job, args))
+
+
+def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namespace) -> tuple[Source, Upscaled] | None:
+    """Read, upscale, write; None where that is done already and to be skipped."""
     outputs = outputs_of(job, args)
-    if len({path_out.resolve() for path_out in outputs}) < len(outputs):
+    if args.skip_existing and is_done(job, args):
+        return None
+    inputs = [job.path, *([args.compare] if args.compare else [])]
+    for path_in, path_out in itertools.product(filter(os.path.exists, inputs), filter(os.path.exists, outputs)):
+        if path_in.samefile(path_out):
+            raise FileError(f"'{path_in}': its output '{path_out}' is an input: give it another name or folder")
+    if len({os.path.realpath(path_out) for path_out in outputs}) < len(outputs):
         raise FileError(f"'{args.uncertainty}' is the name of another output too: give --uncertainty another")
     for path_out in outputs:
         if os.path.exists(path_out) and not args.force:
@@ -268,20 +288,26 @@ class Tally:
     failed: int = 0
 
 
+Outcome = tuple[Source, Upscaled] | None
+
+
 def found_meanwhile(finder: Finder, bar: tqdm[Any]) -> Iterator[Job | FileError]:
     """The finder's jobs, looked for by a thread: work begins meanwhile, and the bar soon knows how many there are."""
-    found: SimpleQueue[Job | FileError | None] = SimpleQueue()
+    found: SimpleQueue[Job | FileError | BaseException | None] = SimpleQueue()
 
     def look() -> None:
         try:
             for item in finder.jobs():
                 bar.total = (bar.total or 0) + 1
                 found.put(item)
-        finally:
             found.put(None)
+        except BaseException as error:  # raised where the jobs are asked for
+            found.put(error)
 
     threading.Thread(target=look, daemon=True).start()
     while (item := found.get()) is not None:
+        if isinstance(item, BaseException) and not isinstance(item, FileError):
+            raise item
         yield item
 
 
@@ -293,9 +319,9 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
     """
     tally = Tally()
     server_gone = threading.Event()
-    running: dict[Future[tuple[Source, Upscaled]], Job] = {}
+    running: dict[Future[Outcome], Job] = {}
 
-    def work(client: Client, job: Job) -> tuple[Source, Upscaled]:
+    def work(client: Client, job: Job) -> Outcome:
         if server_gone.is_set():
             raise ServerLost("not sent: the server is gone")
         try:
@@ -309,18 +335,24 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
         report(problem, bar)
         bar.update()
 
-    def collect(futures: set[Future[tuple[Source, Upscaled]]]) -> None:
+    def collect(futures: set[Future[Outcome]]) -> None:
         for future in futures:
             job = running.pop(future)
             try:
-                source, result = future.result()
+                outcome = future.result()
             except (FileError, UpscaleError) as error:
                 fail(str(error) if str(job.path) in str(error) else f"'{job.path}': {error}")
                 continue
+            if outcome is None:
+                tally.skipped += 1
+                bar.update()
+                continue
+            source, result = outcome
             tally.done += 1
             notes = f" ({'; '.join(source.notes)})" if source.notes else ""
             height, width = result.image.shape
-            bar.write(f"{job.path} → {job.target}: {width}×{height} in {result.seconds:.1f} s{notes}", file=sys.stdout)
+            line = f"{job.path} → {job.target}: {width}×{height} in {result.seconds:.1f} s{notes}"
+            bar.write(on_one_line(line), file=sys.stdout)
             bar.update()
 
     client = None
@@ -331,7 +363,7 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
             for item in items:
                 if isinstance(item, FileError):
                     fail(str(item))
-                elif args.skip_existing and all(map(os.path.exists, outputs_of(item, args))):
+                elif args.skip_existing and is_done(item, args):
                     tally.skipped += 1
                     bar.update()
                 else:
@@ -344,7 +376,7 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
                     collect(wait(running, None if full else 0, FIRST_COMPLETED).done)
             while running:
                 collect(wait(running, return_when=FIRST_COMPLETED).done)
-        except (KeyboardInterrupt, BrokenPipeError) as error:
+        except (KeyboardInterrupt, OSError) as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, KeyboardInterrupt):
                 bar.write("interrupted: finishing the images that are under way", file=sys.stderr)
@@ -353,7 +385,7 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
 
 
 def report(problem: str, bar: tqdm[Any]) -> None:
-    bar.write(f"error: {problem}", file=sys.stderr)
+    bar.write(on_one_line(f"error: {problem}"), file=sys.stderr)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -374,21 +406,40 @@ def run(args: argparse.Namespace) -> int:
         skipped = f"{tally.skipped} skipped, " if tally.skipped else ""
         print(f"{tally.done} of {total} images upscaled in {seconds:.1f} s{rate}; {skipped}{tally.failed} failed")
     elif one and tally.skipped:
-        print(f"{args.inputs[0]}: skipped, its output exists already")
+        print(on_one_line(f"{args.inputs[0]}: skipped, its output exists already"))
     return 1 if tally.failed else 0
+
+
+def interrupt(number: int, _frame: FrameType | None) -> None:
+    """End as after Ctrl-C: what is under way is finished, or removed."""
+    raise Interrupted(number)
+
+
+class Interrupted(KeyboardInterrupt):
+    """By the signal of this number."""
 
 
 def main(argv: list[str] | None = None) -> int:
     print_anything()
     args = parse(argv)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
+                signal.signal(number, interrupt)
     try:
         status = run(args)
         sys.stdout.flush()
+    except Interrupted as error:
+        return 128 + int(error.args[0])
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # such as `… | head`
         stop_printing()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        stop_printing()
+        print(f"error: {error.strerror or error}", file=sys.stderr)
+        return 1
     return status
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import threading
 from dataclasses import replace
 from importlib import import_module
@@ -33,11 +34,15 @@ def read_image(path: Path, choice: Choice | None = None, downscale: int | None =
         FileError: the file is missing, not an image, damaged, or of a kind that is not supported.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise FileError(f"'{path}' is no regular file: write it to one first")
         data = path.read_bytes()
     except FileNotFoundError:
         raise FileError(f"'{path}' does not exist") from None
     except OSError as error:
         raise FileError(f"'{path}' cannot be read: {error.strerror}") from error
+    except MemoryError:
+        raise FileError(f"'{path}' does not fit into memory") from None
     if not data:
         raise FileError(f"'{path}' is empty")
     kind = kind_of(data[:HEAD])

@@ -60,7 +60,9 @@ class Reader:
                 raise FileError(f"'{path}' was not read within {self._limit:g} s") from None
             except (OSError, EOFError, pickle.UnpicklingError):
                 status = self._restart()
-                name = signal.Signals(-status).name if status < 0 else f"status {status}"
+                if status >= 0:
+                    raise FileError(f"'{path}' cannot be read: the reading process failed (status {status})") from None
+                name = signal.Signals(-status).name
                 raise FileError(f"'{path}' is damaged: its decoder crashed ({name})") from None
         if isinstance(answer, FileError):
             raise answer
@@ -112,7 +114,8 @@ def answer_all(questions: IO[bytes], answers: IO[bytes]) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks decides when to end
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most), most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # decoders may print

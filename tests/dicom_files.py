@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,14 @@ def encode(dataset: Dataset, frame: bytes | bytearray) -> Dataset:
     return dataset
 
 
-def rle(frame: bytes) -> bytes:
-    """8-bit pixels as DICOM's RLE: one segment, of literal runs."""
-    runs = b"".join(bytes([127]) + frame[i : i + 128] for i in range(0, len(frame), 128))
-    return (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56) + runs
+def rle(*planes: bytes) -> bytes:
+    """Planes of bytes, of 16 bits the upper ones first, as DICOM's RLE: a segment each, of literal runs."""
+    segments = [
+        b"".join(bytes([len(plane[i : i + 128]) - 1]) + plane[i : i + 128] for i in range(0, len(plane), 128))
+        for plane in planes
+    ]
+    starts = [64 + sum(map(len, segments[:k])) for k in range(len(segments))]
+    return struct.pack("<16I", len(segments), *starts, *[0] * (15 - len(starts))) + b"".join(segments)
 
 
 def lut(first: int, entries: NDArray[Any], bits: int, *, packed: bool = False) -> Dataset:

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.data import get_testdata_file
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pipeline.formats import dicom
 from pipeline.formats.dicom_codecs import guess_syntax
@@ -215,6 +215,35 @@ def test_bits_above_and_below_those_stored_do_not_count() -> None:
     np.testing.assert_allclose(read(to_bytes(make_dataset(shifted, 12), HighBit=15)).image, UNIT, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["RLE", "JPEG-LS", "JPEG 2000", "JPEG lossless"])
+def test_the_highest_stored_bit_counts_in_compressed_pixels_too(name: str) -> None:
+    shifted = (TWELVE << 4).astype("u2")
+    encoders: dict[str, Callable[[], bytes | bytearray]] = {
+        "RLE": lambda: rle(shifted.tobytes()[1::2], shifted.tobytes()[::2]),
+        "JPEG-LS": lambda: imagecodecs.jpegls_encode(shifted),
+        "JPEG 2000": lambda: imagecodecs.jpeg2k_encode(shifted, reversible=True, codecformat="J2K"),
+        "JPEG lossless": lambda: imagecodecs.ljpeg_encode(shifted, bitspersample=16),
+    }
+    frame = encoders[name]()
+    dataset = encode(make_dataset(shifted, 12, COMPRESSED[name][2]), frame)
+    np.testing.assert_allclose(read(to_bytes(dataset, HighBit=15)).image, TWELVE / 4095, atol=1e-6)
+
+
+def test_pixels_beyond_what_the_file_declares_are_told() -> None:
+    dataset = make_dataset(RAMP, 12)
+    dataset.PixelData = dataset.PixelData * 2
+    source = read(to_bytes(dataset))
+    np.testing.assert_allclose(source.image, UNIT, atol=1e-6)
+    assert "128 bytes of pixels more than rows, columns and frames say: ignored" in source.notes
+
+
+def test_an_unknown_transfer_syntax_is_taken_for_what_the_pixels_are() -> None:
+    data = to_bytes(make_dataset(RAMP, 12)).replace(b"1.2.840.10008.1.2.1\0", b"1.2.3.4.5.6.7.8.9.10")
+    source = read(data)
+    np.testing.assert_allclose(source.image, UNIT, atol=1e-6)
+    assert any(note.startswith("unknown transfer syntax 1.2.3.4.5") for note in source.notes)
+
+
 def test_float_pixels_that_are_no_numbers_are_black() -> None:
     pixels = ramp(0, 5, "f4")
     pixels[0, :4] = np.nan, np.inf, -np.inf, 5
@@ -241,6 +270,50 @@ def test_rgb_is_gray_where_its_channels_are_equal_and_else_luminance(planar: int
     source = read(to_bytes(colour(real, planar=planar)))
     np.testing.assert_allclose(source.image, real @ [0.299, 0.587, 0.114] / 255, atol=3e-3)
     assert "colour turned to gray" in source.notes
+
+
+def test_colour_with_unusual_bits_and_signs() -> None:
+    deep = np.stack([TWELVE] * 3, axis=2) << 4
+    source = read(to_bytes(colour(deep.astype("u2")), BitsStored=12, HighBit=15))
+    np.testing.assert_allclose(source.image, TWELVE / 4095, atol=1e-6)
+    source = read(to_bytes(colour(np.stack([EIGHT] * 3, axis=2)), PixelRepresentation=1))
+    np.testing.assert_allclose(source.image, EIGHT / 255, atol=1e-6)
+    assert "PixelRepresentation is 1: taken as unsigned" in source.notes
+
+
+@pytest.mark.parametrize("transformed", [False, True])
+def test_jpeg_2000_in_ybr_is_turned_into_rgb_once(transformed: bool) -> None:
+    rgb = np.stack([EIGHT, EIGHT[:, ::-1], EIGHT // 2], axis=2)
+    ybr = pydicom.pixels.convert_color_space(rgb, "RGB", "YBR_FULL")
+    frame = imagecodecs.jpeg2k_encode(
+        rgb if transformed else ybr, reversible=True, codecformat="J2K", mct=transformed, colorspace="SRGB"
+    )
+    dataset = colour(rgb, "YBR_RCT" if transformed else "YBR_FULL")
+    dataset.file_meta.TransferSyntaxUID = UID(f"{BASE}.90")
+    np.testing.assert_allclose(
+        read(to_bytes(encode(dataset, frame))).image, rgb @ [0.299, 0.587, 0.114] / 255, atol=0.012
+    )
+
+
+def test_samples_that_contradict_the_photometric_interpretation() -> None:
+    rgb = np.stack([EIGHT] * 3, axis=2)
+    source = read(to_bytes(colour(rgb), PhotometricInterpretation="MONOCHROME2"))
+    np.testing.assert_allclose(source.image, EIGHT / 255, atol=1e-6)
+    assert "MONOCHROME2 with 3 samples per pixel: taken as RGB" in source.notes
+    source = read(to_bytes(make_dataset(RAMP, 12), PhotometricInterpretation="RGB"))
+    np.testing.assert_allclose(source.image, UNIT, atol=1e-6)
+    assert "RGB with 1 samples per pixel: taken as MONOCHROME2" in source.notes
+
+
+def test_a_segmented_palette_that_declares_more_bits_than_it_holds() -> None:
+    dataset = make_dataset(EIGHT)
+    for name in ("Red", "Green", "Blue"):
+        dataset.add_new(f"{name}PaletteColorLookupTableDescriptor", "US", [256, 0, 16])
+        segments = np.array([0, 1, 0, 1, 255, 255], "<u2").tobytes()
+        dataset.add_new(f"Segmented{name}PaletteColorLookupTableData", "OW", segments)
+    source = read(to_bytes(dataset, PhotometricInterpretation="PALETTE COLOR"))
+    np.testing.assert_allclose(source.image, EIGHT / 255, atol=1e-6)
+    assert "palette taken as one of 8 bits: it declares 16, but no entry is above 255" in source.notes
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -270,7 +343,9 @@ def test_a_gray_palette_is_gray_and_another_luminance(bits: int) -> None:
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "is PALETTE COLOR without its palette"),
         ({"PixelData": b"\0" * 10}, "is not a readable DICOM image: The number of bytes"),
         ({"Rows": None}, "is not a readable DICOM image: it has no Rows"),
-        ({"PixelData": None}, "is DICOM without pixels .Computed Radiography Image Storage"),
+        ({"PixelData": None}, "is DICOM without pixels .Computed Radiography Image Storage.*or cut off before them"),
+        ({"PixelData": b""}, "is DICOM without pixels"),
+        ({"BitsAllocated": 24, "BitsStored": 12}, "is not a readable DICOM image"),
         ({"Rows": 65535, "Columns": 65535}, "is 65535×65535, must be at least 1×1 and at most 268 megapixels"),
         ({"BitsAllocated": 12}, "is not a readable DICOM image"),
     ],

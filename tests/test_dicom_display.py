@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydicom import Dataset
 
 from pipeline.formats import dicom
 from pipeline.formats.source import Choice
@@ -199,6 +200,52 @@ def test_a_table_of_65536_entries() -> None:
     pixels = ramp(0, 65535, "u2")
     data = to_bytes(make_dataset(pixels), VOILUTSequence=[lut(0, np.arange(65535, -1, -1), 16)])
     np.testing.assert_allclose(dicom.read(data, Choice(), []).image, 1 - pixels / 65535, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("vr", "first", "stored"),
+    [
+        ("US", -1024, (1100, 3580)),
+        ("SS", -1024, (1100, 3580)),
+        ("SS", -1024, (0, 4000)),
+        ("US", 40000, (40010, 44000)),
+    ],
+)
+def test_a_tables_first_value_is_signed_where_its_values_are(vr: str, first: int, stored: tuple[int, int]) -> None:
+    pixels = ramp(*stored, "u2")
+    item = lut(0, np.arange(4096), 12)
+    item.add_new("LUTDescriptor", vr, [4096, first if vr == "SS" else first % 65536, 12])
+    tags = {"RescaleSlope": "1", "RescaleIntercept": "-1024" if first < 0 else "0"}
+    found = dicom.read(to_bytes(make_dataset(pixels), VOILUTSequence=[item], **tags), Choice(), []).image
+    indices = pixels.astype(int) + int(tags["RescaleIntercept"]) - first
+    np.testing.assert_allclose(found, indices.clip(0, 4095) / 4095, atol=1e-5)
+
+
+def test_a_frames_own_window_goes_before_the_files_voi_lut() -> None:
+    group, voi = Dataset(), Dataset()
+    voi.WindowCenter, voi.WindowWidth = "2048", "4096"
+    group.FrameVOILUTSequence = [voi]
+    tags: dict[str, Any] = {
+        "PerFrameFunctionalGroupsSequence": [group],
+        "VOILUTSequence": [lut(0, np.arange(4096)[::-1], 12)],
+    }
+    np.testing.assert_allclose(read(**tags), (RAMP - 2047.5) / 4095 + 0.5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("photometric", "shape", "inverted", "note"),
+    [
+        ("MONOCHROME1", "INVERSE", True, "inverted: MONOCHROME1 stores white as 0"),
+        ("MONOCHROME2", "IDENTITY", False, None),
+        ("MONOCHROME2", "INVERSE", True, "MONOCHROME2 contradicts PresentationLUTShape INVERSE, which is followed"),
+        ("MONOCHROME1", "IDENTITY", False, "MONOCHROME1 contradicts PresentationLUTShape IDENTITY, which is followed"),
+    ],
+)
+def test_a_presentation_lut_shape_is_followed(photometric: str, shape: str, inverted: bool, note: str | None) -> None:
+    notes: list[str] = []
+    image = read(notes, PhotometricInterpretation=photometric, PresentationLUTShape=shape)
+    np.testing.assert_allclose(image, 1 - RAMP / 4095 if inverted else RAMP / 4095, atol=1e-5)
+    assert note is None or any(found.startswith(note) for found in notes)
 
 
 @pytest.mark.parametrize("vr", ["US", "OW"])

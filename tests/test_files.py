@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -50,6 +51,13 @@ def test_not_an_image(tmp_path: Path, content: bytes | None, message: str) -> No
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="cannot be read: Is a directory"):
         read_image(tmp_path)
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", Path("/dev/zero")):
+        with pytest.raises(FileError, match="is no regular file"):
+            read_image(path)
 
 
 def test_choices_that_do_not_go_with_the_file(tmp_path: Path) -> None:

@@ -115,6 +115,22 @@ def test_a_folder_without_images_says_what_it_looked_for(tmp_path: Path) -> None
     assert found(Finder([tmp_path / "in"]))[1][0].endswith("with --recursive, its folders are read too")
 
 
+def test_links_that_lead_nowhere_end_no_listing(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "in", "a.png", "z.png", "sub/b.png")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "gone.png").symlink_to(folder / "nothing.png")
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    os.mkfifo(folder / "pipe.png")
+    jobs, problems = found(Finder([folder, tmp_path / "round" / "x.png"], recursive=True))
+    assert (list(jobs), problems) == (["a.png", "z.png", "b.png", "x.png"], [])
+
+
+def test_a_mediums_table_of_contents_is_no_image(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "cd", "a.png")
+    (folder / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    assert list(found(Finder([folder]))[0]) == ["a.png"]
+
+
 def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tree(tmp_path / "in", "closed/a.png", "open/b.png")
     scandir = os.scandir

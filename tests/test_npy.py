@@ -62,6 +62,16 @@ def test_what_is_no_number_is_black() -> None:
     assert source.notes[0] == "2 pixels are NaN or infinite: black"
 
 
+def test_numbers_as_far_apart_as_they_can_be() -> None:
+    array = (RAMP / 63 * 2 - 1) * 1.7e308
+    np.testing.assert_allclose(read(array).image, RAMP / 63, atol=1e-6)
+
+
+def test_colour_of_truth_values() -> None:
+    red = np.stack([RAMP > 31, RAMP < 0, RAMP < 0], axis=2)
+    np.testing.assert_allclose(read(red).image, (RAMP > 31) * 76 / 255, atol=1e-6)
+
+
 def test_pages_and_colour() -> None:
     pages = np.stack([RAMP, 63 - RAMP]) / 63
     np.testing.assert_allclose(read(pages, Choice(page=2)).image, 1 - RAMP / 63, atol=1e-6)

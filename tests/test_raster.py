@@ -131,5 +131,7 @@ def test_a_file_that_is_cut_off(suffix: str, colour: bool, share: float, capfd: 
 def test_what_goes_with_other_formats_is_refused() -> None:
     with pytest.raises(FormatError, match="is no DICOM file, which --window goes with"):
         read(opencv(EIGHT), Choice(window=(1, 2)))
-    with pytest.raises(FormatError, match="has 1 page, --page must be 1 to 1, got 2"):
+    with pytest.raises(FormatError, match="is no TIFF or .npy file, which --page goes with"):
         read(opencv(EIGHT), Choice(page=2))
+    with pytest.raises(FormatError, match="is no DICOM file, which --frame goes with"):
+        read(opencv(EIGHT), Choice(frame=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,22 @@ def test_a_crash_and_a_hang_are_errors_of_their_file_alone(images: list[Path]) -
         with pytest.raises(FileError, match="hang.png' was not read within 3 s"):
             reader.read(hang)
         assert reader.read(images[1]).bits == 8
+
+
+def test_it_keeps_to_a_lower_limit_of_memory_that_it_is_given(images: list[Path]) -> None:
+    code = (
+        "import pathlib; from pipeline.reader import Reader; "
+        f"print(Reader().read(pathlib.Path({str(images[0])!r})).bits)"
+    )
+    command = f"ulimit -v 6000000; exec {sys.executable} -c {shlex.quote(code)}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.stdout == "8\n", result.stderr
+
+
+def test_a_process_that_does_not_start_is_not_the_files_fault(images: list[Path]) -> None:
+    with Reader((sys.executable, "-c", "raise SystemExit(3)")) as reader:
+        with pytest.raises(FileError, match=r"cannot be read: the reading process failed \(status 3\)"):
+            reader.read(images[0])
 
 
 def test_the_process_ends_with_its_owner(images: list[Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,39 @@ def test_pages() -> None:
     assert (first.notes, second.notes) == (("page 1 of 2",), ("page 2 of 2",))
     with pytest.raises(FormatError, match="has 2 pages, --page must be 1 to 2, got 3"):
         read(data, Choice(page=3))
+
+
+def test_reduced_copies_are_not_pages(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as out:
+        out.write(EIGHT[::4, ::4], photometric="minisblack", subfiletype=1)
+        out.write(EIGHT, photometric="minisblack")
+    source = read((tmp_path / "a.tif").read_bytes())
+    np.testing.assert_allclose(source.image, EIGHT / 255, atol=1e-6)
+    with tifffile.TiffWriter(tmp_path / "b.tif") as out:
+        out.write(EIGHT[::4, ::4], photometric="minisblack", subfiletype=1, subifds=1)
+        out.write(EIGHT, photometric="minisblack")
+    np.testing.assert_allclose(read((tmp_path / "b.tif").read_bytes()).image, EIGHT / 255, atol=1e-6)
+
+
+def test_channels_that_are_left_out_are_told() -> None:
+    three = np.stack([EIGHT, EIGHT // 2, EIGHT // 3], axis=-1)
+    source = read(write(three, extrasamples=["unspecified"] * 2))
+    np.testing.assert_allclose(source.image, EIGHT / 255, atol=1e-6)
+    assert source.notes == ("channel 1 of 3",)
+
+
+def test_what_is_no_number_or_no_data_is_black_where_white_is_zero_too() -> None:
+    pixels = (RAMP / 63).astype("f4")
+    pixels[0, :2] = np.nan, np.inf
+    source = read(write(pixels, photometric="miniswhite"))
+    np.testing.assert_array_equal(source.image[0, :2], 0)
+    np.testing.assert_allclose(source.image[1:], 1 - RAMP[1:] / 63, atol=1e-6)
+    missing = (RAMP * 10 + 100).astype("i2")
+    missing[0] = -9999
+    source = read(write(missing, extratags=[(42113, "s", 0, "-9999", True)]))
+    np.testing.assert_array_equal(source.image[0], 0)
+    np.testing.assert_allclose(source.image[1:], RAMP[1:] / 63, atol=1e-6)
+    assert "64 pixels of the no-data value -9999: black" in source.notes
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -351,6 +352,63 @@ def test_a_reader_of_the_output_that_goes_away(server: RunningServer, tmp_path: 
     assert "BrokenPipe" not in said
 
 
+def test_a_full_disk_behind_the_output(server: RunningServer, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    command = [sys.executable, "client/upscale.py", str(tmp_path / "a.png"), "--url", server.url("grpc"), *FAST]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert (result.returncode, result.stderr) == (1, "error: No space left on device\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_leaves_nothing_half_written(server: RunningServer, tmp_path: Path, number: signal.Signals) -> None:
+    for i in range(60):
+        picture(tmp_path / "in" / f"{i}.png", 64, 64)
+    command = [sys.executable, "-u", "client/upscale.py", str(tmp_path / "in"), "--url", server.url("grpc")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.send_signal(number)
+        process.stdout.read()
+        assert b"Traceback" not in process.stderr.read()
+    assert process.returncode == 128 + number
+    names = [p.name for p in (tmp_path / "in_x4").iterdir()]
+    assert 0 < len(names) < 60
+    assert all(name.endswith("_x4.png") for name in names)
+
+
+@pytest.mark.parametrize(
+    "options", [["--uncertainty", "a.png"], ["-o", "b.png", "--compare", "b_compare.png"], ["-o", "a.png"]]
+)
+def test_an_input_is_never_overwritten(
+    at: list[str],
+    tmp_path: Path,
+    options: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image, other = picture(tmp_path / "a.png"), picture(tmp_path / "b_compare.png", 64, 80)
+    before = image.read_bytes(), other.read_bytes()
+    assert main(["a.png", "--force", *options, *at]) == 1
+    assert "is an input" in capsys.readouterr().err
+    assert (image.read_bytes(), other.read_bytes()) == before
+
+
+def test_a_name_that_begins_with_a_dash(at: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "-d.png")
+    assert main([*at, "--", "-d.png"]) == 0
+    assert (tmp_path / "-d_x4.png").is_file()
+
+
+def test_an_empty_file_is_not_taken_for_done(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = picture(tmp_path / "a.png")
+    (tmp_path / "a_x4.png").touch()
+    assert main([str(image), "--skip-existing", *at]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
 def test_a_folder_that_may_not_be_searched(
     at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,6 +452,7 @@ def test_empty_folder(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--downscale", "1"], "--downscale: 1, allowed are 2 and more"),
         (["-o", "out.jpg"], "-o: 'out.jpg', outputs are PNG files or a folder (for a folder of that name: 'out.jpg/')"),
         (["-o", "out.bmp"], "-o: 'out.bmp', outputs are PNG files or a folder"),
+        (["-o", "/dev/null"], "-o: '/dev/null' is no folder, outputs are PNG files or a folder"),
         (["another.png", "-o", "out.png"], "-o: 'out.png' is one file, for several inputs it must be a folder"),
         (["-o", "out.png", "--name", "{stem}.png"], "--name: goes with outputs in folders"),
         (["--name", "x.png"], "--name: must be a file name that ends in .png and has {stem} or {name}"),

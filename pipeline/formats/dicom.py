@@ -20,7 +20,7 @@ from pipeline.formats.source import Choice, FormatError, Source, check_size, cho
 
 PIXELS = {"PixelData": "", "FloatPixelData": "Float", "DoubleFloatPixelData": "DoubleFloat"}
 """What may hold the pixels ⇒ what its padding values' names begin with."""
-GRAY = ("MONOCHROME1", "MONOCHROME2")
+GRAY, PALETTE = ("MONOCHROME1", "MONOCHROME2"), "PALETTE COLOR"
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 # what is wrong with a file is told by us, in one line
@@ -48,25 +48,27 @@ def _read(data: bytes, choice: Choice, notes: list[str]) -> Source:
     if data[128:132] != b"DICM":
         notes.append("DICOM without a preamble")
     dataset = pydicom.dcmread(io.BytesIO(data), force=True)
-    keyword = next((name for name in PIXELS if name in dataset), None)
+    keyword = next((name for name in PIXELS if dataset.get(name)), None)
     if keyword is None:
-        raise FormatError(f"is DICOM without pixels ({_class_of(dataset)})")
-    choose_one("page", choice.page, 1, notes)
+        raise FormatError(f"is DICOM without pixels ({_class_of(dataset)}), or cut off before them")
+    if choice.page not in (None, 1):
+        raise FormatError("is no TIFF or .npy file, which --page goes with")
     complete(dataset, keyword, notes)
+    kind = dataset.PhotometricInterpretation
+    if kind not in (*GRAY, PALETTE, *COLOUR) or (kind.startswith("YBR") and dataset.BitsAllocated != 8):
+        depth = f" in {dataset.BitsAllocated} bits" if kind in COLOUR else ""
+        raise FormatError(f"is {kind}{depth}, must be {', '.join((*GRAY, PALETTE, *COLOUR))} (YBR in 8 bits)")
     check_size(dataset.Columns, dataset.Rows)
     frames = max(1, int(first_number(dataset, "NumberOfFrames", notes) or 1))
     dataset.NumberOfFrames = frames
     frame = choose_one("frame", choice.frame, frames, notes)
-    kind, bits = dataset.PhotometricInterpretation, 8 if dataset.get("BitsStored", 16) <= 8 else 16
+    bits = 8 if dataset.get("BitsStored", 16) <= 8 else 16
+    stored, uncut = stored_values(dataset, keyword, frame, notes)
     if kind in COLOUR:
-        rgb = decode(dataset, frame)
-        top = 2**dataset.BitsStored - 1
-        return Source((luminance(rgb, notes) / top).clip(0, 1).astype(np.float32), bits)
-    stored, uncut = stored_values(dataset, keyword, frame)
-    if kind == "PALETTE COLOR":
+        gray = luminance(stored, notes) / (2**dataset.BitsStored - 1)
+        return Source(gray.clip(0, 1).astype(np.float32), bits)
+    if kind == PALETTE:
         return Source(from_palette(stored, dataset, notes), bits)
-    if kind not in GRAY or stored.ndim != 2:
-        raise FormatError(f"is {kind}, must be {', '.join((*GRAY, 'PALETTE COLOR', *COLOUR))}")
     padding = find_padding(stored, uncut, dataset, keyword, notes)
     if stored.dtype.kind == "f":
         outside = not_finite(stored, notes)
@@ -91,16 +93,21 @@ def complete(dataset: Dataset, keyword: str, notes: list[str]) -> None:
             raise FormatError(f"is not a readable DICOM image: it has no {name}")
     if not hasattr(dataset, "file_meta"):
         dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    if not dataset.file_meta.get("TransferSyntaxUID"):
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if not (syntax and syntax.is_transfer_syntax):
         dataset.file_meta.TransferSyntaxUID = syntax_of(dataset, keyword)
-        notes.append(f"no transfer syntax: taken as {dataset.file_meta.TransferSyntaxUID.name}")
+        said = f"unknown transfer syntax {syntax}" if syntax else "no transfer syntax"
+        notes.append(f"{said}: taken as {dataset.file_meta.TransferSyntaxUID.name}")
     if not dataset.get("SamplesPerPixel"):
         dataset.SamplesPerPixel = 1
     kind = " ".join(str(dataset.get("PhotometricInterpretation") or "").upper().split())
+    fitting = "MONOCHROME2" if dataset.SamplesPerPixel == 1 else "RGB"
     if not kind:
-        kind = "MONOCHROME2" if dataset.SamplesPerPixel == 1 else "RGB"
-        notes.append(f"no PhotometricInterpretation: taken as {kind}")
-    dataset.PhotometricInterpretation = kind
+        notes.append(f"no PhotometricInterpretation: taken as {fitting}")
+    elif (kind in COLOUR) != (fitting == "RGB"):
+        notes.append(f"{kind} with {dataset.SamplesPerPixel} samples per pixel: taken as {fitting}")
+        kind = ""
+    dataset.PhotometricInterpretation = kind or fitting
     if dataset.SamplesPerPixel > 1 and dataset.get("PlanarConfiguration") is None:
         dataset.PlanarConfiguration = 0
     if keyword != "PixelData":
@@ -113,8 +120,10 @@ def complete(dataset: Dataset, keyword: str, notes: list[str]) -> None:
     if not dataset.get("BitsStored") or dataset.BitsStored > dataset.BitsAllocated:
         notes.append(f"BitsStored is {dataset.get('BitsStored')}: taken as {dataset.BitsAllocated}")
         dataset.BitsStored = dataset.BitsAllocated
-    if dataset.get("PixelRepresentation") not in (0, 1):
-        notes.append("no PixelRepresentation: taken as unsigned")
+    signed = dataset.get("PixelRepresentation")
+    if signed not in (0, 1) or (signed and dataset.PhotometricInterpretation in (PALETTE, *COLOUR)):
+        said = "no PixelRepresentation" if signed is None else f"PixelRepresentation is {signed}"
+        notes.append(f"{said}: taken as unsigned")
         dataset.PixelRepresentation = 0
 
 
@@ -147,21 +156,36 @@ def decode(dataset: Dataset, frame: int, *, as_stored: bool = False) -> NDArray[
     try:
         return pixel_array(dataset, index=frame, decoding_plugin=plugin, correct_unused_bits=not as_stored)
     except NotImplementedError as error:
+        if not syntax.is_encapsulated:
+            raise
         raise FormatError(f"is compressed as {syntax.name}, which is not supported") from error
 
 
-def stored_values(dataset: Dataset, keyword: str, frame: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def stored_values(dataset: Dataset, keyword: str, frame: int, notes: list[str]) -> tuple[NDArray[Any], NDArray[Any]]:
     """One frame's stored values, and the same with the bits beyond those stored, where padding may be marked."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if keyword != "PixelData" or syntax.is_encapsulated or dataset.BitsAllocated == 1:
+    native = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    if native:
+        note_surplus(dataset, keyword, notes)
+    if keyword != "PixelData" or dataset.BitsAllocated == 1:
+        values = decode(dataset, frame)
+        return values, values
+    stored, allocated = dataset.BitsStored, dataset.BitsAllocated
+    high = dataset.get("HighBit")
+    high = stored - 1 if high is None or not stored <= high + 1 <= allocated else high
+    if not native and high == stored - 1:
         values = decode(dataset, frame)
         return values, values
     uncut = decode(dataset, frame, as_stored=True)
-    allocated, high = dataset.BitsAllocated, dataset.get("HighBit")
-    high = dataset.BitsStored - 1 if high is None or not dataset.BitsStored <= high + 1 <= allocated else high
     # up, so that the highest stored bit is the sign, and down again
-    values = np.right_shift(np.left_shift(uncut, allocated - 1 - high), allocated - dataset.BitsStored)
-    return values, uncut
+    return np.right_shift(np.left_shift(uncut, allocated - 1 - high), allocated - stored), uncut
+
+
+def note_surplus(dataset: Dataset, keyword: str, notes: list[str]) -> None:
+    """Note where there are more pixels than the file says."""
+    pixels = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.NumberOfFrames
+    surplus = len(dataset[keyword].value) - pixels * dataset.BitsAllocated // 8
+    if surplus > 1 and dataset.PhotometricInterpretation != "YBR_FULL_422":
+        notes.append(f"{surplus} bytes of pixels more than rows, columns and frames say: ignored")
 
 
 def find_padding(

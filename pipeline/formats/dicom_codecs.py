@@ -26,7 +26,7 @@ JPEG_FAMILY = "1.2.840.10008.1.2.4"
 
 
 def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
-    """One encoded frame ⇒ its pixels; colours stay as they are encoded, but for JPEG 2000, which decodes to RGB."""
+    """One encoded frame ⇒ its pixels; colours stay as they are encoded, but for JPEG 2000's own transform to RGB."""
     syntax = runner.transfer_syntax
     if syntax in JPEGLSTransferSyntaxes:
         pixels = imagecodecs.jpegls_decode(src)
@@ -36,7 +36,7 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
     else:
         pixels = imagecodecs.jpeg2k_decode(src)
         if runner.photometric_interpretation.startswith("YBR_"):
-            runner.set_option("photometric_interpretation", "RGB")
+            runner.set_option("photometric_interpretation", "RGB" if transforms_colour(src) else "YBR_FULL")
     if pixels.shape[:2] != (runner.rows, runner.columns):
         raise ValueError(
             f"the encoded image is {pixels.shape[1]}×{pixels.shape[0]}, not {runner.columns}×{runner.rows}"
@@ -44,6 +44,12 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
     runner.set_option("planar_configuration", 0)
     runner.set_option("bits_allocated", 8 * pixels.dtype.itemsize)
     return np.ascontiguousarray(pixels).tobytes()
+
+
+def transforms_colour(codestream: bytes) -> bool:
+    """Whether a JPEG 2000 codestream's components are RGB once decoded: its coding style (COD) says so."""
+    style = codestream.find(b"\xff\x52")
+    return style >= 0 and codestream[style + 8 : style + 9] != b"\0"
 
 
 def is_available(_uid: str) -> bool:

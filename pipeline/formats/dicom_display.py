@@ -120,13 +120,13 @@ def _words(item: Dataset, keyword: str) -> NDArray[np.int64]:
     return np.atleast_1d(np.asarray([] if value is None else value, np.int64)) & 0xFFFF
 
 
-def read_table(item: Dataset, prefix: str, signed: bool, notes: list[str]) -> Table | None:
+def read_table(item: Dataset, prefix: str, values: NDArray[Any], notes: list[str]) -> Table | None:
     """A look-up table (PS3.3 C.11.1.1.1); None, with a note, where it holds nothing.
 
     Args:
         item: what holds ``{prefix}Descriptor`` and ``{prefix}Data``.
         prefix: of their keywords, such as "LUT".
-        signed: whether the values that it maps may be negative.
+        values: what it maps. Its 16-bit first value is signed or not: as more of their range is within the table.
         notes: added to.
     """
     if f"{prefix}Descriptor" not in item or f"{prefix}Data" not in item:
@@ -138,8 +138,9 @@ def read_table(item: Dataset, prefix: str, signed: bool, notes: list[str]) -> Ta
         return None
     declared, first, bits = (int(value) for value in descriptor)
     declared = declared or 65536
-    if signed and first >= 32768:
-        first -= 65536
+    if first >= 32768:
+        low, high = float(values.min()), float(values.max())
+        first = max(first - 65536, first, key=lambda start: min(high, start + declared - 1) - max(low, start))
     if len(words) < declared <= 2 * len(words):
         # two entries of 8 bits a word, the first in the lower half
         words = np.stack([words & 0xFF, words >> 8], axis=1).reshape(-1)
@@ -159,7 +160,7 @@ def white_of(top: int, bits: int, name: str, notes: list[str]) -> int:
 def to_modality(stored: NDArray[Any], dataset: Dataset, frame: int, notes: list[str]) -> Values:
     """Modality LUT or rescale: stored values ⇒ what the window is in."""
     for item in list(dataset.get("ModalityLUTSequence") or [])[:1]:
-        table = read_table(item, "LUT", stored.dtype.kind != "u", notes)
+        table = read_table(item, "LUT", stored, notes)
         if table is not None:
             return table(stored).astype(np.float64)
     slope, intercept = 1.0, 0.0
@@ -173,36 +174,54 @@ def to_modality(stored: NDArray[Any], dataset: Dataset, frame: int, notes: list[
     return stored * slope + intercept
 
 
-def find_window(dataset: Dataset, frame: int, notes: list[str]) -> Window | None:
-    """The first window of the frame that can be used, or None."""
-    for place in places(dataset, frame, "FrameVOILUTSequence"):
-        centers, widths = numbers(place, "WindowCenter", notes), numbers(place, "WindowWidth", notes)
-        function = str(place.get("VOILUTFunction") or "LINEAR").strip().upper()
-        if function not in FUNCTIONS:
-            notes.append(f"VOILUTFunction is '{function}': taken as LINEAR")
-            function = "LINEAR"
-        for number, (center, width) in enumerate(zip(centers, widths, strict=False), 1):
-            if center is None or width is None:
-                continue
-            if width <= 0:
-                notes.append(f"window ignored: its width is {width:g}, must be more than 0")
-                continue
-            if function == "LINEAR" and width < 1:
-                function = "LINEAR_EXACT"
-                notes.append("LINEAR window narrower than 1: taken as LINEAR_EXACT")
-            which = f" {number} of {len(centers)}" if len(centers) > 1 else ""
-            kind = "" if function == "LINEAR" else f", {function}"
-            notes.append(f"window{which}: center {center:g}, width {width:g}{kind}")
-            return Window(center, width, function)
+def find_window(place: Dataset, notes: list[str]) -> Window | None:
+    """The first window there that can be used, or None."""
+    centers, widths = numbers(place, "WindowCenter", notes), numbers(place, "WindowWidth", notes)
+    function = str(place.get("VOILUTFunction") or "LINEAR").strip().upper()
+    if function not in FUNCTIONS:
+        notes.append(f"VOILUTFunction is '{function}': taken as LINEAR")
+        function = "LINEAR"
+    for number, (center, width) in enumerate(zip(centers, widths, strict=False), 1):
+        if center is None or width is None:
+            continue
+        if width <= 0:
+            notes.append(f"window ignored: its width is {width:g}, must be more than 0")
+            continue
+        if function == "LINEAR" and width < 1:
+            function = "LINEAR_EXACT"
+            notes.append("LINEAR window narrower than 1: taken as LINEAR_EXACT")
+        which = f" {number} of {len(centers)}" if len(centers) > 1 else ""
+        kind = "" if function == "LINEAR" else f", {function}"
+        notes.append(f"window{which}: center {center:g}, width {width:g}{kind}")
+        return Window(center, width, function)
     return None
 
 
-def find_voi_table(dataset: Dataset, frame: int, signed: bool, notes: list[str]) -> Table | None:
-    """The first VOI LUT of the frame, or None."""
+def to_voi(values: Values, dataset: Dataset, frame: int, notes: list[str]) -> NDArray[np.floating[Any]] | None:
+    """By the frame's VOI LUT or window, the most special place first, to black (0) and white (1); None without one."""
     for place in places(dataset, frame, "FrameVOILUTSequence"):
         for item in list(place.get("VOILUTSequence") or [])[:1]:
-            return read_table(item, "LUT", signed, notes)
+            if (table := read_table(item, "LUT", values, notes)) is not None:
+                notes.append("VOI LUT")
+                return table(values) / white_of(int(table.entries.max()), table.bits, "VOI LUT", notes)
+        if (window := find_window(place, notes)) is not None:
+            return window(values)
     return None
+
+
+def is_inverted(dataset: Dataset, notes: list[str]) -> bool:
+    """Whether small values are bright: by PresentationLUTShape (PS3.3 C.11.6) or, without it, MONOCHROME1."""
+    by_kind = dataset.PhotometricInterpretation == "MONOCHROME1"
+    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
+    inverted = {"INVERSE": True, "IDENTITY": False}.get(shape, by_kind)
+    if inverted != by_kind:
+        notes.append(
+            f"{dataset.PhotometricInterpretation} contradicts PresentationLUTShape {shape}, which is followed: "
+            f"{'inverted' if inverted else 'not inverted'}"
+        )
+    elif inverted:
+        notes.append("inverted: MONOCHROME1 stores white as 0")
+    return inverted
 
 
 def to_gray(
@@ -224,20 +243,15 @@ def to_gray(
         notes: what was decided is added.
     """
     values = to_modality(stored, dataset, frame, notes)
-    shown: NDArray[np.floating[Any]]
-    signed = not dataset.get("ModalityLUTSequence") and bool(stored.dtype.kind != "u" or values.min() < 0)
+    shown: NDArray[np.floating[Any]] | None
     if window is not None:
         notes.append(f"window as asked for: center {window[0]:g}, width {window[1]:g}")
         shown = Window(*window, "LINEAR" if window[1] >= 1 else "LINEAR_EXACT")(values)
-    elif (table := find_voi_table(dataset, frame, signed, notes)) is not None:
-        notes.append("VOI LUT")
-        shown = table(values) / white_of(int(table.entries.max()), table.bits, "VOI LUT", notes)
-    elif (found := find_window(dataset, frame, notes)) is not None:
-        shown = found(values)
     else:
+        shown = to_voi(values, dataset, frame, notes)
+    if shown is None:
         shown = from_range(values, notes, padding, why="no window: ")
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        notes.append("inverted: MONOCHROME1 stores white as 0")
+    if is_inverted(dataset, notes):
         shown = 1 - shown
     gray = shown.clip(0, 1).astype(np.float32)
     return gray if padding is None else np.where(padding, np.float32(0), gray)
@@ -249,16 +263,22 @@ def from_palette(stored: NDArray[Any], dataset: Dataset, notes: list[str]) -> Im
     Raises:
         FormatError: the palette is missing.
     """
+    if "RedPaletteColorLookupTableDescriptor" not in dataset:
+        raise FormatError("is PALETTE COLOR without its palette")
+    bits = int(_words(dataset, "RedPaletteColorLookupTableDescriptor")[-1])
     if "SegmentedRedPaletteColorLookupTableData" in dataset:
         rgb = apply_color_lut(stored, dataset)
-        return (luminance(rgb, notes) / np.iinfo(rgb.dtype).max).astype(np.float32)
-    tables = [
-        read_table(dataset, f"{colour}PaletteColorLookupTable", stored.dtype.kind != "u", notes)
-        for colour in ("Red", "Green", "Blue")
-    ]
-    usable = [table for table in tables if table is not None]
-    if len(usable) < 3:
-        raise FormatError("is PALETTE COLOR without its palette")
-    white = white_of(max(int(table.entries.max()) for table in usable), usable[0].bits, "palette", notes)
-    rgb = np.stack([table(stored) for table in usable], axis=-1)
+    else:
+        tables = [
+            read_table(dataset, f"{colour}PaletteColorLookupTable", stored, notes)
+            for colour in ("Red", "Green", "Blue")
+        ]
+        usable = [table for table in tables if table is not None]
+        if len(usable) < 3:
+            raise FormatError("is PALETTE COLOR without its palette")
+        rgb = np.stack([table(stored) for table in usable], axis=-1)
+    white = 2**bits - 1
+    if bits > 8 and rgb.max() < 256:
+        notes.append(f"palette taken as one of 8 bits: it declares {bits}, but no entry is above 255")
+        white = 255
     return (luminance(rgb, notes) / white).clip(0, 1).astype(np.float32)

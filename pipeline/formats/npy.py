@@ -6,7 +6,19 @@ import io
 
 import numpy as np
 
-from pipeline.formats.source import Choice, FormatError, Source, check_size, choose_one, from_numbers, luminance
+from pipeline.formats.source import (
+    Choice,
+    FormatError,
+    Source,
+    check_choice,
+    check_size,
+    choose_one,
+    from_numbers,
+    luminance,
+)
+
+MAX_HEADER = 10**6
+"""Bytes; it is parsed as Python, so not without limit."""
 
 
 def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
@@ -15,10 +27,9 @@ def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
     Raises:
         FormatError: it is damaged, has another shape, holds no numbers, or is too large.
     """
-    if choice.window is not None:
-        raise FormatError("is no DICOM file, which --window goes with")
+    check_choice(choice, pages=True)
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
+        array = np.load(io.BytesIO(data), allow_pickle=False, max_header_size=MAX_HEADER)  # type: ignore[call-arg]
     except Exception as error:  # a damaged header can make it fail in any way
         raise FormatError(f"is no readable .npy file: {error}") from error
     while array.ndim > 2 and 1 in (array.shape[0], array.shape[-1]):
@@ -33,7 +44,8 @@ def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
     if colour:
         if array.shape[2] == 4:
             notes.append("transparency ignored")
-        array = luminance(array[..., :3], notes)
+        rgb = array[..., :3]
+        array = luminance(rgb * np.uint8(255) if rgb.dtype.kind == "b" else rgb, notes)
     elif array.ndim == 3:
         array = array[page]
     return Source(*from_numbers(array, notes))

@@ -8,7 +8,7 @@ from operator import attrgetter
 
 import cv2
 import numpy as np
-from PIL import ExifTags
+from PIL import ExifTags, UnidentifiedImageError
 from PIL import Image as PILImage
 
 from pipeline.formats.kinds import HEAD, kind_of
@@ -16,14 +16,15 @@ from pipeline.formats.source import (
     Choice,
     FormatError,
     Source,
+    check_choice,
     check_size,
-    choose_one,
     from_depth,
     luminance,
     turned,
 )
 
-TEXT = (b"tEXt", b"zTXt", b"iTXt")
+DROPPED = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""Chunks of any size that say nothing of gray values, and for which decoders have limits of their own."""
 
 # the limit is ours, ``check_size``; Pillow's would refuse or warn at less
 PILImage.MAX_IMAGE_PIXELS = None
@@ -32,12 +33,12 @@ attrgetter("setLogLevel" if hasattr(cv2, "setLogLevel") else "utils.logging.setL
 
 
 def without_text(png: bytes) -> bytes:
-    """A PNG without its text chunks, for which decoders have limits of their own."""
+    """A PNG without text and colour profile."""
     parts, start = [png[:8]], 8
     while start + 8 <= len(png):
         length, kind = struct.unpack_from(">I4s", png, start)
         end = start + 12 + length
-        if kind not in TEXT:
+        if kind not in DROPPED:
             parts.append(png[start:end])
         start = end
     return b"".join(parts)
@@ -49,15 +50,13 @@ def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
     Raises:
         FormatError: it is damaged, or too large.
     """
-    if choice.window is not None:
-        raise FormatError("is no DICOM file, which --window goes with")
+    check_choice(choice)
     if kind_of(data[:HEAD]) == "png":
         data = without_text(data)
     try:
         with PILImage.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             check_size(*image.size)
             image.load()
-            choose_one("page", choice.page, 1, notes)
             if (frames := getattr(image, "n_frames", 1)) > 1:
                 notes.append(f"frame 1 of {frames}")
             if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
@@ -65,6 +64,8 @@ def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
             orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except FormatError:
         raise
+    except UnidentifiedImageError as error:
+        raise FormatError("is damaged, or of a kind that is not supported (JPEG of 12 or 16 bits, lossless)") from error
     except Exception as error:  # a damaged file can make a decoder fail in any way
         raise FormatError(f"is damaged: {error}") from error
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION

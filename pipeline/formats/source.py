@@ -49,6 +49,17 @@ class Source:
     """what was decided or changed in reading, for the user"""
 
 
+def check_choice(choice: Choice, *, pages: bool = False) -> None:
+    """See that what was chosen goes with a file that is no DICOM; ``pages``: and may have several pages.
+
+    Raises:
+        FormatError: it does not.
+    """
+    for flag, value in (("window", choice.window), ("frame", choice.frame), ("page", None if pages else choice.page)):
+        if value not in (None, 1):
+            raise FormatError(f"is no {'TIFF or .npy' if flag == 'page' else 'DICOM'} file, which --{flag} goes with")
+
+
 def check_size(width: int, height: int) -> None:
     """Raises FormatError where the image has no pixels, or too many."""
     if not 0 < width * height <= MAX_PIXELS:
@@ -87,35 +98,47 @@ def from_range(
     inside = values if outside is None else values[~outside]
     low, high = (float(inside.min()), float(inside.max())) if inside.size else (0.0, 0.0)
     notes.append(f"{why}black is {low:g}, white {high:g}, the smallest and the largest value")
-    image = ((values - low) / max(high - low, 1e-38)).clip(0, 1).astype(np.float32)
+    # halves: the difference of the largest numbers is none
+    image = ((values * 0.5 - low * 0.5) / max(high * 0.5 - low * 0.5, 1e-38)).clip(0, 1).astype(np.float32)
     return image if outside is None else np.where(outside, np.float32(0), image)
 
 
-def from_numbers(values: NDArray[Any], notes: list[str]) -> tuple[Image, int]:
+def from_numbers(
+    values: NDArray[Any], notes: list[str], *, no_data: float | None = None, inverted: bool = False
+) -> tuple[Image, int]:
     """Pixels of any numeric type ⇒ [0, 1] and the depth to write.
 
     8 and 16 bit unsigned integers and truth values cover their whole range. Floating-point numbers between 0 and 1 are
-    taken as they are; others, and the other integers, from the smallest to the largest. Not-a-numbers are black.
+    taken as they are; others, and the other integers, from the smallest to the largest. Not-a-numbers, and pixels of
+    the value ``no_data``, are black. ``inverted``: the smallest value is white.
 
     Raises:
         FormatError: they are not numbers, or none is finite.
     """
-    if values.dtype.kind == "b":
-        return values.astype(np.float32), 8
-    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
-        bits = 8 * values.dtype.itemsize
-        return from_depth(values, bits, notes), bits
-    if values.dtype.kind not in "iuf":
+    if values.dtype.kind not in "biuf":
         raise FormatError(f"holds {values.dtype} values, must be integers or floating-point numbers")
-    values = values.astype(np.float64)
-    outside = not_finite(values, notes)
-    inside = values[~outside]
-    if not inside.size:
-        raise FormatError("holds no finite values")
-    if inside.min() < 0 or inside.max() > 1:
-        return from_range(np.where(outside, 0, values), notes, outside), 16
-    notes.append(f"black is 0, white 1; values from {inside.min():g} to {inside.max():g}")
-    return np.where(outside, 0, values).astype(np.float32), 16
+    outside, bits = np.zeros(values.shape, bool), 16
+    if values.dtype.kind == "b":
+        image, bits = values.astype(np.float32), 8
+    elif values.dtype.kind == "u" and values.dtype.itemsize <= 2:
+        bits = 8 * values.dtype.itemsize
+        image = from_depth(values, bits, notes)
+    else:
+        values = values.astype(np.float64)
+        outside = not_finite(values, notes)
+        if no_data is not None and (missing := values == no_data).any():
+            notes.append(f"{missing.sum()} pixels of the no-data value {no_data:g}: black")
+            outside |= missing
+        inside = values[~outside]
+        if not inside.size:
+            raise FormatError("holds no finite values")
+        values = np.where(outside, 0, values)
+        if inside.min() < 0 or inside.max() > 1:
+            image = from_range(values, notes, outside)
+        else:
+            notes.append(f"black is 0, white 1; values from {inside.min():g} to {inside.max():g}")
+            image = values.astype(np.float32)
+    return np.where(outside, np.float32(0), 1 - image if inverted else image), bits
 
 
 def not_finite(values: NDArray[Any], notes: list[str]) -> NDArray[np.bool_]:
