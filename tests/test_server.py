@@ -390,8 +390,10 @@ def test_a_network_that_is_missing_or_fails_is_named_in_the_answer(start_server:
         assert error.value.status() == "StatusCode.INTERNAL", "not worth one"
         found = failures(server)
         assert (found["superres", "unavailable"], found["superres", "internal"]) == (2, 1)
-    log = server.log.read_text()
-    assert "superres: request 'first' failed:" in log
+    deadline = time.monotonic() + 5  # the server writes its log a little later
+    while "superres: request 'first' failed:" not in (log := server.log.read_text()):
+        assert time.monotonic() < deadline, log
+        time.sleep(0.05)
     assert log.count("cannot be served now: unet_onnx: ") == 2
     server.kill()
 
