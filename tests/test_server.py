@@ -318,6 +318,15 @@ def test_failures_are_counted_by_both_instances(client: triton.InferenceServerCl
     assert {key for key in after if after[key] != before[key]} == {("superres", "bad_request")}
 
 
+def log_with(server: RunningServer, text: str) -> str:
+    """The server's log once it holds the text: it is written a little later than a request is answered."""
+    deadline = time.monotonic() + 5
+    while text not in (log := server.log.read_text()):
+        assert time.monotonic() < deadline, f"'{text}' is not in the log:\n{log[-3000:]}"
+        time.sleep(0.05)
+    return log
+
+
 def test_internal_errors_are_logged_with_the_requests_id(
     client: triton.InferenceServerClient, server: RunningServer
 ) -> None:
@@ -326,7 +335,7 @@ def test_internal_errors_are_logged_with_the_requests_id(
         client.infer("unet_onnx", [tensor(n, a) for n, a in zeros(x=(1, 8, 9, 9), t=(1, 1))], request_id="of-nine")
     assert error.value.status() == "StatusCode.INTERNAL"
     assert failures(server)["unet_onnx", "internal"] == before["unet_onnx", "internal"] + 1
-    (line,) = [line for line in server.log.read_text().splitlines() if "of-nine" in line]
+    (line,) = [line for line in log_with(server, "of-nine").splitlines() if "of-nine" in line]
     assert line.startswith("E")
     assert "unet_onnx: request 'of-nine' failed:" in line
     assert "Traceback (most recent call last)" in line
@@ -390,10 +399,7 @@ def test_a_network_that_is_missing_or_fails_is_named_in_the_answer(start_server:
         assert error.value.status() == "StatusCode.INTERNAL", "not worth one"
         found = failures(server)
         assert (found["superres", "unavailable"], found["superres", "internal"]) == (2, 1)
-    deadline = time.monotonic() + 5  # the server writes its log a little later
-    while "superres: request 'first' failed:" not in (log := server.log.read_text()):
-        assert time.monotonic() < deadline, log
-        time.sleep(0.05)
+    log = log_with(server, "superres: request 'first' failed:")
     assert log.count("cannot be served now: unet_onnx: ") == 2
     server.kill()
 
