@@ -146,6 +146,8 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
 
     yield start
     for server in servers:
+        server.process.terminate()
+    for server in servers:
         stop(server.process)
 
 
