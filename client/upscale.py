@@ -12,7 +12,6 @@ python client/upscale.py full-size.png --downscale 4 --compare full-size.png
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import os
 import re
@@ -20,31 +19,20 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from queue import SimpleQueue
 from types import FrameType
-from typing import Any
 
 from tqdm import tqdm
 
-from client import BadRequest, Client, ServerLost, Upscaled, UpscaleError
-from client.jobs import PATTERN, SUFFIX, Finder, Job, check_pattern
+from client import UpscaleError
+from client.batch import found_meanwhile, options_of, report, upscale_all
+from client.jobs import PATTERN, SUFFIX, Finder, check_pattern
 from client.terminal import on_one_line, print_anything, stop_printing
 from pipeline import request
 from pipeline.command_line import make_parser
-from pipeline.formats.source import Choice, FileError, Source
-from pipeline.pictures import CAUTION, comparison, uncertainty_map
-from pipeline.png import write_png
-from pipeline.reader import Reader
-from pipeline.spec import DEFAULT, DENOISERS, MAX_SAMPLES, MAX_SEED, MAX_SIDE, PRESETS, SAMPLERS, SCALE, STARTS
-
-IN_FLIGHT = 8
-"""Requests of a folder that are under way at once, for the server to batch."""
+from pipeline.formats.source import Choice
+from pipeline.spec import DEFAULT, DENOISERS, MAX_SAMPLES, MAX_SEED, MAX_SIDE, PRESETS, SAMPLERS, STARTS
 
 SEVERAL = 8
 """Samples where their mean or scatter is asked for, but no number."""
@@ -201,12 +189,6 @@ def check_output(parser: argparse.ArgumentParser, args: argparse.Namespace, seve
         parser.error(f"argument --name: {error}")
 
 
-def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What ``Client.upscale`` takes beside image and seed; None is the preset's choice."""
-    names = ("steps", "sampler", "start", "samples", "faithful", "denoiser")
-    return {**{name: getattr(args, name) for name in names}, "output": "mean" if args.mean else None}
-
-
 def check_options(args: argparse.Namespace) -> None:
     """Raises BadRequest where no preset takes the options; which one the server runs is not known yet."""
     errors = []
@@ -217,175 +199,6 @@ def check_options(args: argparse.Namespace) -> None:
             errors.append(error)
     if len(errors) == len(PRESETS):
         raise errors[0]
-
-
-def provenance(source: Source, result: Upscaled) -> dict[str, str]:
-    """PNG text chunks that mark an output as derived, and tell how its source was read."""
-    notes = {"Notes": "; ".join(source.notes)} if source.notes else {}
-    return notes | {
-        "Software": "cxr-superres",
-        "Description": f"Super-resolved x{SCALE} by latent diffusion: {CAUTION}.",
-        "Parameters": " ".join(
-            [f"preset={result.preset} seed={result.seed}"]
-            + [f"{name}={value}" for name, value in asdict(result.options).items()]
-        ),
-    }
-
-
-def outputs_of(job: Job, args: argparse.Namespace) -> list[Path]:
-    """What a job writes: the image; the comparison and the map of uncertainty too where they are asked for."""
-    picture = job.target.with_name(f"{job.target.stem}_compare.png")
-    return [job.target, *([picture] if args.compare else []), *([args.uncertainty] if args.uncertainty else [])]
-
-
-def is_done(job: Job, args: argparse.Namespace) -> bool:
-    """Whether all outputs are there; an empty file is none."""
-    return all(os.path.isfile(path) and path.stat().st_size for path in outputs_of(job, args))
-
-
-def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namespace) -> tuple[Source, Upscaled] | None:
-    """Read, upscale, write; None where that is done already and to be skipped."""
-    outputs = outputs_of(job, args)
-    if args.skip_existing and is_done(job, args):
-        return None
-    inputs = [job.path, *([args.compare] if args.compare else [])]
-    for path_in, path_out in itertools.product(filter(os.path.exists, inputs), filter(os.path.exists, outputs)):
-        if path_in.samefile(path_out):
-            raise FileError(f"'{path_in}': its output '{path_out}' is an input: give it another name or folder")
-    if len({os.path.realpath(path_out) for path_out in outputs}) < len(outputs):
-        raise FileError(f"'{args.uncertainty}' is the name of another output too: give --uncertainty another")
-    for path_out in outputs:
-        if os.path.exists(path_out) and not args.force:
-            raise FileError(f"'{path_out}' exists already: give --force to overwrite it")
-    source = reader.read(job.path, args.choice, args.downscale)
-    hr = None
-    if args.compare:
-        hr = reader.read(args.compare, args.choice if args.compare == job.path else None).image
-        height, width = (side * SCALE for side in source.image.shape)
-        if not (0 <= hr.shape[0] - height < SCALE and 0 <= hr.shape[1] - width < SCALE):
-            raise FileError(f"'{args.compare}' is {hr.shape[1]}×{hr.shape[0]}, needed is {width}×{height} to compare")
-        hr = hr[:height, :width]
-    try:
-        result = client.upscale(source.image, seed=args.seed, **options_of(args))
-    except BadRequest as error:
-        hint = " (--downscale N makes it smaller)" if max(source.image.shape) > MAX_SIDE else ""
-        raise BadRequest(f"'{job.path}': {error}{hint}") from error
-    text = provenance(source, result)
-    write_png(job.target, result.image, source.bits, text)
-    if hr is not None:
-        write_png(outputs[1], comparison(source.image, result.image, hr), text=text)
-    if args.uncertainty and result.spread is not None:
-        write_png(args.uncertainty, uncertainty_map(result.image, result.spread), text=text)
-    return source, result
-
-
-@dataclass
-class Tally:
-    """How many inputs came to what."""
-
-    done: int = 0
-    skipped: int = 0
-    failed: int = 0
-
-
-Outcome = tuple[Source, Upscaled] | None
-
-
-def found_meanwhile(finder: Finder, bar: tqdm[Any]) -> Iterator[Job | FileError]:
-    """The finder's jobs, looked for by a thread: work begins meanwhile, and the bar soon knows how many there are."""
-    found: SimpleQueue[Job | FileError | BaseException | None] = SimpleQueue()
-
-    def look() -> None:
-        try:
-            for item in finder.jobs():
-                bar.total = (bar.total or 0) + 1
-                found.put(item)
-            found.put(None)
-        except BaseException as error:  # raised where the jobs are asked for
-            found.put(error)
-
-    threading.Thread(target=look, daemon=True).start()
-    while (item := found.get()) is not None:
-        if isinstance(item, BaseException) and not isinstance(item, FileError):
-            raise item
-        yield item
-
-
-def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar: tqdm[Any]) -> Tally:
-    """Do all jobs, several at once, and say so of each.
-
-    Raises:
-        UpscaleError: there is no server, or it does not take the options.
-    """
-    tally = Tally()
-    server_gone = threading.Event()
-    running: dict[Future[Outcome], Job] = {}
-
-    def work(client: Client, job: Job) -> Outcome:
-        if server_gone.is_set():
-            raise ServerLost("not sent: the server is gone")
-        try:
-            return upscale_file(client, reader, job, args)
-        except ServerLost:
-            server_gone.set()
-            raise
-
-    def fail(problem: str) -> None:
-        tally.failed += 1
-        report(problem, bar)
-        bar.update()
-
-    def collect(futures: set[Future[Outcome]]) -> None:
-        for future in futures:
-            job = running.pop(future)
-            try:
-                outcome = future.result()
-            except (FileError, UpscaleError) as error:
-                fail(str(error) if str(job.path) in str(error) else f"'{job.path}': {error}")
-                continue
-            if outcome is None:
-                tally.skipped += 1
-                bar.update()
-                continue
-            source, result = outcome
-            tally.done += 1
-            notes = f" ({'; '.join(source.notes)})" if source.notes else ""
-            height, width = result.image.shape
-            line = f"{job.path} → {job.target}: {width}×{height} in {result.seconds:.1f} s{notes}"
-            bar.write(on_one_line(line), file=sys.stdout)
-            bar.update()
-
-    client = None
-    with ExitStack() as stack:
-        reader = stack.enter_context(Reader())
-        pool = stack.enter_context(ThreadPoolExecutor(IN_FLIGHT))
-        try:
-            for item in items:
-                if isinstance(item, FileError):
-                    fail(str(item))
-                elif args.skip_existing and is_done(item, args):
-                    tally.skipped += 1
-                    bar.update()
-                else:
-                    if client is None:
-                        client = Client(args.url, protocol=args.protocol, wait=args.wait, timeout=args.timeout)
-                        stack.callback(client.close)
-                        client.check(args.seed, **options_of(args))
-                    running[pool.submit(work, client, item)] = item
-                    full = len(running) >= 2 * IN_FLIGHT
-                    collect(wait(running, None if full else 0, FIRST_COMPLETED).done)
-            while running:
-                collect(wait(running, return_when=FIRST_COMPLETED).done)
-        except (KeyboardInterrupt, OSError) as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, KeyboardInterrupt):
-                bar.write("interrupted: finishing the images that are under way", file=sys.stderr)
-            raise
-    return tally
-
-
-def report(problem: str, bar: tqdm[Any]) -> None:
-    bar.write(on_one_line(f"error: {problem}"), file=sys.stderr)
 
 
 def run(args: argparse.Namespace) -> int:
