@@ -73,9 +73,13 @@ def images_in(folder: Path, recursive: bool, avoid: Path | None) -> Iterator[Pat
             yield from images_in(folder / entry.name, recursive, avoid)
 
 
-@lru_cache(maxsize=1024)
 def _resolved(folder: Path) -> Path:
     """Without links; unlike ``Path.resolve``, it takes links that lead nowhere as they are."""
+    return _real(folder.absolute())
+
+
+@lru_cache(maxsize=1024)
+def _real(folder: Path) -> Path:
     return Path(os.path.realpath(folder))
 
 
