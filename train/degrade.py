@@ -1,0 +1,130 @@
+"""What happens to a radiograph before anyone upscales it: how it was made small, and what noise and JPEG did to it.
+
+The paper's protocol is one case, ``ROWS["cubic"]``. Noise and JPEG are the LR image's alone: HR stays as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from pipeline.images import downscale, downscale_by_area
+from pipeline.spec import SCALE
+
+Gray = NDArray[np.uint8]
+Kernel = Literal["cubic", "area", "bilinear", "bicubic", "lanczos", "nearest"]
+KERNELS: tuple[Kernel, ...] = ("cubic", "area", "bilinear", "bicubic", "lanczos", "nearest")
+"""OpenCV's cubic, the paper's; means of squares; Pillow's three, which look at all pixels; every fourth pixel."""
+
+PILLOW = {
+    "bilinear": PILImage.Resampling.BILINEAR,
+    "bicubic": PILImage.Resampling.BICUBIC,
+    "lanczos": PILImage.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """How an LR image comes from a radiograph, in this order."""
+
+    window: tuple[float, float] | None = None
+    """darkest and brightest value shown, of [0, 1]; None: all"""
+    gamma: float = 1.0
+    invert: bool = False
+    turns: int = 0
+    """by 90°, counterclockwise"""
+    blur: float = 0.0
+    """standard deviation of a Gaussian, in HR pixels"""
+    kernel: Kernel = "cubic"
+    noise: float = 0.0
+    """standard deviation, in gray levels of 255, of white noise on the LR image"""
+    jpeg: int | None = None
+    """quality of a JPEG of the LR image, 1 to 100"""
+
+
+ROWS = {
+    "cubic": Degradation(),
+    "area": Degradation(kernel="area"),
+    "bicubic": Degradation(kernel="bicubic"),
+    "lanczos": Degradation(kernel="lanczos"),
+    "blur": Degradation(blur=1.2),
+    "jpeg50": Degradation(jpeg=50),
+    "jpeg30": Degradation(jpeg=30),
+    "area-jpeg75": Degradation(kernel="area", jpeg=75),
+    "noise5": Degradation(noise=5.0),
+    "noise10": Degradation(noise=10.0),
+    "inverted": Degradation(invert=True),
+    "turned": Degradation(turns=1),
+    "window": Degradation(window=(0.2, 0.8)),
+}
+"""The cases that are reported, by name."""
+
+
+def to_integers(values: NDArray[Any]) -> Gray:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def prepared(hr: Gray, d: Degradation) -> Gray:
+    """The radiograph as it is shown: window, gamma, inversion, turn. It is what upscaling should give back."""
+    if d.window is not None or d.gamma != 1.0:
+        low, high = d.window or (0.0, 1.0)
+        shown = np.clip((np.arange(256) / 255 - low) / (high - low), 0, 1) ** d.gamma
+        hr = to_integers(255 * shown)[hr]
+    if d.invert:
+        hr = 255 - hr
+    return np.ascontiguousarray(np.rot90(hr, d.turns))
+
+
+def reduce(hr: Gray, kernel: Kernel) -> Gray:
+    """[H, W] ⇒ [H/4, W/4] by a kernel; sides must be multiples of 4."""
+    if kernel == "cubic":
+        return downscale(hr)
+    if kernel == "area":
+        return downscale_by_area(hr, SCALE)
+    height, width = hr.shape[0] // SCALE, hr.shape[1] // SCALE
+    if kernel == "nearest":
+        return np.ascontiguousarray(hr[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE])
+    return np.asarray(PILImage.fromarray(hr).resize((width, height), PILLOW[kernel]))
+
+
+def degrade(hr: Gray, d: Degradation, rng: np.random.Generator) -> tuple[Gray, Gray]:
+    """The LR image of a radiograph, and the HR image that it should become.
+
+    Args:
+        hr: uint8 [H, W], sides multiples of 4.
+        d: what happens to it.
+        rng: of the noise.
+
+    Returns:
+        (LR uint8 [H/4, W/4], HR uint8 [H, W]), with sides exchanged by odd turns.
+    """
+    hr = prepared(hr, d)
+    blurred = cv2.GaussianBlur(hr, (0, 0), d.blur) if d.blur else hr
+    lr = reduce(blurred, d.kernel)
+    if d.noise:
+        lr = to_integers(lr + rng.normal(0, d.noise, lr.shape))
+    if d.jpeg is not None:
+        encoded = cv2.imencode(".jpg", lr, (cv2.IMWRITE_JPEG_QUALITY, d.jpeg))[1]
+        lr = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+    return lr, hr
+
+
+def draw(rng: np.random.Generator) -> Degradation:
+    """A random history, as training sees it: half of them clean, every kernel, noise and JPEG of any strength."""
+    kernel: Kernel = KERNELS[int(rng.choice(len(KERNELS), p=(0.3, 0.3, 0.1, 0.12, 0.12, 0.06)))]
+    d = Degradation(kernel=kernel, blur=float(rng.uniform(0.5, 1.5)) if rng.random() < 0.15 else 0.0)
+    if rng.random() < 0.25:
+        d = replace(d, noise=float(rng.uniform(0, 12)))
+    if rng.random() < 0.3:
+        d = replace(d, jpeg=int(rng.integers(30, 96)))
+    if rng.random() < 0.15:
+        low = float(rng.uniform(0, 0.3))
+        d = replace(d, window=(low, low + float(rng.uniform(0.5, 0.7))))
+    if rng.random() < 0.15:
+        d = replace(d, gamma=float(np.exp(rng.uniform(-0.4, 0.4))))
+    return replace(d, invert=bool(rng.random() < 0.08), turns=int(rng.integers(1, 4)) if rng.random() < 0.08 else 0)
