@@ -21,8 +21,8 @@ from pipeline.spec import BEST, DEFAULT, PAPER
 from tests.conftest import RunningServer
 from train import evaluate, methods
 from train.data import PairDataset, list_pairs
-from train.evaluate import choose, lr_error, measure, seconds_an_image
-from train.methods import Run, bicubic, options_of, parse_run, parse_runtimes
+from train.evaluate import choose, inner, lr_error, measure, seconds_an_image
+from train.methods import Method, Run, bicubic, options_of, parse_run, parse_runtimes
 from train.report import Measured
 
 WEIGHTS = ROOT / "weights" / DEFAULT.name
@@ -74,6 +74,52 @@ def test_run_on_the_command_line() -> None:
     assert str(parse_run("ddim:1:noise:mean2:free")) == "DDIM, 1 step, from pure noise, mean of 2, not projected"
     assert parse_run("ddim:4:noise:faithful").faithful
     assert parse_runtimes("torch,onnx") == ("torch", "onnx")
+
+
+def test_the_inner_part_leaves_a_tenth_of_each_side(pairs: PairDataset) -> None:
+    image = np.arange(100, dtype=np.float32).reshape(10, 10)
+    np.testing.assert_array_equal(inner(image), image[1:-1, 1:-1])
+    methods: dict[str, Method] = {
+        "bicubic": bicubic,
+        "HR": lambda _lr, hr, _seeds: [np.where(border(x), np.float32(0), x) for x in hr],
+    }
+    results = measure(pairs, methods, ["alex"])
+    assert results["HR"].values["psnr_inner"].tolist() == [np.inf] * 3
+    assert (results["HR"].values["psnr"] < 60).all()
+
+
+def border(image: Image) -> np.ndarray:  # type: ignore[type-arg]
+    """Where the outermost pixels are."""
+    found = np.ones(image.shape, bool)
+    found[1:-1, 1:-1] = False
+    return found
+
+
+def test_command_measures_what_other_viewers_made_of_the_scans(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", str(data), "--limit", "2", "--runtimes", "torch", "--lpips", "alex"]
+    assert evaluate.main([*arguments, "--degradation", "cubic", "area", "noise10", "--report", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "split test, LR by area, 64 to 256 pixels" in out
+    rows = {
+        line.split("|")[1].strip(): line for line in out.partition("| LR by |")[2].splitlines() if line.count("|") > 2
+    }
+    assert {"cubic", "area", "noise10"} <= set(rows)
+    assert len({line.partition("×")[2] for line in rows.values()}) == len(rows)
+    figures = {}
+    for name in ("cubic", "area", "noise10"):
+        with open(tmp_path / name / "images.csv", newline="", encoding="utf-8") as file:
+            figures[name] = [float(line["psnr"]) for line in csv.DictReader(file) if line["method"] == "bicubic"]
+    assert figures["noise10"] < figures["cubic"]
+    assert figures["area"] != figures["cubic"]
+
+
+def test_other_sizes_need_pairs_of_that_size(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["--data", str(data), "--hr-size", "512"]) == 1
+    assert f"no HR_512/ and LR_128/: make them with  python -m train.pairs IMAGES {data} --hr-size 512" in (
+        capsys.readouterr().err
+    )
 
 
 def test_command_reports_runtimes_side_by_side(data: Path, tmp_path: Path) -> None:

@@ -97,6 +97,26 @@ def test_of_other_shapes_the_centred_square_is_taken(src: Path, out: Path, heigh
     assert_pair(out, "a", image[60:360] if height > width else image[:, 60:360])
 
 
+def test_pairs_of_another_size_lie_beside_the_protocols(src: Path, out: Path) -> None:
+    image = radiograph(640, 640)
+    save(src / "a.png", image)
+    save(src / "small.png", radiograph(400, 400))
+    assert generate_downsampled_pairs(src, out, hr_size=512, workers=1).made == 1
+    hr, lr = (cv2.imread(str(out / folder / "a.png"), cv2.IMREAD_UNCHANGED) for folder in ("HR_512", "LR_128"))
+    np.testing.assert_array_equal(hr, cv2.resize(image, (512, 512), interpolation=cv2.INTER_CUBIC))
+    np.testing.assert_array_equal(lr, cv2.resize(hr, (128, 128), interpolation=cv2.INTER_CUBIC))
+    assert "small.png' is 400×400, needed are 512 pixels a side" in (out / SKIPPED).read_text()
+    assert generate_downsampled_pairs(src, out, workers=1).made == 2
+    assert_pair(out, "a", image)
+
+
+@pytest.mark.parametrize("size", [0, -64, 100])
+def test_sizes_that_the_networks_cannot_take(src: Path, out: Path, size: int) -> None:
+    save(src / "a.png", radiograph())
+    with pytest.raises(ValueError, match=f"--hr-size is {size}, it must be a multiple of 64"):
+        generate_downsampled_pairs(src, out, hr_size=size)
+
+
 def test_colour_alpha_palette_and_jpeg_become_gray(src: Path, out: Path) -> None:
     gray = radiograph()
     colour = np.dstack([gray, gray[::-1], gray[:, ::-1]])

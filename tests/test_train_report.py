@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.spec import PAPER
-from train.report import Measured, interval, table, write_csv
+from train.report import Measured, interval, overview, table, write_csv
 
 PATIENTS = ["a", "a", "b", "c"]
 RESULTS = {
@@ -46,6 +46,17 @@ def test_interval_resamples_patients_not_images() -> None:
 
 def test_interval_of_equal_values_is_a_point() -> None:
     assert interval(np.full(4, 0.5), PATIENTS) == pytest.approx((0.5, 0.5))
+
+
+def test_images_won_within_and_the_overview() -> None:
+    def measured(lpips: float, inner: list[float], ssim: float) -> Measured:
+        values = {"lpips_alex": np.full(4, lpips), "psnr_inner": np.array(inner), "ssim": np.full(4, ssim)}
+        return Measured(values, 0.1)
+
+    results = {"bicubic": measured(0.4, [30, 30, 30, 30], 0.9), "ours": measured(0.1, [31, 32, 29, 30.8], 0.91)}
+    assert "| 30.70 [29.00, 31.50] (3) |" in table(results, PATIENTS).splitlines()[3]
+    head, _, row, *_ = overview({"area": results}).splitlines()
+    assert (head, row) == ("| LR by | ours |", "| area | ×0.250 / +0.70 dB (3) / +0.010 |")
 
 
 def test_table_has_a_row_a_method_and_the_papers_rows() -> None:

@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 from pipeline.images import Image, from_integers, to_network
 from pipeline.spec import PAPER, SCALE, AugmentationSpec, DataSpec
 from train.augment import add_grain, apply, draw, random_crop
-from train.pairs import HR, LR
+from train.degrade import Degradation, degrade
+from train.pairs import HR_SIZE, folders
 
 SPLITS = ("train", "val", "test")
 SHARES = "/".join(f"{100 * share:g}" for share in PAPER.data.split)
@@ -130,18 +131,22 @@ def list_images(folder: Path) -> list[Path]:
     return paths
 
 
-def list_pairs(root: Path) -> list[Path]:
-    """The HR files of a folder that ``train.pairs`` wrote, sorted; each has its LR file.
+def list_pairs(root: Path, hr_size: int = HR_SIZE) -> list[Path]:
+    """The HR files of a size in a folder that ``train.pairs`` wrote, sorted; each has its LR file.
 
     Raises:
         ValueError: it is no such folder, or an LR file is missing.
     """
-    if not (root / HR).is_dir() or not (root / LR).is_dir():
-        raise ValueError(f"'{root}' has no {HR}/ and {LR}/: make them with  python -m train.pairs IMAGES {root}")
-    paths = list_images(root / HR)
-    low = {path.name for path in (root / LR).glob("*.png")}
-    if missing := [path.name for path in paths if path.name not in low]:
-        raise ValueError(f"{len(missing)} files of '{root / HR}' are not in {LR}/, the first is {missing[0]}")
+    high, low = (root / name for name in folders(hr_size))
+    if not high.is_dir() or not low.is_dir():
+        size = "" if hr_size == HR_SIZE else f" --hr-size {hr_size}"
+        raise ValueError(
+            f"'{root}' has no {high.name}/ and {low.name}/: make them with  python -m train.pairs IMAGES {root}{size}"
+        )
+    paths = list_images(high)
+    found = {path.name for path in low.glob("*.png")}
+    if missing := [path.name for path in paths if path.name not in found]:
+        raise ValueError(f"{len(missing)} files of '{high}' are not in {low.name}/, the first is {missing[0]}")
     return paths
 
 
@@ -164,9 +169,10 @@ def read_gray(path: Path, size: int) -> NDArray[np.uint8]:
 
 
 class PairDataset(Dataset[tuple[Tensor, Tensor]]):
-    """(LR [C, 64, 64], HR [C, 256, 256]), float32 in [-1, 1].
+    """(LR [C, 64, 64], HR [C, 256, 256]), or of another size, float32 in [-1, 1].
 
-    Item i is a function of the seed and i alone: image i mod N, augmented anew in every pass i div N.
+    Item i is a function of the seed and i alone: image i mod N, augmented anew in every pass i div N. With a
+    ``degradation`` LR is not read, but made of HR.
     """
 
     def __init__(
@@ -176,8 +182,10 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         augmentation: AugmentationSpec | None = None,
         passes: int = 1,
         seed: int = 0,
+        degradation: Degradation | None = None,
     ) -> None:
         self.paths, self.data, self.augmentation, self.passes, self.seed = paths, data, augmentation, passes, seed
+        self.degradation = degradation
 
     def __len__(self) -> int:
         return len(self.paths) * self.passes
@@ -190,7 +198,10 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         """
         path = self.paths[i % len(self.paths)]
         hr = read_gray(path, self.data.hr_size)
-        lr = read_gray(path.parent.parent / LR / path.name, self.data.lr_size)
+        if self.degradation is not None:
+            lr, hr = degrade(hr, self.degradation, np.random.default_rng([self.seed, i]))
+        else:
+            lr = read_gray(path.parent.parent / folders(self.data.hr_size)[1] / path.name, self.data.lr_size)
         if self.augmentation is None:
             return lr, hr
         chosen = draw(self.augmentation, self.data.lr_size, np.random.default_rng([self.seed, i]))

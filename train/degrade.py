@@ -64,6 +64,9 @@ ROWS = {
 }
 """The cases that are reported, by name."""
 
+PROTOCOL = "cubic"
+"""The paper's."""
+
 
 def to_integers(values: NDArray[Any]) -> Gray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
@@ -76,7 +79,7 @@ def prepared(hr: Gray, d: Degradation) -> Gray:
         shown = np.clip((np.arange(256) / 255 - low) / (high - low), 0, 1) ** d.gamma
         hr = to_integers(255 * shown)[hr]
     if d.invert:
-        hr = 255 - hr
+        hr = np.bitwise_not(hr)
     return np.ascontiguousarray(np.rot90(hr, d.turns))
 
 

@@ -3,6 +3,8 @@
 python -m train.evaluate --data data/nih --report results/nih --reported nih
 python -m train.evaluate --data data/iu --split all --limit 64 --runtimes bicubic,torch,onnx
 python -m train.evaluate --data data/nih --run ddim:4:noise ddim:1:noise ddim:4:noise:mean16 ddim:4:noise:free
+python -m train.evaluate --data data/nih --runtimes torch --lpips alex --degradation cubic area noise5
+python -m train.evaluate --data data/nih --runtimes torch --lpips alex --hr-size 512 --degradation cubic area
 python -m train.evaluate --data data/nih --preset paper --runtimes torch --run ddpm:300:lr ddpm:300:noise ddim:10:lr
 python -m train.evaluate --data data/nih --runtimes server,trt --url gpu-server:8001
 """
@@ -24,7 +26,7 @@ from client import UpscaleError
 from pipeline import eager
 from pipeline.command_line import make_parser
 from pipeline.images import Image, downscale, from_integers, psnr, ssim, to_integers, to_network
-from pipeline.spec import DEFAULT, PAPER, PRESETS, DataSpec
+from pipeline.spec import DEFAULT, PAPER, PRESETS, SCALE, DataSpec
 from pipeline.weights import write_metadata
 from train.config import DEVICES, choose_device
 from train.data import (
@@ -39,10 +41,12 @@ from train.data import (
     read_index,
     split_by_patient,
 )
+from train.degrade import PROTOCOL, ROWS
 from train.figures import runtimes_figure, upscaled_figure
 from train.lpips import LPIPS, LPIPSNet
-from train.methods import RUNTIMES, Method, default_run, make_methods, name_of, parse_run, parse_runtimes
-from train.report import Measured, table, write_csv
+from train.methods import RUNTIMES, Method, Run, default_run, make_methods, name_of, parse_run, parse_runtimes
+from train.pairs import HR_SIZE
+from train.report import Measured, overview, table, write_csv
 
 BATCH = 16
 TIMED = 5
@@ -53,6 +57,12 @@ def lr_error(image: Image, lr: Image) -> float:
     """max │LR - downscale(image)│ in gray levels of 255, of the image in 8 bits; LR images are clipped."""
     reduced = downscale(from_integers(to_integers(image, 8))).clip(0, 1)
     return 255.0 * float(np.abs(reduced - lr).max())
+
+
+def inner(image: Image) -> Image:
+    """The inner 80 % each way: without borders and collimators, which flatter a mean over the picture."""
+    rows, columns = (slice(side // 10, side - side // 10) for side in image.shape)
+    return np.ascontiguousarray(image[rows, columns])
 
 
 def measure(pairs: PairDataset, methods: dict[str, Method], nets: Sequence[LPIPSNet] = NETS) -> dict[str, Measured]:
@@ -67,7 +77,11 @@ def measure(pairs: PairDataset, methods: dict[str, Method], nets: Sequence[LPIPS
                 with torch.inference_mode():
                     x, y = (torch.from_numpy(to_network(a, 3))[None] for a in (image, reference))
                     row = {metric: lpips(x, y).item() for metric, lpips in distances.items()}
-                fidelity = {"psnr": psnr(image, reference), "ssim": ssim(image, reference)}
+                fidelity = {
+                    "psnr": psnr(image, reference),
+                    "psnr_inner": psnr(inner(image), inner(reference)),
+                    "ssim": ssim(image, reference),
+                }
                 rows[name].append({**row, **fidelity, "lr_error": lr_error(image, small)})
     return {
         name: Measured(
@@ -90,14 +104,14 @@ def seconds_an_image(pairs: PairDataset, method: Method) -> float:
 
 
 def choose(
-    data: Path, side: str, limit: int | None, index: Index, shares: str = SHARES
+    data: Path, side: str, limit: int | None, index: Index, shares: str = SHARES, hr_size: int = HR_SIZE
 ) -> tuple[PairDataset, list[str]]:
     """The pairs of one side of the patients' split, or ``limit`` of them, evenly spread; and whose each is.
 
     Raises:
         ValueError: there are none, or the file names do not tell the patients.
     """
-    paths = list_pairs(data)
+    paths = list_pairs(data, hr_size)
     if side != "all":
         paths = split_by_patient(paths, parse_split(shares), index)[side]
         if not paths:
@@ -106,7 +120,8 @@ def choose(
         if limit < 1:
             raise ValueError(f"--limit is {limit}, it must be at least 1")
         paths = [paths[i] for i in evenly(len(paths), limit)]
-    return PairDataset(paths, DataSpec()), [patient_of(path, index) for path in paths]
+    spec = DataSpec(hr_size=hr_size, lr_size=hr_size // SCALE)
+    return PairDataset(paths, spec), [patient_of(path, index) for path in paths]
 
 
 def add_choice(parser: argparse.ArgumentParser, split: str = "test") -> None:
@@ -124,6 +139,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add_choice(parser)
     add("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
+    add(
+        "--degradation",
+        nargs="+",
+        choices=ROWS,
+        default=[PROTOCOL],
+        metavar="NAME",
+        help=f"how LR images come from HR, of {', '.join(ROWS)} (default: {PROTOCOL}, the paper's)",
+    )
+    add("--hr-size", type=int, default=HR_SIZE, metavar="N", help="side of the HR images (default: %(default)s)")
     add(
         "--runtimes",
         type=parse_runtimes,
@@ -157,33 +181,53 @@ def evaluate(args: argparse.Namespace) -> None:
     """
     if "alex" not in args.lpips:
         raise ValueError("--lpips needs alex, the backbone of the paper's figures; vgg may come beside it")
-    pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
+    pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares, args.hr_size)
     device = choose_device(args.device)
     preset = PRESETS[args.preset]
     weights = args.weights or Path("weights") / preset.name
     runs = args.run or [default_run(preset)]
     system = eager.load(weights, preset, device=device)
     methods = make_methods(args.runtimes, runs, system, args.model_repository, args.url)
-    results = measure(pairs, methods, args.lpips)
-    reported = [row for row in PAPER.reported if row.dataset == args.reported]
-    text = (
-        f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}; "
-        f"PyTorch on {device}, ONNX on cpu\n\n"
-        f"{table(results, patients, reported)}\n"
-    )
-    print(text)
-    if args.report:
-        args.report.mkdir(parents=True, exist_ok=True)
-        (args.report / "results.md").write_text(text, encoding="utf-8")
-        write_csv(args.report / "images.csv", results, [path.name for path in pairs.paths], patients)
-        systems = {RUNTIMES[r]: methods[name] for r in RUNTIMES if (name := name_of(r, runs[0])) in methods}
-        if systems:
-            upscaled_figure(pairs, next(iter(systems.values()))).save(args.report / "upscaled.png")
-        if len(systems) > 1:
-            runtimes_figure(pairs, systems).save(args.report / "runtimes.png")
-        print(f"wrote '{args.report}'")
+    found = {}
+    for name in args.degradation:
+        # the protocol's LR images are files
+        degraded = pairs if name == PROTOCOL else PairDataset(pairs.paths, pairs.data, degradation=ROWS[name])
+        found[name] = measure(degraded, methods, args.lpips)
+        reported = [row for row in PAPER.reported if row.dataset == args.reported and name == PROTOCOL]
+        text = (
+            f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}, LR by {name}, "
+            f"{pairs.data.lr_size} to {args.hr_size} pixels; PyTorch on {device}, ONNX on cpu\n\n"
+            f"{table(found[name], patients, reported)}\n"
+        )
+        print(text)
+        if args.report:
+            folder = args.report if len(args.degradation) == 1 else args.report / name
+            write_report(folder, text, degraded, patients, found[name], methods, runs[0])
+    if len(found) > 1:
+        print(overview(found))
     if args.record:
-        record(weights, args.record, results)
+        record(weights, args.record, found[args.degradation[0]])
+
+
+def write_report(
+    folder: Path,
+    text: str,
+    pairs: PairDataset,
+    patients: Sequence[str],
+    results: dict[str, Measured],
+    methods: dict[str, Method],
+    run: Run,
+) -> None:
+    """The table, every image's figures, and pictures of the run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.md").write_text(text, encoding="utf-8")
+    write_csv(folder / "images.csv", results, [path.name for path in pairs.paths], patients)
+    systems = {RUNTIMES[r]: methods[name] for r in RUNTIMES if (name := name_of(r, run)) in methods}
+    if systems:
+        upscaled_figure(pairs, next(iter(systems.values()))).save(folder / "upscaled.png")
+    if len(systems) > 1:
+        runtimes_figure(pairs, systems).save(folder / "runtimes.png")
+    print(f"wrote '{folder}'")
 
 
 def record(weights: Path, name: str, results: dict[str, Measured]) -> None:

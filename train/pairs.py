@@ -1,6 +1,7 @@
 """Make HR/LR pairs from full-size radiographs: 256² and 64² PNG files, by the paper's OpenCV protocol.
 
 python -m train.pairs data/nih/images data/nih
+python -m train.pairs data/nih/images data/nih --hr-size 512    # and 128², beside the others
 python -m train.pairs originals data/mine --workers 8
 """
 
@@ -26,12 +27,10 @@ from tqdm import tqdm
 
 from pipeline.command_line import make_parser
 from pipeline.images import crop_square, downscale, resize_cubic
-from pipeline.spec import PAPER
+from pipeline.spec import PAPER, SCALE
 from pipeline.whole import whole_file
 
-HR = f"HR_{PAPER.data.hr_size}"
-LR = f"LR_{PAPER.data.lr_size}"
-"""Folders of the pairs; the files of a pair have the same name."""
+HR_SIZE = PAPER.data.hr_size
 
 SKIPPED = "skipped.txt"
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -43,6 +42,14 @@ CHUNK = 16
 
 # a tenth smaller than OpenCV's default at the same speed; level 6 takes five times as long for no smaller a file
 PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY)
+
+
+def folders(hr_size: int = HR_SIZE) -> tuple[str, str]:
+    """Of HR and LR images of a size; the files of a pair have the same name."""
+    return f"HR_{hr_size}", f"LR_{hr_size // SCALE}"
+
+
+HR, LR = folders()
 
 
 class Unusable(Exception):
@@ -103,13 +110,12 @@ def read_gray8(path: Path) -> NDArray[np.uint8]:
     return pixels if pixels.dtype == np.uint8 else np.rint(pixels / 257).astype(np.uint8)
 
 
-def pair_of(image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def pair_of(image: NDArray[np.uint8], size: int = HR_SIZE) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """uint8 [H, W] ⇒ HR and LR, uint8: the centred square, resampled to HR's size, and that to LR's.
 
     Raises:
         Unusable: the image is smaller than HR.
     """
-    size = PAPER.data.hr_size
     if min(image.shape) < size:
         raise Unusable(f"is {image.shape[1]}×{image.shape[0]}, needed are {size} pixels a side")
     hr = resize_cubic(crop_square(image), size, size)
@@ -125,26 +131,26 @@ def write_whole(path: Path, image: NDArray[np.uint8]) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def make_pair(path: Path, out: Path) -> str | None:
+def make_pair(path: Path, out: Path, size: int = HR_SIZE) -> str | None:
     """Write what the pair of a file still lacks; returns why there is none, or None.
 
     Raises:
         OSError: a file cannot be written.
     """
     try:
-        images = pair_of(read_gray8(path))
+        images = pair_of(read_gray8(path), size)
     except Unusable as error:
         return str(error)
-    for folder, image in zip((HR, LR), images, strict=True):
+    for folder, image in zip(folders(size), images, strict=True):
         target = out / folder / f"{path.stem}.png"
         if not target.exists():
             write_whole(target, image)
     return None
 
 
-def finished(out: Path) -> set[str]:
+def finished(out: Path, size: int = HR_SIZE) -> set[str]:
     """The names, without suffix, of the pairs that are whole."""
-    hr, lr = ({path.stem for path in (out / folder).glob("*.png")} for folder in (HR, LR))
+    hr, lr = ({path.stem for path in (out / folder).glob("*.png")} for folder in folders(size))
     return hr & lr
 
 
@@ -163,7 +169,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _each(paths: list[Path], out: Path, workers: int) -> Iterator[Iterator[str | None]]:
+def _each(paths: list[Path], out: Path, size: int, workers: int) -> Iterator[Iterator[str | None]]:
     """``make_pair`` of every path, in order, by several processes."""
     # "spawn": a fork would inherit the locks of the caller's threads
     context = multiprocessing.get_context("spawn")
@@ -171,7 +177,7 @@ def _each(paths: list[Path], out: Path, workers: int) -> Iterator[Iterator[str |
     # the workers inherit the mask: Ctrl-C reaches this process alone, which ends them
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        results = pool.map(make_pair, paths, repeat(out), chunksize=CHUNK)
+        results = pool.map(make_pair, paths, repeat(out), repeat(size), chunksize=CHUNK)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield results
     finally:
@@ -179,13 +185,14 @@ def _each(paths: list[Path], out: Path, workers: int) -> Iterator[Iterator[str |
         pool.shutdown(cancel_futures=True)
 
 
-def generate_downsampled_pairs(src: Path, out: Path, *, workers: int | None = None) -> Pairs:
+def generate_downsampled_pairs(src: Path, out: Path, *, hr_size: int = HR_SIZE, workers: int | None = None) -> Pairs:
     """Write OUT/HR_256/NAME.png and OUT/LR_64/NAME.png, 8-bit gray, for every PNG and JPEG file below ``src``.
 
     Pairs that exist are left as they are, so that an interrupted run continues. Files that give no pair are listed in
     OUT/skipped.txt.
 
     Args:
+        hr_size: side of the HR images, a multiple of 64; LR's is a quarter of it.
         workers: processes (default: one a CPU).
 
     Raises:
@@ -194,27 +201,30 @@ def generate_downsampled_pairs(src: Path, out: Path, *, workers: int | None = No
     """
     if workers is not None and workers < 1:
         raise ValueError(f"{workers} workers, allowed are 1 and more")
+    if hr_size < 64 or hr_size % 64:
+        raise ValueError(f"--hr-size is {hr_size}, it must be a multiple of 64")
+    names = folders(hr_size)
     ours, theirs = out.resolve(), src.resolve()
-    if ours == theirs or theirs in ours.parents or {ours / HR, ours / LR} & {theirs, *theirs.parents}:
+    if ours == theirs or theirs in ours.parents or {ours / name for name in names} & {theirs, *theirs.parents}:
         raise ValueError(f"'{out}' would put pairs among the originals in '{src}': name another folder")
     paths = find_images(src)
-    for folder in (out / HR, out / LR):
+    for folder in (out / name for name in names):
         folder.mkdir(parents=True, exist_ok=True)
         for partial in folder.glob(".*.partial"):  # a killed run's
             partial.unlink()
-    done = finished(out)
+    done = finished(out, hr_size)
     todo = [path for path in paths if path.stem not in done]
     skipped: dict[Path, str] = {}
     if todo:
         try:
-            with _each(todo, out, workers or os.cpu_count() or 1) as reasons:
+            with _each(todo, out, hr_size, workers or os.cpu_count() or 1) as reasons:
                 for path, reason in zip(todo, tqdm(reasons, "pairs", len(todo), unit="image"), strict=True):
                     if reason is not None:
                         skipped[path] = reason
         except BrokenProcessPool:
             raise OSError("a worker was killed, perhaps for want of memory: try fewer --workers") from None
         except OSError as error:
-            state = f"{len(finished(out))} of {len(paths)} pairs are made; the same command continues"
+            state = f"{len(finished(out, hr_size))} of {len(paths)} pairs are made; the same command continues"
             raise OSError(f"'{error.filename}' cannot be written: {error.strerror}; {state}") from error
     (out / SKIPPED).write_text("".join(f"'{path}' {reason}\n" for path, reason in skipped.items()), encoding="utf-8")
     if len(skipped) == len(paths):
@@ -225,11 +235,12 @@ def generate_downsampled_pairs(src: Path, out: Path, *, workers: int | None = No
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m train.pairs")
     parser.add_argument("src", type=Path, metavar="SRC", help="folder of PNG and JPEG files, also in folders below")
-    parser.add_argument("out", type=Path, metavar="OUT", help=f"where {HR}/ and {LR}/ go")
+    parser.add_argument("out", type=Path, metavar="OUT", help=f"where {HR}/ and {LR}/ go, or those of --hr-size")
+    parser.add_argument("--hr-size", type=int, default=HR_SIZE, metavar="N", help="side of HR (default: %(default)s)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a CPU)")
     args = parser.parse_args(argv)
     try:
-        pairs = generate_downsampled_pairs(args.src, args.out, workers=args.workers)
+        pairs = generate_downsampled_pairs(args.src, args.out, hr_size=args.hr_size, workers=args.workers)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
