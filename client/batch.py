@@ -24,7 +24,7 @@ from pipeline.formats.source import FileError, Source
 from pipeline.pictures import CAUTION, comparison, uncertainty_map
 from pipeline.png import write_png
 from pipeline.reader import Reader
-from pipeline.spec import MAX_SIDE, SCALE
+from pipeline.spec import MAX_SIDE, MIN_SIDE, SCALE
 
 IN_FLIGHT = 8
 """Requests of a folder that are under way at once, for the server to batch."""
@@ -75,18 +75,21 @@ def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namesp
         if os.path.exists(path_out) and not args.force:
             raise FileError(f"'{path_out}' exists already: give --force to overwrite it")
     source = reader.read(job.path, args.choice, args.downscale)
+    height, width = source.image.shape
+    if max(height, width) > MAX_SIDE or min(height, width) < MIN_SIDE:
+        hint = " (--downscale N makes it smaller)" if max(height, width) > MAX_SIDE else ""
+        raise FileError(f"'{job.path}' is {width}×{height}, allowed are {MIN_SIDE} to {MAX_SIDE} pixels a side{hint}")
     hr = None
     if args.compare:
         hr = reader.read(args.compare, args.choice if args.compare == job.path else None).image
-        height, width = (side * SCALE for side in source.image.shape)
-        if not (0 <= hr.shape[0] - height < SCALE and 0 <= hr.shape[1] - width < SCALE):
-            raise FileError(f"'{args.compare}' is {hr.shape[1]}×{hr.shape[0]}, needed is {width}×{height} to compare")
-        hr = hr[:height, :width]
+        high, wide = SCALE * height, SCALE * width
+        if not (0 <= hr.shape[0] - high < SCALE and 0 <= hr.shape[1] - wide < SCALE):
+            raise FileError(f"'{args.compare}' is {hr.shape[1]}×{hr.shape[0]}, needed is {wide}×{high} to compare")
+        hr = hr[:high, :wide]
     try:
         result = client.upscale(source.image, seed=args.seed, **options_of(args))
     except BadRequest as error:
-        hint = " (--downscale N makes it smaller)" if max(source.image.shape) > MAX_SIDE else ""
-        raise BadRequest(f"'{job.path}': {error}{hint}") from error
+        raise BadRequest(f"'{job.path}': {error}") from error
     text = provenance(source, result)
     write_png(job.target, result.image, source.bits, text)
     if hr is not None:

@@ -110,7 +110,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--force", action="store_true", help="overwrite existing outputs")
-    existing.add_argument("--skip-existing", action="store_true", help="take inputs whose outputs exist for done")
+    existing.add_argument("--skip-existing", action="store_true", help="skip inputs whose outputs exist")
     add("--version", action="version", version=f"cxr-superres {version('cxr-superres')}")
     add(
         "--wait",
@@ -206,7 +206,7 @@ def run(args: argparse.Namespace) -> int:
     finder = Finder(args.inputs, args.out, args.out_is_file, args.name, args.recursive)
     one = len(args.inputs) == 1 and not os.path.isdir(args.inputs[0])
     began = time.monotonic()
-    with tqdm(total=0, unit="image", disable=one) as bar:
+    with tqdm(total=0, unit="image", disable=one or None) as bar:
         try:
             tally = upscale_all(found_meanwhile(finder, bar), args, bar)
         except UpscaleError as error:

@@ -22,17 +22,18 @@ DECODERS: dict[Kind, str] = {"png": "raster", "jpeg": "raster", "tiff": "tiff", 
 """Modules, imported when they are needed: pydicom alone takes a fifth of a second."""
 
 
-def read_image(path: Path, choice: Choice | None = None, downscale: int | None = None) -> Source:
+def read_image(path: Path | str, choice: Choice | None = None, downscale: int | None = None) -> Source:
     """Read a gray image; colour becomes gray.
 
     Args:
-        path: the file; its format is told by what it holds, not by its name.
+        path: the file's; its format is told by what it holds, not by its name.
         choice: window, frame and page, where they are not left to the file.
         downscale: make it so many times smaller: by 4 as the paper's protocol does, else by area.
 
     Raises:
         FileError: the file is missing, not an image, damaged, or of a kind that is not supported.
     """
+    path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
             raise FileError(f"'{path}' is no regular file: write it to one first")
@@ -72,5 +73,7 @@ def smaller(source: Source, factor: int, notes: list[str]) -> Source:
         raise FormatError(f"is too small for --downscale {factor}")
     reduce, how = (downscale_cubic, "cubic") if factor == SCALE else (downscale_by_area, "by area")
     image = reduce(source.image, factor).clip(0, 1)
-    notes.append(f"downscaled ×{factor} to {image.shape[1]}×{image.shape[0]}, {how}")
+    rows, columns = (side % factor for side in source.image.shape)
+    left_out = f", {columns} columns and {rows} rows left out" if rows or columns else ""
+    notes.append(f"downscaled ×{factor} to {image.shape[1]}×{image.shape[0]}, {how}{left_out}")
     return replace(source, image=image)

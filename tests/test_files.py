@@ -22,6 +22,11 @@ def save(path: Path, height: int = 48, width: int = 64) -> NDArray[np.float32]:
     return image
 
 
+def test_a_name_may_be_text(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    assert read_image(str(tmp_path / "a.png")).bits == 8
+
+
 def test_a_format_is_told_by_the_content_not_the_name(tmp_path: Path) -> None:
     image = save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "a.dcm")
@@ -62,7 +67,7 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_choices_that_do_not_go_with_the_file(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
-    with pytest.raises(FileError, match="a.png' is no DICOM file, which --window goes with"):
+    with pytest.raises(FileError, match="a.png' is no DICOM file, which --window needs"):
         read_image(tmp_path / "a.png", Choice(window=(1, 2)))
 
 
@@ -80,7 +85,8 @@ def test_by_other_factors_it_is_made_smaller_by_area(tmp_path: Path, factor: int
     height, width = 48 // factor, 64 // factor
     blocks = image[: height * factor, : width * factor].reshape(height, factor, width, factor)
     np.testing.assert_allclose(source.image, blocks.mean(axis=(1, 3)), atol=1e-5)
-    assert source.notes == (f"downscaled ×{factor} to {width}×{height}, by area",)
+    left_out = {3: ", 1 columns and 0 rows left out", 5: ", 4 columns and 3 rows left out"}.get(factor, "")
+    assert source.notes == (f"downscaled ×{factor} to {width}×{height}, by area{left_out}",)
 
 
 def test_too_small_to_be_made_smaller(tmp_path: Path) -> None:

@@ -89,7 +89,9 @@ def test_dicom(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert radiograph is not None
     out = tmp_path / "out.png"
     assert main([radiograph, "-o", str(out), *at]) == 1
-    assert "1955×1841 pixels, allowed are 2 to 512 a side (--downscale N makes it smaller)" in capsys.readouterr().err
+    assert (
+        "is 1841×1955, allowed are 2 to 512 pixels a side (--downscale N makes it smaller)" in capsys.readouterr().err
+    )
     assert main([radiograph, "-o", str(out), "--downscale", "16", *at]) == 0
     source = read_image(out)
     assert (source.bits, source.image.shape) == (16, (488, 460))

@@ -52,7 +52,7 @@ def _read(data: bytes, choice: Choice, notes: list[str]) -> Source:
     if keyword is None:
         raise FormatError(f"is DICOM without pixels ({_class_of(dataset)}), or cut off before them")
     if choice.page not in (None, 1):
-        raise FormatError("is no TIFF or .npy file, which --page goes with")
+        raise FormatError("is no TIFF or .npy file, which --page needs")
     complete(dataset, keyword, notes)
     kind = dataset.PhotometricInterpretation
     if kind not in (*GRAY, PALETTE, *COLOUR) or (kind.startswith("YBR") and dataset.BitsAllocated != 8):
@@ -165,7 +165,7 @@ def stored_values(dataset: Dataset, keyword: str, frame: int, notes: list[str]) 
     """One frame's stored values, and the same with the bits beyond those stored, where padding may be marked."""
     native = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
     if native:
-        note_surplus(dataset, keyword, notes)
+        check_length(dataset, keyword, notes)
     if keyword != "PixelData" or dataset.BitsAllocated == 1:
         values = decode(dataset, frame)
         return values, values
@@ -180,11 +180,19 @@ def stored_values(dataset: Dataset, keyword: str, frame: int, notes: list[str]) 
     return np.right_shift(np.left_shift(uncut, allocated - 1 - high), allocated - stored), uncut
 
 
-def note_surplus(dataset: Dataset, keyword: str, notes: list[str]) -> None:
-    """Note where there are more pixels than the file says."""
+def check_length(dataset: Dataset, keyword: str, notes: list[str]) -> None:
+    """Note where there are more bytes of uncompressed pixels than the file says.
+
+    Raises:
+        FormatError: there are fewer.
+    """
+    if dataset.PhotometricInterpretation == "YBR_FULL_422":
+        return
     pixels = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.NumberOfFrames
-    surplus = len(dataset[keyword].value) - pixels * dataset.BitsAllocated // 8
-    if surplus > 1 and dataset.PhotometricInterpretation != "YBR_FULL_422":
+    expected, found = pixels * dataset.BitsAllocated // 8, len(dataset[keyword].value)
+    if found < expected:
+        raise FormatError(f"is cut off: {found} of {expected} bytes of pixels")
+    if (surplus := found - expected) > 1:
         notes.append(f"{surplus} bytes of pixels more than rows, columns and frames say: ignored")
 
 

@@ -57,7 +57,7 @@ def check_choice(choice: Choice, *, pages: bool = False) -> None:
     """
     for flag, value in (("window", choice.window), ("frame", choice.frame), ("page", None if pages else choice.page)):
         if value not in (None, 1):
-            raise FormatError(f"is no {'TIFF or .npy' if flag == 'page' else 'DICOM'} file, which --{flag} goes with")
+            raise FormatError(f"is no {'TIFF or .npy' if flag == 'page' else 'DICOM'} file, which --{flag} needs")
 
 
 def check_size(width: int, height: int) -> None:
