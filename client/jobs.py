@@ -104,8 +104,8 @@ class Finder:
     def __post_init__(self) -> None:
         self._seen: set[Path] = set()
         self._targets: dict[Path, Path] = {}
-        self._folders = [path for path in self.inputs if os.path.isdir(path)]
-        self._input_files = {_resolved(p.parent) / p.name for p in self.inputs if not os.path.isdir(p)}
+        self._folders = {path for path in self.inputs if os.path.isdir(path)}
+        self._input_files = {_resolved(p.parent) / p.name for p in self.inputs if p not in self._folders}
         self._input_folders = {_resolved(folder) for folder in self._folders}
 
     def jobs(self) -> Iterator[Job | FileError]:

@@ -36,6 +36,7 @@ from pipeline.processor import BFLOAT16, INT8, multiplies
 from pipeline.spec import MAX_SIDE, Preset, superres_model
 from pipeline.supervisor import Address, NotReady, supervise, upscale_one, wait_until_listening
 from pipeline.triton_config import MODEL_FILE, preset_of, read_config
+from pipeline.whole import whole_file
 
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = ROOT / "model_repository" if (ROOT / "model_repository").is_dir() else Path("model_repository")
@@ -204,11 +205,10 @@ def plain_path(repository: Path) -> Path:
     if is_plain(target):
         return target
     link = cache_directory() / f"repository-{short_hash(target)}"
-    partial = link.with_name(f"{link.name}.{os.getpid()}.partial")
     try:
         link.parent.mkdir(parents=True, exist_ok=True)
-        partial.symlink_to(target)
-        os.replace(partial, link)
+        with whole_file(link) as partial:
+            partial.symlink_to(target)
     except OSError as error:
         raise ServeError(f"cannot write the link '{link}' (set XDG_CACHE_HOME): {error}") from error
     return link
@@ -236,9 +236,8 @@ def prepare_backends(triton: Path, stub: Path) -> Path:
             if target.is_file() and filecmp.cmp(source, target):
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-            shutil.copy2(source, partial)
-            os.replace(partial, target)
+            with whole_file(target) as partial:
+                shutil.copy2(source, partial)
     except OSError as error:
         raise ServeError(f"cannot write the backend directory '{directory}' (set XDG_CACHE_HOME): {error}") from error
     return directory

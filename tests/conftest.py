@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +90,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@contextmanager
+def answering(data: bytes | None) -> Iterator[int]:
+    """A port where every connection gets ``data`` and is closed; None: never anything."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(data or b"")
+
+        if data is not None:
+            threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
 
 
 @dataclass

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from pipeline.address import AddressError, diagnose, proxy_variable, split
 from pipeline.local_server import free_ports
+from tests.conftest import answering
 
 
 @pytest.mark.parametrize(
@@ -49,22 +48,6 @@ def test_what_is_no_address(url: str, message: str) -> None:
     with pytest.raises(AddressError) as error:
         split(url, "http")
     assert str(error.value) == message
-
-
-@contextmanager
-def answering(data: bytes | None) -> Iterator[int]:
-    """A port where every connection gets ``data`` and is closed; None: never anything."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(1000)
-                connection.sendall(data or b"")
-
-        if data is not None:
-            threading.Thread(target=serve, daemon=True).start()
-        yield server.getsockname()[1]
 
 
 HTTP = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"

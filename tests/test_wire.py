@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-
 import pytest
 
 from pipeline import wire
 from pipeline.local_server import free_ports
+from tests.conftest import answering
 
 
 @pytest.mark.parametrize(
@@ -63,21 +61,8 @@ def test_other_answers(status: str, message: str, kind: type[Exception]) -> None
     ],
 )
 def test_http_connections(reply: bytes | None, kind: type[Exception]) -> None:
-    over = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(10_000)
-                connection.sendall(reply or b"")
-                if reply is None:
-                    over.wait(5)
-
-        threading.Thread(target=serve, daemon=True).start()
-        with pytest.raises(kind):
-            wire.Http(*server.getsockname()).index(0.2)
-        over.set()
+    with answering(reply) as port, pytest.raises(kind):
+        wire.Http("127.0.0.1", port).index(0.2)
 
 
 def test_http_connections_that_are_refused() -> None:

@@ -74,6 +74,11 @@ def random_crop(
     return cut(lr, 1), cut(hr, SCALE)
 
 
+def add_noise(image: NDArray[np.uint8], deviation: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """White noise of a standard deviation in gray levels, rounded."""
+    return np.clip(np.rint(image + rng.normal(0, deviation, image.shape)), 0, 255).astype(np.uint8)
+
+
 def add_grain(
     lr: NDArray[np.uint8], hr: NDArray[np.uint8], share: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -84,6 +89,5 @@ def add_grain(
     """
     if rng.random() >= share:
         return lr, hr
-    noise = rng.normal(0, rng.uniform(0, MOST_GRAIN), hr.shape)
-    grainy = np.clip(np.rint(hr + noise), 0, 255).astype(np.uint8)
+    grainy = add_noise(hr, rng.uniform(0, MOST_GRAIN), rng)
     return downscale(grainy), grainy

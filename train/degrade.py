@@ -6,7 +6,7 @@ The paper's protocol is one case, ``ROWS["cubic"]``. Noise and JPEG are the LR i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 
 from pipeline.images import downscale, downscale_by_area
 from pipeline.spec import SCALE
+from train.augment import add_noise
 
 Gray = NDArray[np.uint8]
 Kernel = Literal["cubic", "area", "bilinear", "bicubic", "lanczos", "nearest"]
@@ -68,16 +69,12 @@ PROTOCOL = "cubic"
 """The paper's."""
 
 
-def to_integers(values: NDArray[Any]) -> Gray:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
-
-
 def prepared(hr: Gray, d: Degradation) -> Gray:
     """The radiograph as it is shown: window, gamma, inversion, turn. It is what upscaling should give back."""
     if d.window is not None or d.gamma != 1.0:
         low, high = d.window or (0.0, 1.0)
         shown = np.clip((np.arange(256) / 255 - low) / (high - low), 0, 1) ** d.gamma
-        hr = to_integers(255 * shown)[hr]
+        hr = np.rint(255 * shown).astype(np.uint8)[hr]
     if d.invert:
         hr = np.bitwise_not(hr)
     return np.ascontiguousarray(np.rot90(hr, d.turns))
@@ -110,7 +107,7 @@ def degrade(hr: Gray, d: Degradation, rng: np.random.Generator) -> tuple[Gray, G
     blurred = cv2.GaussianBlur(hr, (0, 0), d.blur) if d.blur else hr
     lr = reduce(blurred, d.kernel)
     if d.noise:
-        lr = to_integers(lr + rng.normal(0, d.noise, lr.shape))
+        lr = add_noise(lr, d.noise, rng)
     if d.jpeg is not None:
         encoded = cv2.imencode(".jpg", lr, (cv2.IMWRITE_JPEG_QUALITY, d.jpeg))[1]
         lr = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)

@@ -16,7 +16,16 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, Implic
 
 from pipeline.formats import dicom_codecs
 from pipeline.formats.dicom_display import Mask, first_number, from_palette, to_gray
-from pipeline.formats.source import Choice, FormatError, Source, check_size, choose_one, luminance, not_finite
+from pipeline.formats.source import (
+    Choice,
+    FormatError,
+    Source,
+    check_choice,
+    check_size,
+    choose_one,
+    luminance,
+    not_finite,
+)
 
 PIXELS = {"PixelData": "", "FloatPixelData": "Float", "DoubleFloatPixelData": "DoubleFloat"}
 """What may hold the pixels ⇒ what its padding values' names begin with."""
@@ -51,8 +60,7 @@ def _read(data: bytes, choice: Choice, notes: list[str]) -> Source:
     keyword = next((name for name in PIXELS if dataset.get(name)), None)
     if keyword is None:
         raise FormatError(f"is DICOM without pixels ({_class_of(dataset)}), or cut off before them")
-    if choice.page not in (None, 1):
-        raise FormatError("is no TIFF or .npy file, which --page needs")
+    check_choice(choice, "DICOM")
     complete(dataset, keyword, notes)
     kind = dataset.PhotometricInterpretation
     if kind not in (*GRAY, PALETTE, *COLOUR) or (kind.startswith("YBR") and dataset.BitsAllocated != 8):
@@ -217,8 +225,8 @@ def find_padding(
     if keyword == "PixelData":
         # an element of 16 bits may say a signed value unsigned, and the other way round
         whole = 2**dataset.BitsAllocated
-        half = whole // 2 if dataset.PixelRepresentation else whole
-        found = [(int(value) + half) % whole - half if half < whole else int(value) % whole for value in found]
+        least = -whole // 2 if dataset.PixelRepresentation else 0
+        found = [(int(value) - least) % whole + least for value in found]
     low, high = min(found), max(found)
     padding: Mask = (stored >= low) & (stored <= high)
     if not padding.any():

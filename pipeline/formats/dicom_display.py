@@ -73,9 +73,8 @@ def numbers(dataset: Dataset, keyword: str, notes: list[str]) -> list[float | No
         texts = (element.value or b"").decode("ascii", "replace").split("\\")
     else:
         values = dataset[tag].value
-        texts = [
-            str(value) for value in (values if isinstance(values, (list, tuple)) or _is_multi(values) else [values])
-        ]
+        several = hasattr(values, "__iter__") and not isinstance(values, (str, bytes))
+        texts = [str(value) for value in (values if several else [values])]
     texts = [text.strip(" \0") for text in texts]
     if texts in ([""], ["None"]):
         return []
@@ -91,10 +90,6 @@ def numbers(dataset: Dataset, keyword: str, notes: list[str]) -> list[float | No
             notes.append(f"{keyword} is '{text}': comma taken as decimal point")
         found.append(value if math.isfinite(value) else None)
     return found
-
-
-def _is_multi(values: object) -> bool:
-    return hasattr(values, "__iter__") and not isinstance(values, (str, bytes))
 
 
 def first_number(dataset: Dataset, keyword: str, notes: list[str]) -> float | None:

@@ -25,10 +25,8 @@ def looks_like_dicom(head: bytes) -> bool:
     if head[128:132] == b"DICM":
         return True
     # without a preamble the first element is of group 2 or 8, and has a representation of two letters or a length
-    little, big = (
-        head[:1] in (b"\2", b"\x08") and head[1:2] + head[3:4] == b"\0\0",
-        head[:3] in (b"\0\2\0", b"\0\x08\0"),
-    )
+    little = head[:1] in (b"\2", b"\x08") and head[1:2] + head[3:4] == b"\0\0"
+    big = head[:3] in (b"\0\2\0", b"\0\x08\0")
     explicit = head[4:6].isalpha() and head[4:6].isupper()
     return len(head) >= 132 and (little or big) and (explicit or (little and int.from_bytes(head[4:8], "little") < 256))
 

@@ -11,6 +11,7 @@ from pipeline.formats.source import (
     FormatError,
     Source,
     check_choice,
+    check_numbers,
     check_size,
     choose_one,
     from_numbers,
@@ -27,7 +28,7 @@ def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
     Raises:
         FormatError: it is damaged, has another shape, holds no numbers, or is too large.
     """
-    check_choice(choice, pages=True)
+    check_choice(choice, "TIFF or .npy")
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False, max_header_size=MAX_HEADER)  # type: ignore[call-arg]
     except Exception as error:  # a damaged header can make it fail in any way
@@ -39,8 +40,7 @@ def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
         raise FormatError(f"has shape {array.shape}, must be [H, W], [N, H, W] or [H, W, 3]")
     check_size(*(array.shape[1::-1] if colour else array.shape[:-3:-1]))
     page = choose_one("page", choice.page, 1 if colour or array.ndim == 2 else len(array), notes)
-    if array.dtype.kind not in "biuf":
-        raise FormatError(f"holds {array.dtype} values, must be integers or floating-point numbers")
+    check_numbers(array)
     if colour:
         if array.shape[2] == 4:
             notes.append("transparency ignored")

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, UnidentifiedImageError
 from PIL import Image as PILImage
 
-from pipeline.formats.kinds import HEAD, kind_of
+from pipeline.formats.kinds import MAGIC
 from pipeline.formats.source import (
     Choice,
     FormatError,
@@ -51,7 +51,7 @@ def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
         FormatError: it is damaged, or too large.
     """
     check_choice(choice)
-    if kind_of(data[:HEAD]) == "png":
+    if data.startswith(MAGIC["png"]):
         data = without_text(data)
     try:
         with PILImage.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:

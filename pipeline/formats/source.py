@@ -49,15 +49,25 @@ class Source:
     """what was decided or changed in reading, for the user"""
 
 
-def check_choice(choice: Choice, *, pages: bool = False) -> None:
-    """See that what was chosen goes with a file that is no DICOM; ``pages``: and may have several pages.
+CHOSEN = {"window": "DICOM", "frame": "DICOM", "page": "TIFF or .npy"}
+"""What can be chosen ⇒ the formats that it goes with."""
+
+
+def check_choice(choice: Choice, formats: str | None = None) -> None:
+    """See that what was chosen goes with the file's format, one of ``CHOSEN``'s; None: nothing does.
 
     Raises:
         FormatError: it does not.
     """
-    for flag, value in (("window", choice.window), ("frame", choice.frame), ("page", None if pages else choice.page)):
-        if value not in (None, 1):
-            raise FormatError(f"is no {'TIFF or .npy' if flag == 'page' else 'DICOM'} file, which --{flag} needs")
+    for flag, needed in CHOSEN.items():
+        if needed != formats and getattr(choice, flag) not in (None, 1):
+            raise FormatError(f"is no {needed} file, which --{flag} needs")
+
+
+def check_numbers(values: NDArray[Any]) -> None:
+    """Raises FormatError where values are neither integers, floating-point numbers nor truth values."""
+    if values.dtype.kind not in "biuf":
+        raise FormatError(f"holds {values.dtype} values, must be integers or floating-point numbers")
 
 
 def check_size(width: int, height: int) -> None:
@@ -115,8 +125,7 @@ def from_numbers(
     Raises:
         FormatError: they are not numbers, or none is finite.
     """
-    if values.dtype.kind not in "biuf":
-        raise FormatError(f"holds {values.dtype} values, must be integers or floating-point numbers")
+    check_numbers(values)
     outside, bits = np.zeros(values.shape, bool), 16
     if values.dtype.kind == "b":
         image, bits = values.astype(np.float32), 8

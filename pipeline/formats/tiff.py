@@ -43,7 +43,7 @@ def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
     Raises:
         FormatError: it is damaged, too large, or in a colour space that is not supported.
     """
-    check_choice(choice, pages=True)
+    check_choice(choice, "TIFF or .npy")
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as tiff:
             pages = full_size(list(tiff.pages))
