@@ -47,7 +47,7 @@ from pipeline.sampler import Seed, image_noise
 from pipeline.schedule import make_schedule
 from pipeline.serve import ROOT
 from pipeline.spec import Preset
-from pipeline.superres import Array, Generate, condition, upscale
+from pipeline.superres import Array, Drawn, Generate, as_drawn, condition, upscale
 from pipeline.triton_config import preset_of
 
 WAYS = {
@@ -86,15 +86,16 @@ def diffusers_loop(system: eager.Eager, steps: int) -> Generate:
     scheduler = make_scheduler(preset, steps)
 
     @torch.inference_mode()
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Array:
-        c = system.tensor(condition(lr, preset, system.encode))
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
+        restored, history = system.restore(lr)
+        c = system.tensor(condition(restored, preset, system.encode))
         z = system.tensor(image_noise(seeds, (preset.vae.latent_channels, *c.shape[2:]))())
         if preset.diffusion.start == "lr":
             z = scheduler.add_noise(c, z, scheduler.timesteps[:1])
         for t in scheduler.timesteps.tolist():
             predicted = system.unet(torch.cat([z, c], dim=1), z.new_full((len(z), 1), t))
             z = scheduler.step(predicted, t, z).prev_sample
-        return system.decode(z, lr)
+        return as_drawn(system.decode(z, lr), history)
 
     return generate
 

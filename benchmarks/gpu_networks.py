@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from pipeline.builder import PlanError, Precision, Profile, Shape, by_api, cast
+from pipeline.detail_vae import DetailVAE
 from pipeline.eager import Eager
 from pipeline.fused import Denoise, Whole
 from pipeline.spec import Model, Preset
 
-Network = Callable[..., Tensor]
+Network = Callable[..., tuple[Tensor, ...]]
 """A model's inputs by name, float32 on the device ⇒ its output, which the next call may overwrite."""
 
 WARM_UP = 3
@@ -47,28 +48,28 @@ def load(names: Sequence[str]) -> ModuleType:
 
 
 def buffers(model: Model, preset: Preset, batch: int, device: torch.device) -> dict[str, Tensor]:
-    """Zeros for every input and, last, the output, of images of the usual size."""
-
-    def side(image: bool) -> int:
-        return preset.data.hr_size if image else preset.data.hr_size // preset.vae.factor
-
+    """Zeros for every input and, last, the outputs, of images of the usual size."""
+    hr = preset.data.hr_size
+    side = hr if model.name in ("vae_decoder", "superres_onnx") else hr // preset.vae.factor
     shapes = dict(zip(model.input_names, model.warmup, strict=True))
-    for tensor in model.outputs:  # of these only images have a range
-        shapes[tensor.name] = tuple(side(tensor.range is not None) if d == -1 else d for d in tensor.dims)
+    for tensor in model.outputs:
+        shapes[tensor.name] = tuple(side if d == -1 else d for d in tensor.dims)
     return {name: torch.zeros((batch, *dims), device=device) for name, dims in shapes.items()}
 
 
 def by_pytorch(system: Eager) -> dict[str, Network]:
     """The models that an image takes, by name; for ``denoise`` any number of steps will do."""
+    vae = system.decoder.vae
+    if isinstance(vae, DetailVAE):
+        return {"superres_onnx": Whole(system.unet, vae)}
     return {
-        "vae_encoder": system.encoder,
-        "denoise": Denoise(system.unet),
+        "vae_encoder": lambda **x: (system.encoder(**x),),
+        "denoise": lambda **x: (Denoise(system.unet)(**x),),
         "vae_decoder": system.decoder,
-        "superres_onnx": Whole(system.unet, system.decoder, system.preset).to(system.device),
     }
 
 
-def graphed(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def graphed(run: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
     """The same on the same memory as one CUDA graph.
 
     Raises:
@@ -78,11 +79,11 @@ def graphed(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         run()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        output = run()
+        outputs = run()
 
-    def replay() -> Tensor:
+    def replay() -> tuple[Tensor, ...]:
         graph.replay()
-        return output
+        return outputs
 
     return replay
 
@@ -113,13 +114,13 @@ def by_onnxruntime(path: Path, model: Model, preset: Preset, batch: int, device:
     for name, tensor in inputs.items():
         bind = binding.bind_input if name in model.input_names else binding.bind_output
         bind(name, device.type, device.index or 0, "float32", list(tensor.shape), tensor.data_ptr())
-    output = inputs[model.outputs[0].name]
+    outputs = tuple(inputs[tensor.name] for tensor in model.outputs)
 
-    def run(**arrays: Tensor) -> Tensor:
+    def run(**arrays: Tensor) -> tuple[Tensor, ...]:
         for name, array in arrays.items():
             inputs[name].copy_(array)
         session.run_with_iobinding(binding, run_options)
-        return output
+        return outputs
 
     for _ in range(WARM_UP):
         run()
@@ -163,13 +164,13 @@ def by_tensorrt(
         context.set_input_shape(name, tuple(tensors[name].shape))
     for name, tensor in tensors.items():
         context.set_tensor_address(name, tensor.data_ptr())
-    output = tensors[model.outputs[0].name]
+    outputs = tuple(tensors[tensor.name] for tensor in model.outputs)
 
-    def run(**arrays: Tensor) -> Tensor:
+    def run(**arrays: Tensor) -> tuple[Tensor, ...]:
         for name, array in arrays.items():
             tensors[name].copy_(array)
         if not context.execute_async_v3(torch.cuda.current_stream(device).cuda_stream):
             raise LeftOut(f"TensorRT cannot execute {model.name}")
-        return output
+        return outputs
 
     return run

@@ -24,10 +24,10 @@ from benchmarks.gpu_networks import LeftOut, Network, by_onnxruntime, by_pytorch
 from pipeline import eager
 from pipeline.builder import Precision
 from pipeline.images import Image
-from pipeline.sampler import ETA, Step, image_noise, rows, trajectory
+from pipeline.sampler import ETA, Seed, Step, image_noise, rows, trajectory
 from pipeline.schedule import add_noise, make_schedule
 from pipeline.spec import LEAP, PAPER, Model, Preset, SamplerName, onnx_models
-from pipeline.superres import Array, finish, network_lr, repeated, upsample_all, upscale
+from pipeline.superres import Array, Drawn, as_drawn, network_lr, repeated, upsample_all, upscale
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = {
@@ -119,21 +119,21 @@ def other_inputs(job: Job) -> dict[str, Tensor]:
     return {"start": torch.from_numpy(first), "noise": torch.from_numpy(noise), "coefficients": coefficients}
 
 
-def run_models(networks: dict[str, Network], x: dict[str, Tensor], preset: Preset) -> Tensor:
+def run_models(networks: dict[str, Network], x: dict[str, Tensor], preset: Preset) -> tuple[Tensor, ...]:
     """The whole way on the device: ``x`` is what ``image_input`` and ``other_inputs`` say."""
     if preset.fused == "superres_onnx":
         return networks["superres_onnx"](**x)
     diffusion = preset.diffusion
-    c, z = networks["vae_encoder"](image=x["image"]), x["start"]
+    c, z = networks["vae_encoder"](image=x["image"])[0], x["start"]
     if diffusion.start == "lr":
         z = add_noise(c, z, make_schedule(diffusion), diffusion.T - 1)
     for k in range(0, x["coefficients"].shape[1], LEAP):
         coefficients, noise = (x[name][:, k : k + LEAP] for name in ("coefficients", "noise"))
-        z = networks["denoise"](z=z, condition=c, coefficients=coefficients, noise=noise)
+        z = networks["denoise"](z=z, condition=c, coefficients=coefficients, noise=noise)[0]
     return networks["vae_decoder"](latent=z)
 
 
-Wrap = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+Wrap = Callable[[Callable[[], tuple[Tensor, ...]]], Callable[[], tuple[Tensor, ...]]]
 
 
 def on_device(job: Job, networks: dict[str, Network], wrap: Wrap = lambda run: run) -> Way:
@@ -143,13 +143,14 @@ def on_device(job: Job, networks: dict[str, Network], wrap: Wrap = lambda run: r
     x = {name: tensor.to(job.device, copy=True) for name, tensor in ({"image": image_input(job)} | host).items()}
     run = wrap(lambda: run_models(networks, x, job.preset))
 
-    def way() -> list[Image]:
+    def generate(_lr: Array, _seeds: Sequence[Seed]) -> Drawn:
         for name, tensor in ({"image": image_input(job)} | host).items():
             x[name].copy_(tensor, non_blocking=True)
-        decoded = run().float().cpu().numpy()
-        if job.preset.fused == "superres_onnx":
-            return list(decoded.copy())
-        return [finish(d, image, job.preset.faithful) for d, image in zip(decoded, job.images, strict=True)]
+        outputs = tuple(output.float().cpu().numpy() for output in run())
+        return Drawn(*outputs) if job.preset.fused == "superres_onnx" else as_drawn(outputs, None)
+
+    def way() -> list[Image]:
+        return [result.upscaled for result in upscale(job.images, range(len(job.images)), generate, job.preset)]
 
     return way
 
@@ -180,7 +181,7 @@ def by_eager(system: eager.Eager, job: Job) -> Way:
 
 
 def by_graph(system: eager.Eager, job: Job, half: torch.dtype | None) -> Way:
-    def wrap(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def wrap(run: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
         def cast() -> Tensor:
             with torch.autocast(job.device.type, half, enabled=half is not None):
                 return run()

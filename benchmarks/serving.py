@@ -32,7 +32,7 @@ from client import Client, UpscaleError
 from pipeline.command_line import make_parser
 from pipeline.local_server import ServerError, free_ports, running_server
 from pipeline.serve import ROOT, free_shared_memory
-from pipeline.spec import MAX_BATCH, SCALE, Preset, network_models
+from pipeline.spec import MAX_BATCH, SCALE, Preset, onnx_models
 
 Row = dict[str, Any]
 """part, load, variant, figures by the names in ``HEADS``; of what was not measured only the note that says why."""
@@ -99,6 +99,7 @@ class Target:
             "samples": [1],
             "output": ["sample"],
             "faithful": [self.preset.faithful],
+            "degradation": ["auto"],
             "denoiser": [denoiser],
         }
         path = self.folder / f"{denoiser}.json"
@@ -106,7 +107,7 @@ class Target:
         return ["-m", "superres", "--input-data", str(path)]
 
     def unet(self, runtime: str, batch: int) -> list[str]:
-        model = network_models(self.preset)[0]
+        model = onnx_models(self.preset).denoiser
         shapes = (f"{t.name}:{','.join(map(str, dims))}" for t, dims in zip(model.inputs, model.warmup, strict=True))
         return ["-m", f"unet_{runtime}", "-b", str(batch), *(word for shape in shapes for word in ("--shape", shape))]
 

@@ -23,7 +23,7 @@ from pipeline.command_line import make_parser
 from pipeline.sampler import Seed, image_noise
 from pipeline.schedule import make_schedule
 from pipeline.spec import BEST
-from pipeline.superres import Array, Generate, condition
+from pipeline.superres import Array, Drawn, Generate, as_drawn, condition
 from train.config import DEVICES, choose_device
 from train.data import read_index
 from train.evaluate import add_choice, choose, measure
@@ -40,7 +40,7 @@ def dpm_solver(system: eager.Eager, steps: int) -> Generate:
     alpha_bar = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar).float().clamp(min=LEAST_SIGNAL)
 
     @torch.inference_mode()
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Array:
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
         scheduler = DPMSolverMultistepScheduler(
             preset.diffusion.T,
             prediction_type="v_prediction",
@@ -49,12 +49,13 @@ def dpm_solver(system: eager.Eager, steps: int) -> Generate:
         )
         scheduler.alphas_cumprod = alpha_bar
         scheduler.set_timesteps(steps)
-        seen = system.tensor(condition(lr, preset, system.encode))
+        restored, history = system.restore(lr)
+        seen = system.tensor(condition(restored, preset, system.encode))
         z = system.tensor(image_noise(seeds, (preset.vae.latent_channels, *seen.shape[2:]))())
         for t in scheduler.timesteps.tolist():
             v = system.unet(torch.cat([z, seen], dim=1), z.new_full((len(z), 1), t))
             z = scheduler.step(v, t, z).prev_sample
-        return system.decode(z, lr)
+        return as_drawn(system.decode(z, lr), history)
 
     return generate
 

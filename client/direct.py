@@ -15,7 +15,7 @@ import numpy as np
 from client.api import BadRequest, Client, ServerError, allowed
 from pipeline.request import check_seed, gray_image
 from pipeline.spec import fused_model
-from pipeline.superres import Array, Result, Whole, upscale
+from pipeline.superres import Array, Result, by_fused, upscale
 
 
 @contextlib.contextmanager
@@ -38,10 +38,11 @@ def connect(
         if preset.fused != "superres_onnx":
             raise ServerError(f"preset '{preset.name}' has no model superres_onnx: use client.Client")
         model = fused_model(preset)
-        output = model.outputs[0].name
+        outputs = [tensor.name for tensor in model.outputs]
 
-        def call(**arrays: Array) -> Array:
-            return client._infer(model, arrays, [output], preset)[output]
+        def call(**arrays: Array) -> tuple[Array, ...]:
+            found = client._infer(model, arrays, outputs, preset)
+            return tuple(found[name] for name in outputs)
 
         def upscale_all(images: Sequence[Any], seeds: Sequence[int]) -> list[Result]:
             for name, values in (("images", images), ("seeds", seeds)):
@@ -56,6 +57,6 @@ def connect(
             if len(shapes := {array.shape for array in arrays}) > 1:
                 shown = ", ".join(f"{height}×{width}" for height, width in sorted(shapes))
                 raise BadRequest(f"the images are {shown} pixels, needed is one shape for all")
-            return upscale(arrays, numbers, Whole(call, preset), preset)
+            return upscale(arrays, numbers, by_fused(call, preset), preset)
 
         yield upscale_all

@@ -1,4 +1,4 @@
-"""The autoencoder of preset ``best``: its latent holds what an image has beyond its LR image, which it sees.
+"""The autoencoder of preset ``best``: its latent holds what an image has beyond its LR image, which it sees restored.
 
 No normalisation anywhere, so that an image is decoded alike whatever its size and whatever lies beside it.
 """
@@ -9,32 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.spec import SCALE, DetailVAESpec
-
-SMALL = 0.1
-"""Factor on the first weights of what is added to something: a new network starts as bicubic upsampling."""
-
-
-def small(conv: nn.Conv2d) -> nn.Conv2d:
-    with torch.no_grad():
-        conv.weight.mul_(SMALL)
-    return conv
-
-
-def conv3(c_in: int, c_out: int) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, 3, padding=1)
-
-
-class Residual(nn.Module):
-    """x + conv(SiLU(conv(x))), 3×3 both."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = conv3(width, width), small(conv3(width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x + self.conv2(F.silu(self.conv1(x)))
-        return y
+from pipeline.blocks import Residual, conv3, small
+from pipeline.restorer import Restorer, told
+from pipeline.spec import HISTORY, SCALE, DetailVAESpec
 
 
 def upsample(lr: Tensor) -> Tensor:
@@ -70,6 +47,30 @@ def upsample_axis(x: Tensor, axis: int) -> Tensor:
     return phases.movedim(-1, axis + 1).flatten(axis, axis + 1)
 
 
+class Doubt(nn.Module):
+    """How far each pixel of an image may be off, from the features that it was made of."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.conv = conv3(features + 2, width)
+        self.history = nn.Linear(HISTORY, width)
+        self.up = nn.Sequential(nn.SiLU(), conv3(width, SCALE**2), nn.PixelShuffle(SCALE))
+
+    def forward(self, features: Tensor, lr: Tensor, restored: Tensor, history: Tensor) -> Tensor:
+        """The half-width, in [0, 1] of gray, that nine of ten errors are within: [B, 1, 4h, 4w].
+
+        Args:
+            features: [B, C, h, w].
+            lr: the LR image as it came, [B, 1, h, w].
+            restored: by the restorer.
+            history: as the restorer tells it, [B, HISTORY], before ``told``.
+        """
+        # what was changed is a small part of the gray values
+        seen = torch.cat([features, lr, 10 * (lr - restored)], dim=1)
+        levels: Tensor = F.softplus(self.up(self.conv(seen) + self.history(history)[:, :, None, None]).float())
+        return levels / 255
+
+
 class DetailVAE(nn.Module):
     """Image and LR image ⇄ latent, at an eighth of the image's resolution, or a quarter: the LR image's.
 
@@ -97,6 +98,8 @@ class DetailVAE(nn.Module):
         self.blocks = nn.Sequential(*(Residual(w) for _ in range(spec.decoder_blocks)))
         self.up = nn.Sequential(conv3(w, SCALE**2 * spec.tail), nn.PixelShuffle(SCALE), nn.SiLU())
         self.out = small(conv3(spec.tail, spec.channels))
+        self.restorer = Restorer(spec.restorer)
+        self.doubt = Doubt(w, spec.doubt)
         self.register_buffer("latent_mean", torch.zeros(z, 1, 1))
         self.register_buffer("latent_std", torch.ones(z, 1, 1))
 
@@ -107,13 +110,39 @@ class DetailVAE(nn.Module):
             image: [B, 1, H, W] in [-1, 1].
             lr: [B, 1, H/4, W/4] in [-1, 1].
         """
-        detail = F.pixel_unshuffle(image - upsample(lr), SCALE)
+        restored = self.restorer(lr)[0]
+        detail = F.pixel_unshuffle(image - upsample(restored), SCALE)
         # detail is small against gray values: brought to their size
-        mean, logvar = self.encoder(torch.cat([SCALE * detail, lr], dim=1)).float().chunk(2, dim=1)
+        mean, logvar = self.encoder(torch.cat([SCALE * detail, restored], dim=1)).float().chunk(2, dim=1)
         return mean, logvar.clamp(-10, 2)
 
-    def decode(self, latent: Tensor, lr: Tensor) -> Tensor:
-        """Raw latent [B, 4, h, w] and LR image [B, 1, 2h, 2w] ⇒ image [B, 1, 8h, 8w] in about [-1, 1], float32."""
-        features = self.blocks(self.from_latent(latent) + self.from_lr(lr))
-        image: Tensor = upsample(lr) + self.out(self.up(features)).float()
+    def features(self, latent: Tensor, restored: Tensor) -> Tensor:
+        """Raw latent [B, 4, h, w] and restored LR image [B, 1, 2h, 2w] ⇒ what an image is made of, [B, C, 2h, 2w]."""
+        features: Tensor = self.blocks(self.from_latent(latent) + self.from_lr(restored))
+        return features
+
+    def image(self, features: Tensor, restored: Tensor) -> Tensor:
+        """[B, 1, 8h, 8w] in about [-1, 1], float32."""
+        image: Tensor = upsample(restored) + self.out(self.up(features)).float()
         return image
+
+    def decode(self, latent: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What a latent and an LR image make.
+
+        Args:
+            latent: raw, [B, 4, h, w].
+            lr: [B, 1, 2h, 2w] in [-1, 1].
+
+        Returns:
+            The image [B, 1, 8h, 8w] in about [-1, 1], its doubt [B, 1, 8h, 8w], see ``Doubt``, and the history of
+            ``lr`` as ``told``; float32.
+        """
+        restored, history = self.restorer(lr)
+        return self.decode_restored(latent, lr, restored, history)
+
+    def decode_restored(
+        self, latent: Tensor, lr: Tensor, restored: Tensor, history: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``decode`` with what the restorer made of ``lr``."""
+        features = self.features(latent, restored)
+        return self.image(features, restored), self.doubt(features, lr, restored, history), told(history)

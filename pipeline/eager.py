@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.detail_vae import DetailVAE
 from pipeline.sampler import Seed, image_noise
 from pipeline.spec import Preset, SamplerName, Start
-from pipeline.superres import Array, Generate, condition, draw_latents
+from pipeline.superres import Array, Drawn, Generate, as_drawn, condition, draw_latents
 from pipeline.unet import UNet
-from pipeline.vae import Decoder, Encoder, load_vae, vae_path
+from pipeline.vae import Decoder, Encoder, Restore, load_vae, vae_path
 from pipeline.weights import check_pair, load_unet
 
 
@@ -37,9 +38,17 @@ class Eager:
         return latent
 
     @torch.inference_mode()
-    def decode(self, latent: Tensor, lr: Array) -> Array:
-        image: Array = self.decoder(latent, self.tensor(lr)).cpu().numpy()
-        return image
+    def decode(self, latent: Tensor, lr: Array) -> tuple[Array, ...]:
+        """As ``pipeline.superres.Networks.decode``."""
+        return tuple(output.cpu().numpy() for output in self.decoder(latent, self.tensor(lr)))
+
+    @torch.inference_mode()
+    def restore(self, lr: Array) -> tuple[Array, Array | None]:
+        """As ``pipeline.superres.Networks.restore``; what has no restorer leaves images as they are."""
+        if not isinstance(self.decoder.vae, DetailVAE):
+            return lr, None
+        restored, history = Restore(self.decoder.vae)(self.tensor(lr))
+        return restored.cpu().numpy(), history.cpu().numpy()
 
     def generator(
         self,
@@ -47,17 +56,14 @@ class Eager:
         steps: int | None = None,
         sampler: SamplerName | None = None,
         start: Start | None = None,
-        faithful: bool | None = None,  # noqa: ARG002
         source: Callable[[Sequence[Seed], tuple[int, ...]], Callable[[], Array]] = image_noise,
     ) -> Generate:
-        """As ``pipeline.superres.generator``; the same seeds give the same noise, unless ``source`` is another.
-
-        Its images are never faithful by themselves: ``faithful`` is left to ``upscale``.
-        """
+        """As ``pipeline.superres.generator``; the same seeds give the same noise, unless ``source`` is another."""
 
         @torch.inference_mode()
-        def generate(lr: Array, seeds: Sequence[Seed]) -> Array:
-            c = self.tensor(condition(lr, self.preset, self.encode))
+        def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
+            restored, history = self.restore(lr)
+            c = self.tensor(condition(restored, self.preset, self.encode))
             draw = source(seeds, (self.preset.vae.latent_channels, *c.shape[2:]))
 
             def denoise(z_t: Tensor, t: int) -> Tensor:
@@ -68,7 +74,7 @@ class Eager:
                 return self.tensor(draw())
 
             z_0 = draw_latents(denoise, noise, c, self.preset.diffusion, steps, sampler, start)
-            return self.decode(z_0, lr)
+            return as_drawn(self.decode(z_0, lr), history)
 
         return generate
 

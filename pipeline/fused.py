@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.images import KERNEL, PROJECTIONS
+from pipeline.detail_vae import DetailVAE
 from pipeline.sampler import Step, advance
-from pipeline.spec import SCALE, Preset
+from pipeline.spec import SCALE
 from pipeline.unet import UNet
-from pipeline.vae import Decoder
 
 
 def unrolled(unet: UNet, z: Tensor, c: Tensor, coefficients: Tensor, noise: Tensor | None) -> Tensor:
@@ -41,16 +40,12 @@ class Denoise(nn.Module):
 class Whole(nn.Module):
     """LR image ⇒ upscaled image, by K deterministic steps from pure noise."""
 
-    kernel: Tensor
-
-    def __init__(self, unet: UNet, decoder: Decoder, preset: Preset) -> None:
+    def __init__(self, unet: UNet, vae: DetailVAE) -> None:
         super().__init__()
-        self.unet, self.decoder = unet, decoder
-        self.fold = preset.vae.factor // SCALE
-        # a buffer, because CUDA graphs hold no copies of what lies in pageable memory
-        self.register_buffer("kernel", torch.from_numpy(KERNEL), persistent=False)
+        self.unet, self.vae = unet, vae
+        self.fold = vae.spec.factor // SCALE
 
-    def forward(self, image: Tensor, noise: Tensor, coefficients: Tensor) -> Tensor:
+    def forward(self, image: Tensor, noise: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Upscale images whose sides the networks can take.
 
         Args:
@@ -59,22 +54,12 @@ class Whole(nn.Module):
             coefficients: [B, K, 4], a row a step: t, z, predicted, sigma, of which the last is not used.
 
         Returns:
-            [B, 4H, 4W] in [0, 1]; it downscales to ``image``.
+            The images [B, 4H, 4W] in about [0, 1], not yet projected; their doubt [B, 4H, 4W], and the history of the
+            LR images [B, HISTORY], see ``DetailVAE.decode``.
         """
         lr = 2 * image[:, None] - 1
-        z_0 = unrolled(self.unet, noise, F.pixel_unshuffle(lr, self.fold), coefficients, None)
-        return project((self.decoder(z_0, lr) + 1) / 2, image[:, None], self.kernel)[:, 0]
-
-
-def project(image: Tensor, lr: Tensor, kernel: Tensor) -> Tensor:
-    """``pipeline.images.project`` of [B, 1, 4H, 4W], on squares of SCALE² pixels folded into channels.
-
-    ``kernel`` is ``pipeline.images.KERNEL``, on the image's device.
-    """
-    kernel = kernel.reshape(1, -1, 1, 1)
-    back = kernel / kernel.square().sum()
-    squares = F.pixel_unshuffle(image, SCALE)
-    for _ in range(PROJECTIONS):
-        missing = lr - (squares * kernel).sum(1, keepdim=True).clamp(0, 1)
-        squares = (squares + missing * back).clamp(0, 1)
-    return F.pixel_shuffle(squares, SCALE)
+        restored, history = self.vae.restorer(lr)
+        z_0 = unrolled(self.unet, noise, F.pixel_unshuffle(restored, self.fold), coefficients, None)
+        latent = z_0 * self.vae.latent_std + self.vae.latent_mean
+        upscaled, doubt, told = self.vae.decode_restored(latent, lr, restored, history)
+        return (upscaled[:, 0] + 1) / 2, doubt[:, 0], told

@@ -39,31 +39,6 @@ def downscale_by_area(image: NDArray[Any], factor: int) -> NDArray[Any]:
     return cv2.resize(image[: height * factor, : width * factor], (width, height), interpolation=cv2.INTER_AREA)
 
 
-TAPS = np.array([-0.09375, 0.59375, 0.59375, -0.09375], np.float32)
-"""Weights of ``downscale`` by 4, each way: OpenCV's cubic (a = -0.75) at half a pixel. Footprints do not overlap."""
-
-KERNEL = np.outer(TAPS, TAPS)
-PROJECTIONS = 8
-
-
-def project(image: Image, lr: Image) -> Image:
-    """The image nearby that is in [0, 1] and downscales to ``lr``.
-
-    ``downscale`` is linear, D, and its rows are orthogonal, so x + Dᵀ(DDᵀ)⁻¹(lr - D·x) is the nearest image with
-    D·x = lr, in closed form. Clipping moves it a little off again, so the two take turns. Where ``lr`` is 0 or 1, D·x
-    may lie beyond, as LR images are clipped.
-
-    Args:
-        image: float32 [4H, 4W].
-        lr: float32 [H, W] in [0, 1].
-    """
-    back = KERNEL / np.square(KERNEL).sum()
-    for _ in range(PROJECTIONS):
-        missing = lr - np.clip(downscale(image), 0.0, 1.0)
-        image = np.clip(image + np.kron(missing, back), 0.0, 1.0)
-    return image
-
-
 def fold(images: NDArray[np.float32], n: int) -> NDArray[np.float32]:
     """Space to depth: [B, C, H, W] ⇒ [B, C·n², H/n, W/n], as torch's ``pixel_unshuffle``."""
     b, c, h, w = images.shape

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import onnxruntime as ort
 
 from pipeline.spec import Model, Preset, onnx_models
-from pipeline.superres import Array, Networks
+from pipeline.superres import Array, Call, Networks, networks_of
 
 Runtime = Literal["onnxruntime", "openvino"]
 
@@ -37,26 +37,22 @@ def onnx_networks(repository: Path, preset: Preset, runtime: Runtime = "onnxrunt
     Raises:
         ValueError: a file is missing, damaged or of another preset, or OpenVINO is not installed.
     """
-    denoise, encode, decode, fused = (
-        by_openvino(repository / m.name / "1" / preset.openvino_file(m.name), m, alone=m.name in preset.alone)
+    models = onnx_models(preset)
+    found = {
+        m.name: by_openvino(repository / m.name / "1" / preset.openvino_file(m.name), m, alone=m.name in preset.alone)
         if runtime == "openvino" and m.name in preset.bfloat16
         else by_onnxruntime(repository / m.name / "1" / "model.onnx", m)
-        for m in onnx_models(preset)
-    )
-    return Networks(
-        encode=lambda image, lr: encode(image=image, lr=lr),
-        denoise=lambda x, t: denoise(x=x, t=t),
-        decode=lambda latent, lr: decode(latent=latent, lr=lr),
-        fused=fused,
-    )
+        for m in models
+    }
+    return networks_of(models, found)
 
 
-Run = Callable[[Mapping[str, Array]], Array]
-"""Inputs by name ⇒ the only output."""
+Run = Callable[[Mapping[str, Array]], Sequence[Array]]
+"""Inputs by name ⇒ the outputs."""
 
 
-def network(path: Path, model: Model, inputs: list[str], run: Run) -> Callable[..., Array]:
-    """The model's only output as a function of its inputs by name; arguments that it does not have are ignored.
+def network(path: Path, model: Model, inputs: list[str], run: Run) -> Call:
+    """The model's outputs as a function of its inputs by name; arguments that it does not have are ignored.
 
     Raises:
         ValueError: the file has other inputs than the model.
@@ -66,17 +62,17 @@ def network(path: Path, model: Model, inputs: list[str], run: Run) -> Callable[.
         raise ValueError(
             f"'{path}' has the inputs {', '.join(inputs)}, needed are {', '.join(names)}: another preset's"
         )
-    return lambda **arrays: run({name: arrays[name] for name in names})
+    return lambda **arrays: tuple(run({name: arrays[name] for name in names}))
 
 
-def by_onnxruntime(path: Path, model: Model) -> Callable[..., Array]:
+def by_onnxruntime(path: Path, model: Model) -> Call:
     """The network; raises ValueError where the file is missing, damaged or of another preset."""
     session = open_session(path)
     inputs = [tensor.name for tensor in session.get_inputs()]
-    return network(path, model, inputs, lambda feed: session.run(None, feed)[0])
+    return network(path, model, inputs, lambda feed: session.run(None, feed))
 
 
-def by_openvino(path: Path, model: Model, alone: bool) -> Callable[..., Array]:
+def by_openvino(path: Path, model: Model, alone: bool) -> Call:
     """The network, in bfloat16, with the model's warm-up shape as the usual one; ``alone``: an image at a time.
 
     Raises:
@@ -91,4 +87,4 @@ def by_openvino(path: Path, model: Model, alone: bool) -> Callable[..., Array]:
         inputs, _, run = openvino_runtime.load(path, bf16=True, usual=usual, alone=alone)
     except openvino_runtime.OpenVINOError as error:
         raise ValueError(f"cannot load '{path}': {error}") from error
-    return network(path, model, inputs, lambda feed: run(feed)[0])
+    return network(path, model, inputs, run)

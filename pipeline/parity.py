@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 from pipeline.files import read_image
 from pipeline.images import Image, crop_square, resize_cubic
 from pipeline.spec import Model, Preset, fused_model
-from pipeline.superres import Array, Networks, generator, network_lr, upsample_all, upscale
+from pipeline.superres import Array, Call, Networks, generator, network_lr, upsample_all, upscale
 
 RECORDED = (299, 150, 1)
 """Timesteps whose calls are compared."""
@@ -76,15 +76,15 @@ def radiographs(preset: Preset) -> list[Image]:
     return [lr, lr * np.float32(0.4)]
 
 
-def remote(server: triton.InferenceServerClient, name: str, model: Model) -> Callable[..., Array]:
+def remote(server: triton.InferenceServerClient, name: str, model: Model) -> Call:
     """Model ``name`` of the server as a function of the inputs that ``model`` has, by name; others are ignored."""
 
-    def run(**inputs: Array) -> Array:
+    def run(**inputs: Array) -> tuple[Array, ...]:
         tensors = [triton.InferInput(tensor.name, inputs[tensor.name].shape, tensor.dtype) for tensor in model.inputs]
         for tensor in tensors:
             tensor.set_data_from_numpy(inputs[tensor.name()])
-        output: Array = server.infer(name, tensors).as_numpy(model.outputs[0].name)
-        return output
+        result = server.infer(name, tensors)
+        return tuple(result.as_numpy(tensor.name) for tensor in model.outputs)
 
     return run
 
@@ -106,7 +106,7 @@ def record_fused(networks: Networks, preset: Preset, image: Image) -> dict[str, 
     """What the fused model is given for an image with the preset's own options."""
     recorded: dict[str, Array] = {}
 
-    def fused(**inputs: Array) -> Array:
+    def fused(**inputs: Array) -> tuple[Array, ...]:
         recorded.update(inputs)
         assert networks.fused is not None
         return networks.fused(**inputs)
@@ -140,21 +140,24 @@ def measure_parity(url: str, preset: Preset, networks: Networks, pairs: Sequence
             plan_denoise, onnx_denoise = both[0]
 
             def recording(x: Array, t: Array) -> Array:
-                onnx = onnx_denoise(x=x, t=t)
+                onnx = onnx_denoise(x=x, t=t)[0]
                 call = f"{pairs[0][1].name} at t = {t[0, 0]:g}"
                 if t[0, 0] in RECORDED and call not in calls:
-                    calls[call] = call_error(plan_denoise(x=x, t=t), onnx)
+                    calls[call] = call_error(plan_denoise(x=x, t=t)[0], onnx)
                 return onnx
 
             def draw(image: Image, denoise: Callable[[Array, Array], Array]) -> Image:
                 generate = generator(replace(networks, denoise=denoise, fused=None), preset, sampler="ddpm")
                 return upscale([image], [0], generate, preset, faithful=False)[0].upscaled
 
-            found = [compare_images(draw(i, lambda x, t: plan_denoise(x=x, t=t)), draw(i, recording)) for i in images]
+            def planned(x: Array, t: Array) -> Array:
+                return plan_denoise(x=x, t=t)[0]
+
+            found = [compare_images(draw(image, planned), draw(image, recording)) for image in images]
             inputs = {"image": image, "latent": networks.encode(image, lr), "lr": lr}
             for (network, model), (plan, onnx) in zip(pairs[1:], both[1:], strict=True):
                 given = record_fused(networks, preset, images[0]) if network == fused_model(preset) else inputs
-                calls[model.name] = call_error(plan(**given), onnx(**given))
+                calls[model.name] = call_error(plan(**given)[0], onnx(**given)[0])
     except InferenceServerException as error:
         raise ParityError(f"the server does not answer: {error.message()}") from error
     # unlike min() and max(), NumPy's let NaN through

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.spec import (
+    DEGRADATIONS,
     DENOISERS,
     MAX_SAMPLES,
     MAX_SEED,
@@ -47,6 +48,7 @@ class Options:
     samples: int
     output: Output
     faithful: bool
+    degradation: str
     denoiser: str
 
     @classmethod
@@ -59,6 +61,7 @@ class Options:
         samples: int | None = None,
         output: str | None = None,
         faithful: bool | None = None,
+        degradation: str | None = None,
         denoiser: str | None = None,
     ) -> Options:
         """The options with the preset's defaults for what is None.
@@ -75,6 +78,7 @@ class Options:
             samples=1 if samples is None else _number("samples", samples, 1, MAX_SAMPLES),
             output="sample" if output is None else _choice("output", output, OUTPUTS),
             faithful=preset.faithful if faithful is None else _truth("faithful", faithful),
+            degradation=_choice("degradation", "auto" if degradation is None else degradation, DEGRADATIONS),
             denoiser="auto" if denoiser is None else _choice("denoiser", denoiser, DENOISERS),
         )
         if options.output == "mean" and options.samples == 1:

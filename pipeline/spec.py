@@ -7,6 +7,7 @@ names and limits from it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -17,11 +18,22 @@ ScheduleName = Literal["linear", "cosine"]
 Prediction = Literal["eps", "v", "x0"]
 Condition = Literal["latent", "lr"]
 Output = Literal["sample", "mean"]
+ReductionName = Literal["cubic", "area", "bilinear", "bicubic", "lanczos", "nearest"]
 
 SAMPLERS: tuple[SamplerName, ...] = ("ddpm", "ddim")
 STARTS: tuple[Start, ...] = ("noise", "lr")
 OUTPUTS: tuple[Output, ...] = ("sample", "mean")
 DENOISERS: tuple[str, ...] = ("auto", "onnx", "trt")
+REDUCTIONS: tuple[ReductionName, ...] = ("cubic", "area", "bilinear", "bicubic", "lanczos", "nearest")
+"""How an image is made four times smaller: OpenCV's cubic, the paper's; means of squares; Pillow's three, which look at
+all pixels; every fourth pixel."""
+PROTOCOL: ReductionName = "cubic"
+OTHER = "other"
+"""What a reduction is called that is none of these."""
+DEGRADATIONS: tuple[str, ...] = ("auto", *REDUCTIONS)
+"""What a request may say of its image; "auto": the restorer finds out, or, of a preset that has none, the paper's."""
+HISTORY = len(REDUCTIONS) + 2
+"""Numbers that tell how likely each reduction of an LR image is, and another, and what noise and JPEG changed."""
 
 SCALE = 4
 """Upscaling factor: an H×W image becomes 4H×4W."""
@@ -44,8 +56,8 @@ LEAP = 10
 MAX_SAMPLES = 16
 """Samples of one image that a request may ask for."""
 
-NO_SPREAD = -1.0
-"""The spread of a single sample, which has no scatter; JSON, unlike FP32, has no NaN."""
+UNKNOWN = -1.0
+"""The spread of a single sample, where it has no scatter, and an error that is not expected; JSON has no NaN."""
 
 MAX_SEED = 2**63 - 1
 
@@ -127,6 +139,16 @@ class VAESpec:
 
 
 @dataclass(frozen=True)
+class RestorerSpec:
+    """What makes of any LR image the one that the paper's protocol would have given, and tells how it was made."""
+
+    width: int = 48
+    blocks: int = 4
+    fold: int = 2
+    """It works on squares of so many pixels each way."""
+
+
+@dataclass(frozen=True)
 class DetailVAESpec:
     """An autoencoder of what an image has beyond its LR image, which encoder and decoder both see."""
 
@@ -138,6 +160,9 @@ class DetailVAESpec:
     decoder_blocks: int = 8
     tail: int = 8
     """Features at full resolution."""
+    restorer: RestorerSpec = field(default_factory=RestorerSpec)
+    doubt: int = 16
+    """Width of what tells how far each pixel may be off."""
 
     @property
     def sees_lr(self) -> bool:
@@ -200,19 +225,24 @@ class DiffusionSpec:
 
 @dataclass(frozen=True)
 class Band:
-    """How the scatter of samples becomes the half-width of the 90 % band around their mean: scale·doubt.
+    """How the doubt of samples becomes the half-width of the 90 % band around their mean: scale·doubt.
 
-    ``pipeline.superres.doubt`` makes the second factor. The band holds for the preset's own sampler, steps, start and
-    ``faithful``. Calibrated on validation patients by ``train.calibrate`` (split conformal: ``scales`` are 90 %
-    quantiles of │HR - mean│ over the doubt).
+    The doubt of a ``DetailVAE`` is what its decoder tells of each pixel; that of other presets the scatter of samples,
+    see ``pipeline.superres.doubt``. The band holds for the preset's own sampler, steps, start and ``faithful``.
+    Calibrated on validation patients by ``train.calibrate`` (split conformal: ``scales`` are 90 % quantiles of
+    │HR - mean│ over the doubt).
     """
 
     scales: tuple[tuple[int, float], ...]
     """(number of samples, scale), ascending; a number between two takes the scale of the smaller."""
+    error: float | None = None
+    """Mean absolute error of an image over its mean doubt; None: scatter does not tell it."""
+    usual: float | None = None
+    """Expected error, in [0, 1] of gray, that 99 of 100 images as trained on are below."""
 
-    def scale(self, samples: int) -> float:
-        """The scale for so many samples, two or more."""
-        return next(scale for count, scale in reversed(self.scales) if count <= samples)
+    def scale(self, samples: int) -> float | None:
+        """The scale for so many samples; None where they are too few for a band."""
+        return next((scale for count, scale in reversed(self.scales) if count <= samples), None)
 
 
 @dataclass(frozen=True)
@@ -250,7 +280,7 @@ class Preset:
     int8: tuple[str, ...] = ()
     """Those of them that have a second file, ``INT8_FILE``, with convolutions in INT8, which passes the gate too."""
     faithful: bool = False
-    """Whether results are made to downscale to the LR image unless a request says otherwise."""
+    """Whether results are made to reduce to the LR image unless a request says otherwise."""
     reported: tuple[Reported, ...] = ()
 
     def openvino_file(self, model: str) -> str:
@@ -298,17 +328,35 @@ PRESETS = {preset.name: preset for preset in (BEST, PAPER)}
 DEFAULT = BEST
 
 
-def network_models(preset: Preset) -> tuple[Model, Model, Model]:
-    """The three networks (denoiser, encoder, decoder) as models of the repository."""
+@dataclass(frozen=True)
+class NetworkModels:
+    """The networks of a preset as models of the repository."""
+
+    denoiser: Model
+    encoder: Model
+    decoder: Model
+    fused: Model
+    restorer: Model | None = None
+
+    def __iter__(self) -> Iterator[Model]:
+        """Those that there are."""
+        every = (self.denoiser, self.encoder, self.decoder, self.fused, self.restorer)
+        return (model for model in every if model is not None)
+
+
+def onnx_models(preset: Preset) -> NetworkModels:
+    """The models of the repository that are ONNX files: the networks, and what fuses them."""
     v, u, d = preset.vae, preset.unet, preset.data
     image = Tensor("image", "FP32", (v.channels, -1, -1), range=d.range)
     latent = Tensor("latent", "FP32", (v.latent_channels, -1, -1))
     z = d.hr_size // v.factor
     image_size, latent_size = (v.channels, d.hr_size, d.hr_size), (v.latent_channels, z, z)
-    lr = (Tensor("lr", "FP32", (v.channels, -1, -1), range=d.range),) if v.sees_lr else ()
-    lr_size = ((v.channels, d.lr_size, d.lr_size),) if v.sees_lr else ()
-    return (
-        Model(
+    lr_size = (v.channels, d.lr_size, d.lr_size)
+    lr = Tensor("lr", "FP32", (v.channels, -1, -1), range=d.range)
+    lrs, lr_sizes, doubts = ((lr,), (lr_size,), (DOUBT,)) if v.sees_lr else ((), (), ())
+    history = Tensor("history", "FP32", (HISTORY,))
+    return NetworkModels(
+        denoiser=Model(
             "unet_onnx",
             "onnxruntime",
             inputs=(
@@ -318,9 +366,16 @@ def network_models(preset: Preset) -> tuple[Model, Model, Model]:
             outputs=(Tensor(preset.diffusion.prediction, "FP32", (u.out_channels, -1, -1)),),
             warmup=((u.in_channels, z, z), (1,)),
         ),
-        Model("vae_encoder", "onnxruntime", inputs=(image, *lr), outputs=(latent,), warmup=(image_size, *lr_size)),
-        Model("vae_decoder", "onnxruntime", inputs=(latent, *lr), outputs=(image,), warmup=(latent_size, *lr_size)),
+        encoder=Model("vae_encoder", "onnxruntime", (image, *lrs), (latent,), (image_size, *lr_sizes)),
+        decoder=Model("vae_decoder", "onnxruntime", (latent, *lrs), (image, *doubts), (latent_size, *lr_sizes)),
+        fused=fused_model(preset),
+        restorer=Model("restorer", "onnxruntime", (lr,), (replace(lr, name="restored"), history), (lr_size,))
+        if v.sees_lr
+        else None,
     )
+
+
+DOUBT = Tensor("doubt", "FP32", (-1, -1))
 
 
 def fused_model(preset: Preset) -> Model:
@@ -347,23 +402,19 @@ def fused_model(preset: Preset) -> Model:
             Tensor("noise", "FP32", (z, -1, -1)),
             Tensor("coefficients", "FP32", (steps, 4)),
         ),
-        outputs=(Tensor("upscaled", "FP32", (-1, -1), range=(0.0, 1.0)),),
+        outputs=(Tensor("upscaled", "FP32", (-1, -1)), DOUBT, Tensor("history", "FP32", (HISTORY,))),
         warmup=((d.lr_size, d.lr_size), (z, side, side), (steps, 4)),
     )
 
 
-def onnx_models(preset: Preset) -> tuple[Model, Model, Model, Model]:
-    """Every model of the repository that is an ONNX file: the three networks, and what fuses them."""
-    return (*network_models(preset), fused_model(preset))
-
-
-def plan_models(preset: Preset) -> tuple[Model, Model, Model, Model]:
+def plan_models(preset: Preset) -> NetworkModels:
     """The same as TensorRT plans, which belong to the GPU they were built on and are therefore not in git."""
-    denoiser, encoder, decoder, fused = (
-        replace(model, name=model.name.removesuffix("_onnx") + "_trt", backend="tensorrt")
-        for model in onnx_models(preset)
+    return NetworkModels(
+        *(
+            replace(model, name=model.name.removesuffix("_onnx") + "_trt", backend="tensorrt")
+            for model in onnx_models(preset)
+        )
     )
-    return denoiser, encoder, decoder, fused
 
 
 def superres_model(preset: Preset) -> Model:
@@ -380,12 +431,16 @@ def superres_model(preset: Preset) -> Model:
             Tensor("samples", "INT32", (1,), optional=True, range=(1, MAX_SAMPLES)),
             Tensor("output", "STRING", (1,), optional=True),
             Tensor("faithful", "BOOL", (1,), optional=True),
+            Tensor("degradation", "STRING", (1,), optional=True),
             Tensor("denoiser", "STRING", (1,), optional=True),
         ),
         outputs=(
             Tensor("upscaled", "FP32", (-1, -1), range=(0.0, 1.0)),
             Tensor("spread", "FP32", (-1, -1)),
             Tensor("lr_error", "FP32", (1,)),
+            Tensor("found", "STRING", (1,)),
+            Tensor("noise", "FP32", (1,)),
+            Tensor("expected_error", "FP32", (1,)),
         ),
         preset=preset.name,
     )

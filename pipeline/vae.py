@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from pipeline.detail_vae import DetailVAE
+from pipeline.restorer import told
 from pipeline.spec import DetailVAESpec, VAESpec
 from pipeline.tensors import load_tensors
 
@@ -99,7 +100,7 @@ def decode(vae: VAE, latent: Tensor, lr: Tensor | None) -> Tensor:
     """The image of a raw latent, float32 in about [-1, 1]; ``lr`` for those that see it."""
     if isinstance(vae, DetailVAE):
         assert lr is not None
-        return vae.decode(latent, lr)
+        return vae.decode(latent, lr)[0]
     image: Tensor = vae.decode(latent).sample.float()
     return image
 
@@ -139,16 +140,32 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent, and LR image where it is seen ⇒ image: [B, 4, h, w] ⇒ [B, C, 8h, 8w].
+    """Latent, and LR image where it is seen ⇒ image: [B, 4, h, w] ⇒ [B, C, 8h, 8w], and of a ``DetailVAE`` its doubt.
 
-    An ``AutoencoderKL``'s is clamped to [-1, 1]; for a ``DetailVAE`` ``pipeline.images.project`` does that.
+    An ``AutoencoderKL``'s is clamped to [-1, 1]; for a ``DetailVAE`` ``pipeline.superres.finish`` does that.
     """
 
     def __init__(self, vae: VAE) -> None:
         super().__init__()
         self.vae = vae
 
-    def forward(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
+    def forward(self, latent: Tensor, lr: Tensor | None = None) -> tuple[Tensor, ...]:
         mean, std = latent_scale(self.vae)
-        image = decode(self.vae, latent * std + mean, lr)
-        return image if isinstance(self.vae, DetailVAE) else torch.clamp(image, -1.0, 1.0)
+        latent = latent * std + mean
+        if isinstance(self.vae, DetailVAE):
+            assert lr is not None
+            image, doubt, _ = self.vae.decode(latent, lr)
+            return image, doubt[:, 0]
+        return (torch.clamp(decode(self.vae, latent, None), -1.0, 1.0),)
+
+
+class Restore(nn.Module):
+    """LR image ⇒ the restored one, and its history as ``pipeline.restorer.told`` has it."""
+
+    def __init__(self, vae: DetailVAE) -> None:
+        super().__init__()
+        self.restorer = vae.restorer
+
+    def forward(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        restored, history = self.restorer(lr)
+        return restored, told(history)

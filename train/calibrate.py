@@ -1,7 +1,8 @@
 """Fit the 90 % band of a preset on validation patients, and count how many pixels of other patients it holds.
 
 python -m train.calibrate --data data/nih
-python -m train.calibrate --data data/nih --split test
+python -m train.calibrate --data data/nih --split test --degradation cubic area jpeg50 noise5
+python -m train.calibrate --data data/nih-large --split all --hr-size 512 --limit 24
 python -m train.calibrate --data data/iu --split all --limit 64 --preset paper
 """
 
@@ -9,91 +10,146 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline import eager
 from pipeline.command_line import make_parser
-from pipeline.spec import DEFAULT, MAX_SAMPLES, PRESETS, Band
-from pipeline.superres import doubt, draw_samples
+from pipeline.images import Image
+from pipeline.spec import DEFAULT, MAX_SAMPLES, PRESETS, PROTOCOL, Band
+from pipeline.superres import Samples, draw_samples
 from train.config import DEVICES, choose_device
 from train.data import PairDataset, read_index
-from train.evaluate import add_choice, choose
+from train.degrade import ROWS
+from train.evaluate import add_choice, add_degradations, choose, degraded
 
 SHARE = 0.90
-COUNTS = (2, 3, 4, 8, MAX_SAMPLES)
+COUNTS = (1, 2, 3, 4, 8, MAX_SAMPLES)
 """Numbers of samples that get a scale of their own."""
+STRONGEST = 0.1
+"""Share of an image's pixels whose gradients are called strong."""
+USUAL = 0.99
+"""Share of the images whose expected error is called usual."""
+
+Pixels = NDArray[np.float32]
 
 
-class Pixels(NamedTuple):
-    """What is known of every pixel of every image, float32 [pixels]."""
+class Observed(NamedTuple):
+    """What is known of an image and of so many samples."""
 
-    error: NDArray[np.float32]
-    """│HR - mean of the samples│"""
-    doubt: NDArray[np.float32]
+    error: Pixels
+    """│HR - mean of the samples│, float32 [4H, 4W]"""
+    doubt: Pixels
     """of the samples"""
+    strong: NDArray[np.bool_]
+    """where HR's gradients are strong"""
 
 
-Scatter = Mapping[int, Pixels]
-"""By number of samples."""
+Scatter = Mapping[int, Sequence[Observed]]
+"""The images, by number of samples."""
 
 
-def scatter(pairs: PairDataset, system: eager.Eager) -> Scatter:
+def strong(image: Image) -> NDArray[np.bool_]:
+    """The pixels with the strongest gradients (Sobel)."""
+    gradient = np.hypot(cv2.Sobel(image, cv2.CV_32F, 1, 0), cv2.Sobel(image, cv2.CV_32F, 0, 1))
+    return gradient >= np.quantile(gradient, 1 - STRONGEST)
+
+
+def scatter(pairs: PairDataset, system: eager.Eager, counts: Sequence[int]) -> Scatter:
     """What samples of a system at the preset's own settings tell of these images; image i has seed i."""
     preset, generate = system.preset, system.generator()
-    found: dict[int, list[Pixels]] = {count: [] for count in COUNTS}
+    found: dict[int, list[Observed]] = {count: [] for count in counts}
     for i in tqdm(range(len(pairs)), desc="samples", unit="image", leave=False):
         lr, hr = pairs.unit_images(i)
-        drawn = next(draw_samples([lr], [i], generate, preset, MAX_SAMPLES, preset.faithful))
-        for count in COUNTS:
-            some = drawn[:count]
-            found[count].append(Pixels(np.abs(hr - np.mean(some, axis=0)).ravel(), doubt(some).ravel()))
-    return {count: Pixels(*map(np.concatenate, zip(*rows, strict=True))) for count, rows in found.items()}
+        drawn = next(draw_samples([lr], [i], generate, preset, max(counts), preset.faithful))
+        where = strong(hr)
+        for count in counts:
+            some = Samples(drawn.images[:count], drawn.history, drawn.told)
+            if (doubt := some.doubt()) is not None:
+                found[count].append(Observed(np.abs(hr - np.mean(some.images, axis=0)), doubt, where))
+    return {count: observed for count, observed in found.items() if observed}
 
 
-def fit(found: Scatter) -> Band:
-    """The scales with which ``SHARE`` of the pixels lie within scale·doubt: split conformal prediction."""
+def quantile(observed: Sequence[Observed]) -> float:
+    """The scale with which ``SHARE`` of the pixels lie within scale·doubt: split conformal prediction."""
+    return float(np.quantile(np.concatenate([(o.error / o.doubt).ravel() for o in observed]), SHARE))
+
+
+def fit(rows: Mapping[str, Scatter], told: bool) -> Band:
+    """The band that holds ``SHARE`` of the pixels of all rows together.
+
+    The scales of several samples come from the row that has them, relative to one; ``told``: the networks tell their
+    doubt, and with it the error to be expected.
+    """
+    if not told:
+        first = next(iter(rows.values()))
+        return Band(tuple((count, round(quantile(observed), 3)) for count, observed in first.items()))
+    every = [observed for found in rows.values() for observed in found[1]]
+    one = quantile(every)
+    several = next(found for found in rows.values() if len(found) == len(COUNTS))
+    error = float(np.mean([o.error.mean() for o in every]) / np.mean([o.doubt.mean() for o in every]))
     return Band(
-        tuple(
-            (count, round(float(np.quantile(pixels.error / pixels.doubt, SHARE)), 3)) for count, pixels in found.items()
-        )
+        tuple((count, round(one * quantile(several[count]) / quantile(several[1]), 3)) for count in COUNTS),
+        round(error, 3),
+        round(float(np.quantile([error * o.doubt.mean() for o in every], USUAL)), 4),
     )
 
 
-def coverage(found: Scatter, band: Band) -> dict[int, tuple[float, float]]:
-    """By number of samples: (share of the pixels within the band, its mean half-width in gray levels of 255)."""
-    result = {}
-    for count, pixels in found.items():
-        spread = band.scale(count) * pixels.doubt
-        result[count] = float((pixels.error <= spread).mean()), 255 * float(spread.mean())
-    return result
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """The correlation of ranks."""
+    first, second = (np.argsort(np.argsort(values)) for values in (x, y))
+    return float(np.corrcoef(first, second)[0, 1])
 
 
-def report(found: Scatter, band: Band) -> str:
-    """The table of the preset's band on these images, and the band that would fit them."""
-    lines = ["| samples | pixels within the band | mean half-width (gray levels) |", "|---|---|---|"]
-    for count, (share, width) in coverage(found, band).items():
-        lines.append(f"| {count} | {100 * share:.1f} % | {width:.1f} |")
-    return "\n".join([*lines, "", f"fitted to these images: {fit(found)}"])
+def report(rows: Mapping[str, Scatter], band: Band) -> str:
+    """What the preset's band holds of these images, a row for each degradation and number of samples."""
+    lines = [
+        "| LR by | samples | pixels within the band | least and most of an image | strongest tenth of gradients "
+        "| mean half-width (gray levels) | expected and true error (rank correlation) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in rows.items():
+        for count, observed in found.items():
+            if (scale := band.scale(count)) is None:
+                continue
+            held = [o.error <= scale * o.doubt for o in observed]
+            of_image = [100 * float(within.mean()) for within in held]
+            edges = 100 * float(np.mean([within[o.strong].mean() for within, o in zip(held, observed, strict=True)]))
+            width = 255 * scale * float(np.mean([o.doubt.mean() for o in observed]))
+            truth = [float(o.error.mean()) for o in observed]
+            ranks = spearman([float(o.doubt.mean()) for o in observed], truth) if len(observed) > 1 else float("nan")
+            error = 255 * (band.error or float("nan")) * float(np.mean([o.doubt.mean() for o in observed]))
+            lines.append(
+                f"| {name} | {count} | {np.mean(of_image):.1f} % | {min(of_image):.0f}–{max(of_image):.0f} % "
+                f"| {edges:.1f} % | {width:.1f} | {error:.1f}, {255 * np.mean(truth):.1f} ({ranks:.2f}) |"
+            )
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m train.calibrate")
     add_choice(parser, split="val")
+    add_degradations(parser, default=list(ROWS))
     parser.add_argument("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
     parser.add_argument("--weights", type=Path, help="default: weights/PRESET")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
     args: argparse.Namespace = parser.parse_args(argv)
     try:
         preset = PRESETS[args.preset]
-        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
+        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares, args.hr_size)
         weights = args.weights or Path("weights") / preset.name
-        found = scatter(pairs, eager.load(weights, preset, device=choose_device(args.device)))
+        system = eager.load(weights, preset, device=choose_device(args.device))
+        told = preset.vae.sees_lr
+        rows = {}
+        # other presets take every image for the protocol's
+        for name in args.degradation if told else [PROTOCOL]:
+            rows[name] = scatter(degraded(pairs, name), system, COUNTS if name == PROTOCOL else (1,))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -101,7 +157,13 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     print(f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}; preset {preset.name}\n")
-    print(report(found, preset.band))
+    print(report(rows, preset.band))
+    if PROTOCOL in rows:
+        print(f"\nfitted to these images: {fit(rows, told)}")
+    if told:
+        every = [o for found in rows.values() for o in found[1]]
+        ranks = spearman([float(o.doubt.mean()) for o in every], [float(o.error.mean()) for o in every])
+        print(f"expected and true error of all images of all rows: rank correlation {ranks:.2f}")
     return 0
 
 

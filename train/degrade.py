@@ -6,27 +6,17 @@ The paper's protocol is one case, ``ROWS["cubic"]``. Noise and JPEG are the LR i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as PILImage
 
 from pipeline.images import downscale, downscale_by_area
-from pipeline.spec import SCALE
+from pipeline.reduction import reduce_rows
+from pipeline.spec import REDUCTIONS, SCALE, ReductionName
 from train.augment import add_noise
 
 Gray = NDArray[np.uint8]
-Kernel = Literal["cubic", "area", "bilinear", "bicubic", "lanczos", "nearest"]
-KERNELS: tuple[Kernel, ...] = ("cubic", "area", "bilinear", "bicubic", "lanczos", "nearest")
-"""OpenCV's cubic, the paper's; means of squares; Pillow's three, which look at all pixels; every fourth pixel."""
-
-PILLOW = {
-    "bilinear": PILImage.Resampling.BILINEAR,
-    "bicubic": PILImage.Resampling.BICUBIC,
-    "lanczos": PILImage.Resampling.LANCZOS,
-}
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class Degradation:
     """by 90°, counterclockwise"""
     blur: float = 0.0
     """standard deviation of a Gaussian, in HR pixels"""
-    kernel: Kernel = "cubic"
+    kernel: ReductionName = "cubic"
     noise: float = 0.0
     """standard deviation, in gray levels of 255, of white noise on the LR image"""
     jpeg: int | None = None
@@ -65,9 +55,6 @@ ROWS = {
 }
 """The cases that are reported, by name."""
 
-PROTOCOL = "cubic"
-"""The paper's."""
-
 
 def prepared(hr: Gray, d: Degradation) -> Gray:
     """The radiograph as it is shown: window, gamma, inversion, turn. It is what upscaling should give back."""
@@ -80,16 +67,16 @@ def prepared(hr: Gray, d: Degradation) -> Gray:
     return np.ascontiguousarray(np.rot90(hr, d.turns))
 
 
-def reduce(hr: Gray, kernel: Kernel) -> Gray:
-    """[H, W] ⇒ [H/4, W/4] by a kernel; sides must be multiples of 4."""
-    if kernel == "cubic":
+def reduce(hr: Gray, name: ReductionName) -> Gray:
+    """[H, W] ⇒ [H/4, W/4], rounded as the library rounds; sides must be multiples of 4."""
+    if name == "cubic":
         return downscale(hr)
-    if kernel == "area":
+    if name == "area":
         return downscale_by_area(hr, SCALE)
-    height, width = hr.shape[0] // SCALE, hr.shape[1] // SCALE
-    if kernel == "nearest":
-        return np.ascontiguousarray(hr[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE])
-    return np.asarray(PILImage.fromarray(hr).resize((width, height), PILLOW[kernel]))
+    height, width = (side // SCALE for side in hr.shape)
+    # Pillow does rows first, and rounds between the two
+    narrow = reduce_rows(np.ascontiguousarray(hr.T), name, width).T
+    return np.ascontiguousarray(reduce_rows(np.ascontiguousarray(narrow), name, height))
 
 
 def degrade(hr: Gray, d: Degradation, rng: np.random.Generator) -> tuple[Gray, Gray]:
@@ -116,7 +103,7 @@ def degrade(hr: Gray, d: Degradation, rng: np.random.Generator) -> tuple[Gray, G
 
 def draw(rng: np.random.Generator) -> Degradation:
     """A random history, as training sees it: half of them clean, every kernel, noise and JPEG of any strength."""
-    kernel: Kernel = KERNELS[int(rng.choice(len(KERNELS), p=(0.3, 0.3, 0.1, 0.12, 0.12, 0.06)))]
+    kernel = REDUCTIONS[int(rng.choice(len(REDUCTIONS), p=(0.3, 0.3, 0.1, 0.12, 0.12, 0.06)))]
     d = Degradation(kernel=kernel, blur=float(rng.uniform(0.5, 1.5)) if rng.random() < 0.15 else 0.0)
     if rng.random() < 0.25:
         d = replace(d, noise=float(rng.uniform(0, 12)))

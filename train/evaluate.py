@@ -25,8 +25,9 @@ from tqdm import tqdm
 from client import UpscaleError
 from pipeline import eager
 from pipeline.command_line import make_parser
-from pipeline.images import Image, downscale, from_integers, psnr, ssim, to_integers, to_network
-from pipeline.spec import DEFAULT, PAPER, PRESETS, SCALE, DataSpec
+from pipeline.images import Image, from_integers, psnr, ssim, to_integers, to_network
+from pipeline.reduction import reduce
+from pipeline.spec import DEFAULT, PAPER, PRESETS, PROTOCOL, SCALE, DataSpec, ReductionName
 from pipeline.weights import write_metadata
 from train.config import DEVICES, choose_device
 from train.data import (
@@ -41,7 +42,7 @@ from train.data import (
     read_index,
     split_by_patient,
 )
-from train.degrade import PROTOCOL, ROWS
+from train.degrade import ROWS
 from train.figures import runtimes_figure, upscaled_figure
 from train.lpips import LPIPS, LPIPSNet
 from train.methods import RUNTIMES, Method, Run, default_run, make_methods, name_of, parse_run, parse_runtimes
@@ -53,9 +54,9 @@ TIMED = 5
 NETS: tuple[LPIPSNet, ...] = ("alex", "vgg")
 
 
-def lr_error(image: Image, lr: Image) -> float:
-    """max │LR - downscale(image)│ in gray levels of 255, of the image in 8 bits; LR images are clipped."""
-    reduced = downscale(from_integers(to_integers(image, 8))).clip(0, 1)
+def lr_error(image: Image, lr: Image, reduction: ReductionName) -> float:
+    """max │LR - reduced(image)│ in gray levels of 255, of the image in 8 bits, reduced as LR was; LR is clipped."""
+    reduced = reduce(from_integers(to_integers(image, 8)), reduction).clip(0, 1)
     return 255.0 * float(np.abs(reduced - lr).max())
 
 
@@ -68,6 +69,7 @@ def inner(image: Image) -> Image:
 def measure(pairs: PairDataset, methods: dict[str, Method], nets: Sequence[LPIPSNet] = NETS) -> dict[str, Measured]:
     """Every metric of ``train.report`` of each method on each image, and its time for one; image i has seed i."""
     distances = {f"lpips_{net}": LPIPS(net) for net in nets}
+    reduction = PROTOCOL if pairs.degradation is None else pairs.degradation.kernel
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     for start in tqdm(range(0, len(pairs), BATCH), desc="evaluate", unit="batch", leave=False):
         seeds = list(range(start, min(start + BATCH, len(pairs))))
@@ -82,7 +84,7 @@ def measure(pairs: PairDataset, methods: dict[str, Method], nets: Sequence[LPIPS
                     "psnr_inner": psnr(inner(image), inner(reference)),
                     "ssim": ssim(image, reference),
                 }
-                rows[name].append({**row, **fidelity, "lr_error": lr_error(image, small)})
+                rows[name].append({**row, **fidelity, "lr_error": lr_error(image, small, reduction)})
     return {
         name: Measured(
             {metric: np.array([row[metric] for row in rows[name]]) for metric in rows[name][0]},
@@ -134,20 +136,32 @@ def add_choice(parser: argparse.ArgumentParser, split: str = "test") -> None:
     add("--limit", type=int, help="only so many images, evenly spread")
 
 
+def add_degradations(parser: argparse.ArgumentParser, default: list[str]) -> None:
+    """Add the options that say how LR images are made, and of what size."""
+    parser.add_argument(
+        "--degradation",
+        nargs="+",
+        choices=ROWS,
+        default=default,
+        metavar="NAME",
+        help=f"how LR images come from HR, of {', '.join(ROWS)} (default: {', '.join(default)})",
+    )
+    parser.add_argument(
+        "--hr-size", type=int, default=HR_SIZE, metavar="N", help="side of the HR images (default: %(default)s)"
+    )
+
+
+def degraded(pairs: PairDataset, name: str) -> PairDataset:
+    """The pairs with LR images of a row; the protocol's are files."""
+    return pairs if name == PROTOCOL else PairDataset(pairs.paths, pairs.data, degradation=ROWS[name])
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, "python -m train.evaluate")
     add = parser.add_argument
     add_choice(parser)
     add("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
-    add(
-        "--degradation",
-        nargs="+",
-        choices=ROWS,
-        default=[PROTOCOL],
-        metavar="NAME",
-        help=f"how LR images come from HR, of {', '.join(ROWS)} (default: {PROTOCOL}, the paper's)",
-    )
-    add("--hr-size", type=int, default=HR_SIZE, metavar="N", help="side of the HR images (default: %(default)s)")
+    add_degradations(parser, default=[PROTOCOL])
     add(
         "--runtimes",
         type=parse_runtimes,
@@ -190,9 +204,8 @@ def evaluate(args: argparse.Namespace) -> None:
     methods = make_methods(args.runtimes, runs, system, args.model_repository, args.url)
     found = {}
     for name in args.degradation:
-        # the protocol's LR images are files
-        degraded = pairs if name == PROTOCOL else PairDataset(pairs.paths, pairs.data, degradation=ROWS[name])
-        found[name] = measure(degraded, methods, args.lpips)
+        rows = degraded(pairs, name)
+        found[name] = measure(rows, methods, args.lpips)
         reported = [row for row in PAPER.reported if row.dataset == args.reported and name == PROTOCOL]
         text = (
             f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}, LR by {name}, "
@@ -202,7 +215,7 @@ def evaluate(args: argparse.Namespace) -> None:
         print(text)
         if args.report:
             folder = args.report if len(args.degradation) == 1 else args.report / name
-            write_report(folder, text, degraded, patients, found[name], methods, runs[0])
+            write_report(folder, text, rows, patients, found[name], methods, runs[0])
     if len(found) > 1:
         print(overview(found))
     if args.record:

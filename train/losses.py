@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from itertools import product
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.images import KERNEL
-from pipeline.spec import PAPER, SCALE, Prediction, Preset
+from pipeline.detail_vae import DetailVAE
+from pipeline.reduction import inverse, matrix
+from pipeline.restorer import Restorer
+from pipeline.spec import PAPER, REDUCTIONS, SCALE, Prediction, Preset
 from pipeline.superres import draw_latents
 from pipeline.unet import UNet
-from pipeline.vae import VAE, Decoder, decode, latent_scale, posterior
+from pipeline.vae import VAE, Decoder, decode, posterior
 from train.lpips import LPIPS
+
+CLEAN = 0.8
+"""Standard deviation, in gray levels, of what changed in an LR image that results still reduce to exactly."""
+HISTORY_WEIGHT = 0.3
+"""Of what the restorer learned alone, when it learns with the others."""
 
 DiffusionLossKind = Literal["mse", "eps-lpips", "eps-image"]
 
@@ -74,17 +83,24 @@ class Perceptual(nn.Module):
         return terms
 
 
-def project(y: Tensor, lr: Tensor) -> Tensor:
-    """The images nearest to y [B, C, 4H, 4W] that downscale to lr, in [-1, 1]: one turn of ``pipeline.images.project``.
+def project(y: Tensor, lr: Tensor, reduction: Tensor, chosen: Tensor) -> Tensor:
+    """The images nearest to y [B, C, 4h, 4w] that reduce to lr, in [-1, 1], where ``chosen`` [B]; others as they are.
 
-    The images are not clipped, so that every pixel has a gradient.
+    They are not clipped, so that every pixel has a gradient. ``reduction``, int64 [B], tells how each is reduced.
     """
-    kernel = torch.from_numpy(KERNEL).to(y)
-    b, c, h, w = lr.shape
-    blocks = y.reshape(b, c, h, SCALE, w, SCALE)
-    weights = kernel[:, None, :]
-    missing = lr - (blocks * weights).sum(dim=(3, 5)).clamp(-1.0, 1.0)
-    return (blocks + missing[:, :, :, None, :, None] * (weights / kernel.square().sum())).reshape(y.shape)
+    matrices = (
+        torch.from_numpy(np.stack([make(name, n) for name in REDUCTIONS])).to(y)
+        for make, n in product((matrix, inverse), lr.shape[2:])
+    )
+    of_rows, of_columns, from_rows, from_columns = (m[reduction.clamp(max=len(REDUCTIONS) - 1), None] for m in matrices)
+    missing = lr - (of_rows @ y @ of_columns.mT).clamp(-1.0, 1.0)
+    return y + chosen[:, None, None, None] * (from_rows @ missing @ from_columns.mT)
+
+
+def project_cubic(y: Tensor, lr: Tensor) -> Tensor:
+    """``project`` of all by the paper's reduction."""
+    number = torch.full((len(y),), REDUCTIONS.index("cubic"), device=y.device)
+    return project(y, lr, number, torch.ones(len(y), device=y.device))
 
 
 def total(weights: Mapping[str, float], terms: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -140,7 +156,7 @@ class AutoencoderLoss(nn.Module):
         latent = mean + torch.exp(0.5 * logvar) * noise[0]
         y = decode(self.vae, self.spoil(latent, noise[1], chance), lr)
         if self.faithful:
-            y = project(y, lr)
+            y = project_cubic(y, lr)
         terms = {
             "l1": (y - x).abs().mean(),
             **self.perceptual(y, x, where),
@@ -229,70 +245,153 @@ class DiffusionLoss(nn.Module):
         return {"mse": mse, "image": image, "loss": mse + self.image_weight * image}
 
 
+class Networks(nn.Module):
+    """Both networks that make an image of an LR image."""
+
+    def __init__(self, unet: UNet, vae: DetailVAE) -> None:
+        super().__init__()
+        self.unet, self.vae = unet, vae
+
+    def draw(self, restored: Tensor, noise: Tensor, steps: int, preset: Preset) -> Tensor:
+        """The features of one sample of each restored LR image, of which ``DetailVAE.image`` makes images."""
+        condition = F.pixel_unshuffle(restored, preset.vae.factor // SCALE)
+
+        def denoise(z_t: Tensor, t: int) -> Tensor:
+            predicted: Tensor = self.unet(torch.cat([z_t, condition], dim=1), z_t.new_full((len(z_t), 1), t)).float()
+            return predicted
+
+        z_0 = draw_latents(denoise, lambda: noise, condition, preset.diffusion, steps, "ddim", "noise")
+        return self.vae.features(z_0 * self.vae.latent_std + self.vae.latent_mean, restored)
+
+
 class FewStepLoss(nn.Module):
     """What few denoising steps make of pure noise, in pixels: the sampler itself is trained, end to end.
 
     L1 + LPIPS of two samples of every image, less ``diversity`` times the mean absolute difference of the two. With
     LPIPS weighing nothing and ``diversity`` ½ that is the fair CRPS, which is smallest for samples of the posterior;
-    with 0, the two would fall together. With ``teacher_steps`` the target is not HR but what the networks made of the
-    same noise in so many steps before the training: distillation.
+    with 0, the two would fall together. The restorer before them learns with them, and goes on learning the history.
     """
 
     def __init__(
         self,
         unet: UNet,
-        vae: VAE,
+        vae: DetailVAE,
         perceptual: Perceptual,
         preset: Preset,
         diversity: float,
         faithful_share: float,
-        teacher_steps: int = 0,
     ) -> None:
         super().__init__()
-        self.networks = nn.ModuleDict({"unet": unet, "vae": vae})
-        self.teacher = copy.deepcopy(self.networks).requires_grad_(False) if teacher_steps else None
-        self.teacher_steps = teacher_steps
+        self.networks = Networks(unet, vae)
+        self.history = HistoryLoss(vae.restorer)
         self.perceptual, self.preset, self.faithful_share = perceptual, preset, faithful_share
-        self.weights = {"l1": 1.0, **perceptual.weights, "apart": -diversity}
-
-    def draw(self, networks: nn.ModuleDict, lr: Tensor, condition: Tensor, noise: Tensor, steps: int) -> Tensor:
-        """One sample of each image: [B, C, 4h, 4w] in about [-1, 1], not yet projected."""
-        unet, vae = networks["unet"], networks["vae"]
-
-        def denoise(z_t: Tensor, t: int) -> Tensor:
-            predicted: Tensor = unet(torch.cat([z_t, condition], dim=1), z_t.new_full((len(z_t), 1), t)).float()
-            return predicted
-
-        z_0 = draw_latents(denoise, lambda: noise, condition, self.preset.diffusion, steps, "ddim", "noise")
-        mean, std = latent_scale(vae)
-        return decode(vae, z_0 * std + mean, lr)
+        told = {name: HISTORY_WEIGHT * weight for name, weight in self.history.weights.items()}
+        self.weights = {"l1": 1.0, **perceptual.weights, "apart": -diversity, **told}
 
     def forward(
-        self, x: Tensor, lr: Tensor, condition: Tensor, noise: Tensor, steps: int, chance: float, where: Tensor
+        self,
+        x: Tensor,
+        lr: Tensor,
+        protocol: Tensor,
+        reduction: Tensor,
+        level: Tensor,
+        noise: Tensor,
+        steps: int,
+        chance: float,
+        where: Tensor,
     ) -> dict[str, Tensor]:
         """The loss of a batch.
 
         Args:
             x: HR images [B, C, 4h, 4w] in [-1, 1].
-            lr: LR images [B, C, h, w].
-            condition: what the U-Net sees of them.
+            lr: LR images [B, C, h, w] of some history.
+            protocol: LR images as the paper's protocol makes them.
+            reduction: int64 [B], how ``lr`` was made, see ``HistoryLoss``.
+            level: [B], standard deviation of what noise and compression changed in ``lr``, in gray levels.
             noise: standard normal, [2, B, 4, h/2, w/2].
             steps: of the sampler.
-            chance: uniform in [0, 1): below ``faithful_share`` the samples are projected onto their LR images.
+            chance: uniform in [0, 1): below ``faithful_share`` the samples of clean LR images are projected onto them.
             where: see ``Perceptual``.
         """
-        target, lr, condition = (torch.cat([a, a]) for a in (x, lr, condition))
-        noise = noise.flatten(0, 1)
-        y = self.draw(self.networks, lr, condition, noise, steps)
-        if self.teacher is not None:
-            with torch.no_grad():
-                target = project(self.draw(self.teacher, lr, condition, noise, self.teacher_steps), lr)
+        vae = self.networks.vae
+        restored, told = vae.restorer(lr)
+        history = self.history.terms(restored, told, protocol, reduction, level)
+        twice = torch.cat([restored, restored])
+        y = vae.image(self.networks.draw(twice, noise.flatten(0, 1), steps, self.preset), twice)
+        target = torch.cat([x, x])
         if chance < self.faithful_share:
-            y = project(y, lr)
+            clean = (reduction < len(REDUCTIONS)) & (level < CLEAN)
+            y = project(y, *(torch.cat([a, a]) for a in (lr, reduction, clean)))
         one, other = y.chunk(2)
         terms = {
             "l1": (y - target).abs().mean(),
             **self.perceptual(y, target, where),
             "apart": (one - other).abs().mean(),
+            **history,
         }
         return total(self.weights, terms)
+
+
+class DoubtLoss(nn.Module):
+    """The pinball loss of the doubt: smallest where nine of ten errors of a pixel's kind are within it.
+
+    The networks that made the image do not learn.
+    """
+
+    SHARE = 0.9
+
+    def __init__(self, unet: UNet, vae: DetailVAE, preset: Preset, doubt: nn.Module | None = None) -> None:
+        super().__init__()
+        self.doubt = vae.doubt if doubt is None else doubt
+        self.frozen = copy.deepcopy(Networks(unet, vae)).requires_grad_(False).eval()
+        self.preset = preset
+
+    def draw(self, lr: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """One sample of each image, [B, 1, 4h, 4w] in about [-1, 1], and its doubt in [0, 1] of gray."""
+        vae = self.frozen.vae
+        with torch.no_grad():
+            restored, history = vae.restorer(lr)
+            features = self.frozen.draw(restored, noise, self.preset.diffusion.ddim_steps, self.preset)
+            y = vae.image(features, restored)
+        doubt: Tensor = self.doubt(features, lr, restored, history)
+        return y, doubt
+
+    def forward(self, x: Tensor, lr: Tensor, reduction: Tensor, level: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """The loss of a batch; arguments as of ``FewStepLoss``, but ``noise`` is [B, 4, h/2, w/2]."""
+        y, width = self.draw(lr, noise)
+        clean = (reduction < len(REDUCTIONS)) & (level < CLEAN)
+        beyond = 255 * ((project(y, lr, reduction, clean).clamp(-1, 1) - x).abs() / 2 - width)
+        return {"loss": torch.maximum(self.SHARE * beyond, (self.SHARE - 1) * beyond).mean()}
+
+
+class HistoryLoss(nn.Module):
+    """What the restorer is trained on: its error to the protocol's LR image, and the history's terms."""
+
+    GAIN = 20.0
+
+    def __init__(self, restorer: Restorer) -> None:
+        super().__init__()
+        self.restorer = restorer
+        self.weights = {"restored": 1.0, "reduction": 0.005, "noise": 0.005}
+
+    def forward(self, lr: Tensor, protocol: Tensor, reduction: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """The loss of a batch.
+
+        Args:
+            lr: LR images [B, 1, h, w] in [-1, 1].
+            protocol: what they should be.
+            reduction: int64 [B], the reductions' numbers.
+            noise: [B], standard deviation of what noise and compression changed, in gray levels.
+        """
+        restored, history = self.restorer(lr)
+        return total(self.weights, self.terms(restored, history, protocol, reduction, noise))
+
+    def terms(
+        self, restored: Tensor, history: Tensor, protocol: Tensor, reduction: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """What a restorer's outputs lack."""
+        return {
+            "restored": F.smooth_l1_loss(self.GAIN * restored, self.GAIN * protocol) / self.GAIN,
+            "reduction": F.cross_entropy(history[:, :-1], reduction),
+            "noise": (history[:, -1] - noise.log()).abs().mean(),
+        }

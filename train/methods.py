@@ -17,8 +17,9 @@ from pipeline.eager import Eager
 from pipeline.images import Image, to_network, upsample
 from pipeline.onnx_networks import onnx_networks
 from pipeline.request import BadRequest, Options
+from pipeline.sampler import Seed
 from pipeline.spec import Output, Preset, SamplerName, Start
-from pipeline.superres import Generate, finish, generator, network_lr, upscale
+from pipeline.superres import Array, Drawn, Generate, as_drawn, generator, upscale
 
 RUNTIMES = {"bicubic": "bicubic", "torch": "PyTorch", "onnx": "ONNX", "server": "Triton", "trt": "TensorRT"}
 BICUBIC = RUNTIMES["bicubic"]
@@ -106,22 +107,25 @@ def bicubic(lr: list[Image], _hr: list[Image], _seeds: list[int]) -> list[Image]
 
 def reconstruct(system: Eager, lr: list[Image], hr: list[Image], _seeds: list[int]) -> list[Image]:
     """Encode and decode HR: the best that any denoiser could reach."""
-    low = network_lr(lr, system.preset)
     high = np.stack([to_network(image, system.preset.data.channels) for image in hr])
-    decoded = system.decode(torch.from_numpy(system.encode(high, low)).to(system.device), low)
-    return [finish(image, small, system.preset.faithful) for image, small in zip(decoded, lr, strict=True)]
+
+    def generate(low: Array, which: Sequence[Seed]) -> Drawn:
+        latent = torch.from_numpy(system.encode(high[list(which)], low)).to(system.device)
+        return as_drawn(system.decode(latent, low), system.restore(low)[1])
+
+    return [result.upscaled for result in upscale(lr, range(len(lr)), generate, system.preset)]
 
 
 def generation(options: Options) -> dict[str, Any]:
-    """What a ``generator`` takes of them; ``upscale`` takes ``faithful`` again, and the rest."""
-    return {name: getattr(options, name) for name in ("steps", "sampler", "start", "faithful")}
+    """What a ``generator`` takes of them; ``upscale`` takes the rest."""
+    return {name: getattr(options, name) for name in ("steps", "sampler", "start")}
 
 
 def by_generator(
     generate: Generate, preset: Preset, options: Options, lr: list[Image], _hr: list[Image], seeds: list[int]
 ) -> list[Image]:
     """By a generator made with the same options."""
-    finishing = {name: getattr(options, name) for name in ("samples", "output", "faithful")}
+    finishing = {name: getattr(options, name) for name in ("samples", "output", "faithful", "degradation")}
     return [result.upscaled for result in upscale(lr, seeds, generate, preset, **finishing)]
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 from tqdm import tqdm
 
+from pipeline.detail_vae import DetailVAE
 from pipeline.processor import BFLOAT16, multiplies
-from pipeline.spec import DEFAULT, PRESETS, Preset
+from pipeline.spec import DEFAULT, PRESETS, DetailVAESpec, Preset
+from pipeline.unet import UNet
+from pipeline.vae import load_detail_vae, vae_path
+from pipeline.weights import check_pair, digest, load_unet, save_unet, save_vae
+from train.checkpoint import files_digest
 from train.config import DEVICES, choose_device, option, settings
 from train.data import SHARES, list_pairs, parse_split, patient_of, read_index, split_by_patient
 
@@ -138,6 +145,28 @@ def announce(config: Training, accelerator: Accelerator, description: str, netwo
     accelerator.wait_for_everyone()
     if not config.run_dir.is_dir():
         raise ValueError(f"'{config.run_dir}' must be a folder that all machines share")
+
+
+def detail_networks(
+    preset: Preset, weights: Path, files: Mapping[str, Sequence[Path]]
+) -> tuple[DetailVAE, UNet, dict[str, Any]]:
+    """Both networks of a preset whose autoencoder sees the LR image, and what the training of more depends on.
+
+    Raises:
+        ValueError: the preset is another, or weights are missing, damaged or no pair.
+    """
+    if not isinstance(preset.vae, DetailVAESpec):
+        raise ValueError(f"--preset {preset.name}: only presets whose networks see the LR image itself are tuned")
+    vae = load_detail_vae(vae_path(weights, preset.vae), preset.vae)
+    check_pair(weights, vae)
+    unet = load_unet(weights, preset)
+    return vae, unet, {"vae": digest(vae), "unet": digest(unet), "files": files_digest(files["train"])}
+
+
+def save_networks(config: Training, vae: DetailVAE, unet: UNet, out: Path, description: str, **found: object) -> None:
+    """Write both networks and how they were made; raises OSError where that fails."""
+    save_vae(vae, out, metadata(config, description, vae, **found))
+    save_unet(unet, out, metadata(config, description, unet, vae=digest(vae), **found))
 
 
 def metadata(config: Training, description: str, network: nn.Module, **more: object) -> dict[str, object]:

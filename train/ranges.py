@@ -18,15 +18,17 @@ from tqdm import tqdm
 
 from pipeline import eager
 from pipeline.command_line import make_parser
+from pipeline.detail_vae import DetailVAE
 from pipeline.fused import Whole
 from pipeline.spec import DEFAULT, PRESETS
-from pipeline.superres import Whole as WholeImages
-from pipeline.superres import draw_samples
+from pipeline.superres import by_fused, draw_samples
 from pipeline.weights import RANGES_FILE, Array, digest, save_ranges
 from train.data import PairDataset, read_index
+from train.degrade import ROWS
 from train.evaluate import add_choice, choose
 
-EXACT = ("unet.stem", "unet.out", "decoder.vae.from_latent.0", "decoder.vae.from_lr", "decoder.vae.out")
+RESTORER = ("vae.restorer.stem", "vae.restorer.out", "vae.restorer.look")
+EXACT = ("unet.stem", "unet.out", "vae.from_latent.0", "vae.from_lr", "vae.out", "vae.doubt", *RESTORER)
 """Convolutions that take in what comes from outside or make what is seen: these few cost little, and errors show."""
 
 
@@ -35,14 +37,19 @@ def quantizable(whole: Whole) -> dict[str, nn.Conv2d]:
     return {
         name: module
         for name, module in whole.named_modules()
-        if isinstance(module, nn.Conv2d) and not name.startswith((*EXACT, "decoder.vae.encoder"))
+        if isinstance(module, nn.Conv2d) and not name.startswith((*EXACT, "vae.encoder"))
     }
 
 
 @torch.inference_mode()
 def record(pairs: PairDataset, system: eager.Eager) -> dict[str, Array]:
-    """The least and the greatest value of each input channel of each convolution, [2, C]; image i has seed i."""
-    whole = Whole(system.unet, system.decoder, system.preset)
+    """The least and the greatest value of each input channel of each convolution, [2, C].
+
+    Image i has seed i, and the histories of ``ROWS`` in turn.
+    """
+    vae = system.decoder.vae
+    assert isinstance(vae, DetailVAE)
+    whole = Whole(system.unet, vae)
     found: dict[str, Array] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
@@ -53,14 +60,15 @@ def record(pairs: PairDataset, system: eager.Eager) -> dict[str, Array]:
 
         return see
 
-    def fused(**inputs: Array) -> Array:
-        result: Array = whole(*(torch.from_numpy(inputs[name]) for name in ("image", "noise", "coefficients"))).numpy()
-        return result
+    def fused(**inputs: Array) -> tuple[Array, ...]:
+        outputs = whole(*(torch.from_numpy(inputs[name]) for name in ("image", "noise", "coefficients")))
+        return tuple(output.numpy() for output in outputs)
 
     hooks = [module.register_forward_pre_hook(watch(name)) for name, module in quantizable(whole).items()]
-    generate = WholeImages(fused, system.preset)
+    generate = by_fused(fused, system.preset)
+    histories = [PairDataset(pairs.paths, pairs.data, degradation=d) for d in ROWS.values()]
     for i in tqdm(range(len(pairs)), desc="ranges", unit="image", leave=False):
-        lr, _ = pairs.unit_images(i)
+        lr, _ = histories[i % len(histories)].unit_images(i)
         next(draw_samples([lr], [i], generate, system.preset, 1, True))
     for hook in hooks:
         hook.remove()

@@ -14,49 +14,44 @@ from pathlib import Path
 
 import torch
 from PIL.Image import Image as Picture
-from torch import nn
+from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.eager import Eager
-from pipeline.images import fold
+from pipeline.images import from_network
 from pipeline.pictures import comparison
 from pipeline.spec import SCALE, Preset
-from pipeline.superres import upscale
-from pipeline.vae import Decoder, Encoder, load_vae, vae_path
-from pipeline.weights import check_pair, digest, load_unet, save_unet, save_vae
-from train import checkpoint
 from train.config import option, run_command
-from train.data import PairDataset, draw_squares, validation_images
-from train.loop import Task, device_of, train
-from train.losses import FewStepLoss, Perceptual
+from train.loop import Task, device_of, to_device, train
+from train.losses import FewStepLoss, Networks, Perceptual
 from train.plan import (
     Training,
     announce,
     check_shares,
+    detail_networks,
     make_accelerator,
-    metadata,
     preset_of,
+    save_networks,
     split_files,
     step_generator,
-    weights_of,
 )
+from train.scans import GRID, Batch, Scans, draw_samples, read_scans
+
+VALIDATION_SQUARES = 64
 
 
 @dataclass(frozen=True)
 class Tuning(Training):
     run_dir: Path = option(Path("runs/tune"), "folder of the checkpoint, logs and pictures")
-    weights: Path | None = option(None, "folder with both networks to start from (default: weights/PRESET-untuned)")
-    out: Path | None = option(None, "where the weights go (default: weights/PRESET)")
+    weights: Path | None = option(None, "folder with both networks to start from (default: weights/PRESET-restoring)")
+    out: Path | None = option(None, "where the weights go (default: weights/PRESET-tuned)")
     steps: int = option(6000, "optimiser steps")
-    batch: int = option(8, "images a step, over all processes; two samples are drawn of each")
+    batch: int = option(8, "squares a step, over all processes; two samples are drawn of each")
     rate: float = option(2e-4, "peak learning rate of AdamW; cosine to 0")
-    crop: int = option(256, "side of the squares that are upscaled")
-    grain: float = option(0.2, "share of the squares that noise is added to")
+    crop: int = option(192, "side of the squares that are upscaled, in HR pixels")
     sampler_steps: str = option("1,2,4", "numbers of denoising steps that are trained, in turn")
     lpips: float = option(0.065, "weight of LPIPS (AlexNet) beside L1")
     vgg: float = option(0.01, "weight of LPIPS (VGG16), computed on some of the samples")
     diversity: float = option(0.12, "weight of the difference of two samples of an image, which is to be large")
-    teacher_steps: int = option(0, "learn what the networks at first make of the noise in so many steps; 0: learn HR")
     freeze_decoder: bool = option(False, "train the U-Net alone")
     faithful_share: float = option(0.75, "share of the steps that project samples onto their LR images")
 
@@ -76,36 +71,37 @@ def numbers_of_steps(text: str, T: int) -> list[int]:
     return numbers
 
 
+def arguments(batch: Batch, noise: Tensor, steps: int, chance: float, where: Tensor) -> tuple[object, ...]:
+    """Those of ``FewStepLoss``."""
+    return batch.hr, batch.lr, batch.protocol, batch.reduction, batch.noise, noise, steps, chance, where
+
+
 def draw_batch(
-    images: PairDataset, numbers: list[int], config: Tuning, preset: Preset, step: int, share: slice
+    scans: Scans, numbers: list[int], config: Tuning, preset: Preset, step: int, share: slice
 ) -> tuple[object, ...]:
-    """The arguments of ``FewStepLoss`` for a step's images that are in ``share``."""
-    samples = range(config.batch)[share]
-    lr, hr = draw_squares(images, config.crop, [(config.seed, step, sample) for sample in samples], config.grain)
+    """The arguments of ``FewStepLoss`` for a step's squares that are in ``share``."""
+    batch = draw_samples(scans, config.crop, [(config.seed, 2, step, i) for i in range(config.batch)[share]])
     z, generator = config.crop // preset.vae.factor, step_generator(config, step)
     noise = torch.randn((2, config.batch, preset.vae.latent_channels, z, z), generator=generator)[:, share]
-    seen = torch.from_numpy(fold(lr.numpy(), preset.vae.factor // SCALE))
     chance, where = float(torch.rand((), generator=generator)), torch.rand(2, generator=generator)
-    return hr, lr, seen, noise, numbers[step % len(numbers)], chance, where
+    return arguments(batch, noise, numbers[step % len(numbers)], chance, where)
 
 
-def validation_loss(networks: nn.ModuleDict, loss: FewStepLoss, images: PairDataset, preset: Preset) -> float:
-    """The training's loss, less diversity, of whole images at the preset's own number of steps, with fixed noise."""
-    system = system_of(networks, preset)
-    total = 0.0
-    for i in range(len(images)):
-        lr, hr = images.unit_images(i)
-        found = upscale([lr], [i], system.generator(), preset)[0].upscaled
-        x, y = (2 * torch.from_numpy(a)[None, None].to(system.device) - 1 for a in (hr, found))
+def validation_loss(networks: Networks, config: Tuning, preset: Preset, held_out: Batch) -> float:
+    """The training's loss, less diversity, of one sample of each square at the preset's own number of steps."""
+    device = device_of(networks)
+    perceptual = Perceptual(config.lpips, config.vgg)
+    loss = FewStepLoss(networks.unet, networks.vae, perceptual, preset, 0.0, 1.0).to(device)
+    z, total = config.crop // preset.vae.factor, 0.0
+    for first in range(0, len(held_out.lr), config.batch):
+        part = Batch(*(tensor[first : first + config.batch] for tensor in held_out))
+        noise = torch.randn(
+            (1, len(part.lr), preset.vae.latent_channels, z, z), generator=torch.Generator().manual_seed(first)
+        )
+        given = arguments(part, noise.expand(2, -1, -1, -1, -1), preset.diffusion.ddim_steps, 0.0, torch.zeros(2))
         with torch.no_grad():
-            terms = {"l1": (y - x).abs().mean(), **loss.perceptual(y, x)}
-        total += sum(loss.weights[name] * float(term) for name, term in terms.items())
-    return total / len(images)
-
-
-def system_of(networks: nn.ModuleDict, preset: Preset) -> Eager:
-    vae = networks["vae"]
-    return Eager(Encoder(vae), networks["unet"], Decoder(vae), preset, device_of(vae))  # type: ignore[arg-type]
+            total += len(part.lr) * float(loss(*to_device(given, device))["loss"])
+    return total / len(held_out.lr)
 
 
 def tune(config: Tuning) -> None:
@@ -117,50 +113,44 @@ def tune(config: Tuning) -> None:
     preset = preset_of(config)
     if preset.condition != "lr":
         raise ValueError(f"--preset {preset.name}: only presets whose U-Net sees the LR image itself are tuned")
-    multiple = SCALE * preset.lr_multiple
-    if config.crop % multiple or not multiple <= config.crop <= preset.data.hr_size:
-        raise ValueError(f"--crop {config.crop}: it must be a multiple of {multiple} up to {preset.data.hr_size}")
+    multiple, most = SCALE * preset.lr_multiple, preset.data.hr_size - SCALE * GRID
+    if config.crop % multiple or not multiple <= config.crop <= most:
+        raise ValueError(f"--crop {config.crop}: it must be a multiple of {multiple} up to {most}")
     numbers = numbers_of_steps(config.sampler_steps, preset.diffusion.T)
-    if not 0 <= config.teacher_steps <= preset.diffusion.T:
-        raise ValueError(f"--teacher-steps is {config.teacher_steps}, allowed are 0 to {preset.diffusion.T}")
-    check_shares(faithful_share=config.faithful_share, diversity=config.diversity, grain=config.grain)
-    weights = config.weights or Path(f"weights/{preset.name}-untuned")
-    out = weights_of(config, config.out)
+    check_shares(faithful_share=config.faithful_share, diversity=config.diversity)
+    weights = config.weights or Path(f"weights/{preset.name}-restoring")
+    out = config.out or Path(f"weights/{preset.name}-tuned")
     if out.resolve() == weights.resolve():
         raise ValueError(f"--out '{out}' is --weights: the networks before the tuning must be kept, to resume it")
     accelerator = make_accelerator(config)
     files, description = split_files(config)
-    vae = load_vae(vae_path(weights, preset.vae), preset.vae)
-    check_pair(weights, vae)
-    unet = load_unet(weights, preset)
-    inputs = {"vae": digest(vae), "unet": digest(unet), "files": checkpoint.files_digest(files["train"])}
+    vae, unet, inputs = detail_networks(preset, weights, files)
     announce(config, accelerator, description, unet)
     unet.train().requires_grad_(True)
     vae.train().requires_grad_(not config.freeze_decoder)
     vae.encoder.requires_grad_(False)
-    loss = FewStepLoss(
-        unet,
-        vae,
-        Perceptual(config.lpips, config.vgg),
-        preset,
-        config.diversity,
-        config.faithful_share,
-        config.teacher_steps,
-    )
-    images = PairDataset(files["train"], preset.data)
-    validation = validation_images(files["val"], preset.data)
-    first_lr, first_hr = validation.unit_images(0)
+    vae.doubt.requires_grad_(False)
+    perceptual = Perceptual(config.lpips, config.vgg)
+    loss = FewStepLoss(unet, vae, perceptual, preset, config.diversity, config.faithful_share)
+    scans = read_scans(config, files)
+    held_out = draw_samples(scans["val"], config.crop, [(config.seed, 1, i) for i in range(VALIDATION_SQUARES)])
 
-    def picture(networks: nn.ModuleDict) -> Picture:
-        generate = system_of(networks, preset).generator()
-        return comparison(first_lr, upscale([first_lr], [0], generate, preset)[0].upscaled, first_hr)
+    def picture(networks: Networks) -> Picture:
+        lr = held_out.lr[:1].to(device_of(networks))
+        z = config.crop // preset.vae.factor
+        noise = torch.zeros((1, preset.vae.latent_channels, z, z), device=lr.device)
+        with torch.no_grad():
+            restored = networks.vae.restorer(lr)[0]
+            drawn = networks.vae.image(networks.draw(restored, noise, preset.diffusion.ddim_steps, preset), restored)
+        low, found, high = (from_network(image[0].cpu().numpy()) for image in (held_out.lr, drawn, held_out.hr))
+        return comparison(low, found, high)
 
     task = Task(
         name="tune",
         loss=loss,
         network="networks",
-        batch=lambda step, share: draw_batch(images, numbers, config, preset, step, share),
-        validate=lambda networks: validation_loss(networks, loss, validation, preset),
+        batch=lambda step, share: draw_batch(scans["train"], numbers, config, preset, step, share),
+        validate=lambda networks: validation_loss(networks, config, preset, held_out),
         picture=picture,
         inputs=inputs,
     )
@@ -168,9 +158,7 @@ def tune(config: Tuning) -> None:
     if not accelerator.is_main_process:
         return
     found = {"tuned_from": inputs, **result.metadata}
-    unet, vae = result.network["unet"], result.network["vae"]
-    save_vae(vae, out, metadata(config, description, vae, **found))
-    save_unet(unet, out, metadata(config, description, unet, vae=digest(vae), **found))
+    save_networks(config, result.network.vae, result.network.unet, out, description, **found)
     tqdm.write(f"wrote both networks into '{out}'")
 
 

@@ -26,7 +26,7 @@ from train import checkpoint
 from train.config import option, run_command
 from train.data import PairDataset, draw_squares, validation_images
 from train.loop import Task, device_of, train
-from train.losses import AdversaryLoss, AutoencoderLoss, Discriminator, Perceptual, project
+from train.losses import AdversaryLoss, AutoencoderLoss, Discriminator, Perceptual, project_cubic
 from train.lpips import LPIPS
 from train.plan import (
     Training,
@@ -81,7 +81,7 @@ def reconstruct(vae: VAE, pair: tuple[Tensor, Tensor], faithful: bool) -> Tensor
     """The decoded mean of the posterior of one (LR, HR) pair: [1, C, H, W] in [-1, 1]."""
     lr, hr = (image[None].to(device_of(vae)) for image in pair)
     y = decode(vae, posterior(vae, hr, lr)[0], lr)
-    return (project(y, lr) if faithful else y).clamp(-1, 1)
+    return (project_cubic(y, lr) if faithful else y).clamp(-1, 1)
 
 
 def validation_loss(vae: VAE, images: PairDataset, lpips: LPIPS, weight: float, faithful: bool) -> float:

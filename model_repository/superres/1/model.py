@@ -1,7 +1,7 @@
 """Triton model ``superres``: decodes requests, runs them together through the networks, answers each.
 
-The method itself is ``pipeline.superres``; its networks are the models ``vae_encoder``, ``unet_onnx`` and
-``vae_decoder`` of this server, or their TensorRT plans, called by BLS. The preset is a parameter in ``config.pbtxt``.
+The method itself is ``pipeline.superres``; its networks are the models of this server that ``spec.onnx_models`` names,
+or their TensorRT plans, called by BLS. The preset is a parameter in ``config.pbtxt``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import triton_python_backend_utils as pb_utils
 from pipeline.backends.batches import given
 from pipeline.backends.failures import Failures, Unavailable
 from pipeline.request import STOPPING, BadRequest, Options, check_image, check_seed, is_not_serving
-from pipeline.spec import NO_SPREAD, PRESETS, Model, Preset, onnx_models, plan_models
-from pipeline.superres import Array, Networks, Result, generator, upscale
+from pipeline.spec import OTHER, PRESETS, UNKNOWN, Model, Preset, onnx_models, plan_models
+from pipeline.superres import Array, Networks, Result, generator, networks_of, upscale
 
-OPTIONS = ("seed", "steps", "sampler", "start", "samples", "output", "faithful", "denoiser")
+OPTIONS = ("seed", "steps", "sampler", "start", "samples", "output", "faithful", "degradation", "denoiser")
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def is_ready(model: Model) -> bool:
     return was_ready(model.name, int(time.monotonic()))
 
 
-def call(model: Model, **inputs: Array) -> Array:
-    """Run a model of this server and return its output in CPU memory.
+def call(model: Model, **inputs: Array) -> tuple[Array, ...]:
+    """Run a model of this server and return its outputs in CPU memory.
 
     Args:
         model: what to run; inputs that it does not have are ignored.
@@ -83,10 +83,10 @@ def call(model: Model, **inputs: Array) -> Array:
         Unavailable: it is not served now, because it is being unloaded or the server stops.
         TritonModelException: it failed.
     """
-    output = model.outputs[0].name
+    outputs = [tensor.name for tensor in model.outputs]
     response = pb_utils.InferenceRequest(
         model_name=model.name,
-        requested_output_names=[output],
+        requested_output_names=outputs,
         inputs=[pb_utils.Tensor(tensor, inputs[tensor]) for tensor in model.input_names],
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
     ).exec()
@@ -96,8 +96,7 @@ def call(model: Model, **inputs: Array) -> Array:
             server_stops.set()
         # Triton calls it an internal error
         raise Unavailable(message) if is_not_serving(message) else pb_utils.TritonModelException(message)
-    result: Array = pb_utils.get_output_tensor_by_name(response, output).as_numpy()
-    return result
+    return tuple(pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs)
 
 
 def networks(preset: Preset, denoiser: str) -> Networks:
@@ -105,18 +104,14 @@ def networks(preset: Preset, denoiser: str) -> Networks:
 
     A plan of the U-Net goes before a fused model that is none.
     """
-    plans = plan_models(preset)
-    chosen = [
-        plan if denoiser != "onnx" and is_ready(plan) else network
-        for network, plan in zip(onnx_models(preset), plans, strict=True)
-    ]
-    unet, encoder, decoder, fused = (partial(call, model) for model in chosen)
-    return Networks(
-        encode=lambda image, lr: encoder(image=image, lr=lr),
-        denoise=lambda x, t: unet(x=x, t=t),
-        decode=lambda latent, lr: decoder(latent=latent, lr=lr),
-        fused=None if plans[0] in chosen and plans[3] not in chosen else fused,
-    )
+    models, plans = onnx_models(preset), plan_models(preset)
+    calls = {
+        network.name: partial(call, plan if denoiser != "onnx" and is_ready(plan) else network)
+        for network, plan in zip(models, plans, strict=True)
+    }
+    if calls[models.denoiser.name].args[0] is plans.denoiser and calls[models.fused.name].args[0] is not plans.fused:
+        del calls[models.fused.name]
+    return networks_of(models, calls)
 
 
 class TritonPythonModel:
@@ -153,7 +148,6 @@ class TritonPythonModel:
             steps=options.steps,
             sampler=options.sampler,
             start=options.start,
-            faithful=options.faithful,
         )
         return upscale(
             [job.image for job in jobs],
@@ -163,6 +157,7 @@ class TritonPythonModel:
             samples=options.samples,
             output=options.output,
             faithful=options.faithful,
+            degradation=options.degradation,
         )
 
     def _decode(self, index: int, request: Any) -> list[Job]:
@@ -173,7 +168,7 @@ class TritonPythonModel:
         for row, (image, seed, *chosen) in enumerate(zip(images, seeds, *options, strict=True)):
             check_seed(seed or 0)
             jobs.append(Job(index, row, image, seed or 0, Options.of(self.preset, *chosen)))
-        plan = plan_models(self.preset)[0]
+        plan = plan_models(self.preset).denoiser
         if any(job.options.denoiser == "trt" for job in jobs) and not is_ready(plan):
             raise BadRequest(
                 f"'denoiser' is 'trt', but the server runs no TensorRT plan '{plan.name}': build it on the server's "
@@ -188,9 +183,16 @@ class TritonPythonModel:
         # made when asked for: a spread is as large as the image
         outputs: dict[str, Callable[[], list[Any]]] = {
             "upscaled": lambda: [r.upscaled for r in rows],
-            "spread": lambda: [np.full_like(r.upscaled, NO_SPREAD) if r.spread is None else r.spread for r in rows],
+            "spread": lambda: [np.full_like(r.upscaled, UNKNOWN) if r.spread is None else r.spread for r in rows],
             "lr_error": lambda: [[r.lr_error] for r in rows],
+            "found": lambda: [[r.history.reduction or OTHER] for r in rows],
+            "noise": lambda: [[r.history.noise] for r in rows],
+            "expected_error": lambda: [[UNKNOWN if r.expected_error is None else r.expected_error] for r in rows],
         }
         wanted = request.requested_output_names()
-        tensors = [pb_utils.Tensor(name, np.array(outputs[name](), np.float32)) for name in outputs if name in wanted]
+        tensors = [
+            pb_utils.Tensor(name, np.array(make(), np.object_ if name == "found" else np.float32))
+            for name, make in outputs.items()
+            if name in wanted
+        ]
         return pb_utils.InferenceResponse(tensors)

@@ -1,0 +1,32 @@
+"""What the networks without normalisation are built of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SMALL = 0.1
+"""Factor on the first weights of what is added to something: a new network starts as bicubic upsampling."""
+
+
+def small(conv: nn.Conv2d) -> nn.Conv2d:
+    with torch.no_grad():
+        conv.weight.mul_(SMALL)
+    return conv
+
+
+def conv3(c_in: int, c_out: int) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 3, padding=1)
+
+
+class Residual(nn.Module):
+    """x + conv(SiLU(conv(x))), 3×3 both."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv3(width, width), small(conv3(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.conv2(F.silu(self.conv1(x)))
+        return y

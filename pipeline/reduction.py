@@ -1,0 +1,153 @@
+"""How LR images come from HR images, as matrices: what a faithful result is projected with. NumPy, OpenCV and Pillow.
+
+Every way is linear and works on rows and columns alike: LR = D·HR·Dᵀ with D of [n, 4n], but for rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from pipeline.images import Image
+from pipeline.spec import PROTOCOL, REDUCTIONS, SCALE, ReductionName
+
+Matrix = NDArray[np.float32]
+
+LEVEL = 1 / 255
+ROUNDING = 0.5 * LEVEL
+"""Standard deviation below which nothing is said to have changed an LR image: rounding makes 0.29 of a level."""
+TRUSTED = 0.5 * LEVEL
+"""Standard deviation of what an LR image may be off below which results reduce to it exactly."""
+EXPECTED = 1.0 * LEVEL
+"""Standard deviation of what the networks' images, reduced, are off."""
+NEGLIGIBLE = 0.02
+PROJECTIONS = 8
+SMALLEST = 1e-4
+""" "Exactly", in [0, 1] of gray."""
+
+PILLOW = {
+    "bilinear": PILImage.Resampling.BILINEAR,
+    "bicubic": PILImage.Resampling.BICUBIC,
+    "lanczos": PILImage.Resampling.LANCZOS,
+}
+OPENCV = {"cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
+
+
+def reduce_rows(image: NDArray[Any], name: ReductionName, height: int) -> NDArray[Any]:
+    """[H, W] ⇒ [height, W], of any dtype that the library takes."""
+    if name in OPENCV:
+        return cv2.resize(image, (image.shape[1], height), interpolation=OPENCV[name])
+    if name == "nearest":
+        return image[SCALE // 2 :: SCALE]
+    return np.asarray(PILImage.fromarray(image).resize((image.shape[1], height), PILLOW[name]))
+
+
+@lru_cache(maxsize=64)
+def matrix(name: ReductionName, n: int) -> Matrix:
+    """D, float32 [n, 4n]: what the reduction makes of every unit vector."""
+    found: Matrix = np.ascontiguousarray(reduce_rows(np.eye(SCALE * n, dtype=np.float32), name, n))
+    found.flags.writeable = False
+    return found
+
+
+@lru_cache(maxsize=64)
+def inverse(name: ReductionName, n: int) -> Matrix:
+    """D⁺ = Dᵀ(DDᵀ)⁻¹, float32 [4n, n]."""
+    d = matrix(name, n).astype(np.float64)
+    found: Matrix = np.linalg.solve(d @ d.T, d).T.astype(np.float32)
+    found.flags.writeable = False
+    return found
+
+
+def reduce(image: Image, name: ReductionName) -> Image:
+    """D·image·Dᵀ: float32 [4h, 4w] ⇒ [h, w]."""
+    h, w = (side // SCALE for side in image.shape)
+    return matrix(name, h) @ image @ matrix(name, w).T
+
+
+def enlarge(lr: Image, name: ReductionName) -> Image:
+    """D⁺·lr·D⁺ᵀ, the smallest image that reduces to ``lr``: float32 [h, w] ⇒ [4h, 4w]."""
+    h, w = lr.shape
+    return inverse(name, h) @ lr @ inverse(name, w).T
+
+
+@dataclass(frozen=True)
+class History:
+    """How an LR image was made, as told or found."""
+
+    reduction: ReductionName | None
+    """None: by none that is known."""
+    noise: float = 0.0
+    """Standard deviation of what noise and compression changed, in [0, 1] of gray."""
+    others: tuple[tuple[ReductionName, float], ...] = ()
+    """Other reductions that it may have been, and how likely each is."""
+
+
+def read_history(found: NDArray[np.float32] | None, degradation: str) -> History:
+    """What a restorer tells of one image, float32 [HISTORY], and a request: the request is right.
+
+    Without a restorer, "auto" is the paper's reduction, and images are taken as they are.
+    """
+    told = next((name for name in REDUCTIONS if name == degradation), None)
+    if found is None:
+        return History(told or PROTOCOL)
+    *likely, another, noise = (float(value) for value in found)
+    if told is not None:
+        return History(told, noise)
+    if another >= max(likely):
+        return History(None, noise)
+    ranked = sorted(zip(likely, REDUCTIONS, strict=True), reverse=True)
+    others = tuple((name, share) for share, name in ranked[1:] if share > NEGLIGIBLE)
+    return History(ranked[0][1], noise, others)
+
+
+def doubt_of(image: Image, reduced: Image, history: History) -> float:
+    """Standard deviation of what ``reduced``, which ``history`` makes of ``image``, may be off from an LR image."""
+    variance = max(0.0, history.noise**2 - ROUNDING**2)
+    for name, share in history.others:
+        variance += share * float(np.mean(np.square(reduce(image, name) - reduced)))
+    return math.sqrt(variance)
+
+
+def faithful_to(lr: Image, image: Image, history: History) -> Image:
+    """The image nearby that is in [0, 1] and reduces to ``lr``, as far as that is to be trusted.
+
+    x + w·D⁺(lr - D·x·Dᵀ)D⁺ᵀ is, with w = 1, the nearest image that reduces to ``lr``. Where noise or compression made
+    ``lr`` itself wrong, or its reduction is not known for sure, w is Wiener's: the variance of what the networks get
+    wrong over that and ``doubt_of``. Clipping moves the image a little off again, so the two take turns. Where ``lr``
+    is 0 or 1, D·x·Dᵀ may lie beyond, as LR images are clipped.
+
+    Args:
+        lr: float32 [H, W] in [0, 1].
+        image: float32 [4H, 4W] in about [0, 1].
+        history: of ``lr``.
+    """
+    name = history.reduction
+    if name is None:
+        return np.clip(image, 0.0, 1.0)
+    reduced = reduce(image, name)
+    doubt = doubt_of(image, reduced, history)
+    if doubt < TRUSTED:
+        target = lr
+    else:
+        weight = np.float32(EXPECTED**2 / (EXPECTED**2 + doubt**2))
+        target = reduced + weight * (lr - np.clip(reduced, 0.0, 1.0))
+    for _ in range(PROJECTIONS):
+        missing = target - (np.clip(reduced, 0.0, 1.0) if doubt < TRUSTED else reduced)
+        image = np.clip(image + enlarge(missing, name), 0.0, 1.0)
+        reduced = reduce(image, name)
+        if np.abs(target - np.clip(reduced, 0.0, 1.0)).max() < SMALLEST:
+            break
+    return image
+
+
+def lr_error(image: Image, lr: Image, history: History) -> float:
+    """max │lr - D·image·Dᵀ│, in [0, 1]; by means of squares where the reduction is not known."""
+    return float(np.abs(lr - np.clip(reduce(image, history.reduction or "area"), 0.0, 1.0)).max())

@@ -1,0 +1,99 @@
+"""Train the restorer of an autoencoder: any LR image ⇒ what the paper's protocol would have given, and how it was made.
+
+python -m train.restore --data data/nih
+python -m train.restore --data data/nih --resume
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image as PILImage
+from PIL.Image import Image as Picture
+from torch import Tensor
+from tqdm import tqdm
+
+from pipeline.restorer import Restorer
+from train.config import option, run_command
+from train.loop import Task, device_of, to_device, train
+from train.losses import HistoryLoss
+from train.plan import Training, announce, detail_networks, make_accelerator, preset_of, save_networks, split_files
+from train.scans import Batch, draw_samples, read_scans
+
+HELD_OUT = 192
+"""Squares of validation patients."""
+
+
+@dataclass(frozen=True)
+class Restoring(Training):
+    run_dir: Path = option(Path("runs/restore"), "folder of the checkpoint, logs and pictures")
+    weights: Path | None = option(None, "folder with both networks (default: weights/PRESET-untuned)")
+    out: Path | None = option(None, "where the weights go (default: weights/PRESET-restoring)")
+    steps: int = option(6000, "optimiser steps")
+    batch: int = option(32, "squares per step")
+    rate: float = option(2e-3, "peak learning rate of AdamW; cosine to 0")
+    crop: int = option(192, "side of the squares, in HR pixels")
+
+
+def arguments(batch: Batch) -> tuple[Tensor, ...]:
+    """Those of ``HistoryLoss``."""
+    return batch.lr, batch.protocol, batch.reduction, batch.noise
+
+
+def picture(restorer: Restorer, batch: Batch) -> Picture:
+    """Rows of LR images, the restored ones, and the protocol's."""
+    with torch.no_grad():
+        restored = restorer(batch.lr[:8].to(device_of(restorer)))[0].cpu()
+    rows = torch.cat([torch.cat(list(images[:8, 0]), dim=1) for images in (batch.lr, restored, batch.protocol)])
+    return PILImage.fromarray(((rows.clamp(-1, 1) + 1) * 127.5).round().byte().numpy())
+
+
+def train_restorer(config: Restoring) -> None:
+    """Train, and save both networks, with the averaged weights of the restorer that validated best.
+
+    Raises:
+        ValueError, OSError, FloatingPointError: see ``train.loop.train``.
+    """
+    preset = preset_of(config)
+    accelerator = make_accelerator(config)
+    files, description = split_files(config)
+    vae, unet, inputs = detail_networks(preset, config.weights or Path(f"weights/{preset.name}-untuned"), files)
+    loss = HistoryLoss(vae.restorer)
+    announce(config, accelerator, description, vae.restorer)
+    scans = read_scans(config, files)
+    held_out = draw_samples(scans["val"], config.crop, [(config.seed, 1, i) for i in range(HELD_OUT)])
+
+    def batch(step: int, share: slice) -> tuple[Tensor, ...]:
+        seeds = [(config.seed, 0, step, i) for i in range(config.batch)[share]]
+        return arguments(draw_samples(scans["train"], config.crop, seeds))
+
+    def validate(restorer: Restorer) -> float:
+        with torch.no_grad():
+            return float(HistoryLoss(restorer)(*to_device(arguments(held_out), device_of(restorer)))["loss"])
+
+    task = Task(
+        name="restore",
+        loss=loss,
+        network="restorer",
+        batch=batch,
+        validate=validate,
+        picture=lambda restorer: picture(restorer, held_out),
+        inputs=inputs,
+    )
+    result = train(task, config, accelerator)
+    if accelerator.is_main_process:
+        vae.restorer.load_state_dict(result.network.state_dict())
+        out = config.out or Path(f"weights/{preset.name}-restoring")
+        save_networks(config, vae, unet, out, description, **result.metadata)
+        tqdm.write(f"wrote both networks into '{out}'")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_command(Restoring, train_restorer, __doc__ or "", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Training samples from radiographs of several sizes in memory, each with a random history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.images import downscale
+from pipeline.reduction import reduce
+from pipeline.spec import REDUCTIONS, SCALE
+from train.data import Index, patient_of, read_gray, read_index
+from train.degrade import Degradation, Gray, degrade, draw
+from train.plan import Training
+
+SIZES = (256, 512, 1024)
+"""Pixels per chest of the radiographs, where there are such."""
+OTHER = len(REDUCTIONS)
+"""The label of a reduction that is none of ``REDUCTIONS``."""
+GRID = 8
+"""JPEG's blocks, in LR pixels."""
+FONTS = 8
+"""OpenCV's."""
+LETTERS = ("L", "R", "AP", "PA", "PORTABLE", "STANDING", "12:47", "R 3")
+LEAST_NOISE = 0.29
+"""Standard deviation of what rounding changes."""
+PAGES = 0.03
+"""Share of the samples that are no radiograph."""
+MARKED = 0.1
+"""Share of the samples with letters, wires or borders drawn in."""
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Radiographs as uint8 squares, by size."""
+
+    images: dict[int, list[Gray]]
+    shares: dict[int, float]
+    """How often each size is drawn."""
+
+    @classmethod
+    def read(cls, root: Path, sizes: Sequence[int], patients: set[str], index: Index) -> Scans:
+        """The ``HR_N`` files of these patients in a folder that ``train.pairs`` wrote, of those sizes that are there.
+
+        Raises:
+            ValueError: there are none, or a file is unreadable.
+        """
+        images = {}
+        for size in sizes:
+            paths = sorted((root / f"HR_{size}").glob("*.png"))
+            if found := [read_gray(path, size) for path in paths if patient_of(path, index) in patients]:
+                images[size] = found
+        if not images:
+            raise ValueError(f"'{root}' holds no images of these patients")
+        weights = {size: {256: 0.5, 512: 0.3, 1024: 0.2}.get(size, 0.2) for size in images}
+        return cls(images, {size: weight / sum(weights.values()) for size, weight in weights.items()})
+
+
+def read_scans(config: Training, files: Mapping[str, Sequence[Path]]) -> dict[str, Scans]:
+    """The radiographs of the training's and the validation's patients, of every size; ``files`` tells whose they are.
+
+    Raises:
+        ValueError: a file is unreadable.
+    """
+    index = read_index(config.index)
+    patients = {side: {patient_of(path, index) for path in files[side]} for side in ("train", "val")}
+    return {side: Scans.read(config.data, SIZES, patients[side], index) for side in patients}
+
+
+class Sample(NamedTuple):
+    """A square of a radiograph with a history."""
+
+    lr: Gray
+    hr: Gray
+    reduction: int
+    """Index into ``REDUCTIONS``, or ``OTHER``."""
+    noise: float
+    """Standard deviation of what noise, compression and rounding changed in LR, in gray levels."""
+
+
+def page(side: int, rng: np.random.Generator) -> Gray:
+    """What is no radiograph: a chessboard, a page of text, flat gray, a ramp, or figures."""
+    paper, ink = (int(v) for v in rng.integers(0, 256, 2))
+    image = np.full((side, side), paper, np.uint8)
+    kind = rng.integers(5)
+    if kind == 0:
+        square = int(rng.integers(3, 40))
+        y, x = np.mgrid[:side, :side] // square
+        image[(x + y) % 2 == 1] = ink
+    elif kind == 1:
+        size, line = float(rng.uniform(0.3, 1.2)), 0
+        while (line := line + int(28 * size)) < side:
+            words = "".join(chr(c) for c in rng.integers(33, 127, 60))
+            font = int(
+                rng.choice([cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_COMPLEX, cv2.FONT_HERSHEY_SCRIPT_SIMPLEX])
+            )
+            cv2.putText(image, words, (-int(rng.integers(20)), line), font, size, ink, 1, cv2.LINE_AA)
+    elif kind == 2:
+        ramp = np.linspace(paper, ink, side)
+        image = np.rint(np.tile(ramp, (side, 1))).astype(np.uint8)
+    elif kind == 3:
+        for _ in range(int(rng.integers(3, 30))):
+            centre, radius = rng.integers(0, side, 2).tolist(), int(rng.integers(2, side // 3))
+            cv2.circle(image, centre, radius, int(rng.integers(256)), int(rng.choice([-1, 1, 2])), cv2.LINE_AA)
+    return np.ascontiguousarray(np.rot90(image, int(rng.integers(4))))
+
+
+def mark(image: Gray, rng: np.random.Generator) -> Gray:
+    """The square with a letter, a wire, or a border."""
+    image, side = image.copy(), len(image)
+    level = int(rng.choice([0, 255, int(rng.integers(256))]))
+    kind = rng.integers(3)
+    if kind == 0:
+        text = str(rng.choice(["L", "R", "AP", "PA", "PORTABLE", "STANDING", "12:47", "R 3"]))
+        at = (int(rng.integers(-10, side - 20)), int(rng.integers(15, side)))
+        cv2.putText(
+            image,
+            text,
+            at,
+            int(rng.integers(0, 6)),
+            float(rng.uniform(0.4, 2)),
+            level,
+            int(rng.integers(1, 4)),
+            cv2.LINE_AA,
+        )
+    elif kind == 1:
+        points = np.cumsum(rng.normal(0, side / 6, (6, 2)), axis=0) + rng.uniform(0, side, 2)
+        cv2.polylines(image, [points.astype(np.int32)], False, level, int(rng.integers(1, 4)), cv2.LINE_AA)
+    else:
+        width = int(rng.integers(1, side // 3))
+        image[:, :width] = level
+        image = np.ascontiguousarray(np.rot90(image, int(rng.integers(4))))
+    return image
+
+
+def draw_sample(scans: Scans, side: int, rng: np.random.Generator, d: Degradation | None = None) -> Sample:
+    """A random square of a random radiograph, ``side`` HR pixels, with a random history, or ``d``."""
+    d = draw(rng) if d is None else d
+    # what was compressed may have been cut out since: the blocks' grid lies anywhere
+    margin = SCALE * GRID if d.jpeg is not None else 0
+    wide = side + margin
+    if rng.random() < PAGES:
+        hr = page(wide, rng)
+    else:
+        size = int(rng.choice(list(scans.shares), p=list(scans.shares.values())))
+        of_size = scans.images[size]
+        image = of_size[int(rng.integers(len(of_size)))]
+        top, left = rng.integers(0, size - wide + 1, 2)
+        hr = image[top : top + wide, left : left + wide]
+        hr = np.ascontiguousarray(hr[:, :: -1 if rng.random() < 0.5 else 1])
+        if rng.random() < MARKED:
+            hr = mark(hr, rng)
+    lr, hr = degrade(hr, d, rng)
+    if margin:
+        top, left = rng.integers(0, GRID, 2)
+        lr = lr[top : top + side // SCALE, left : left + side // SCALE]
+        hr = hr[SCALE * top : SCALE * top + side, SCALE * left : SCALE * left + side]
+    if d.blur:
+        known, clean = OTHER, degrade(hr, Degradation(kernel=d.kernel, blur=d.blur), rng)[0].astype(np.float32)
+    else:
+        known, clean = REDUCTIONS.index(d.kernel), reduce(hr.astype(np.float32), d.kernel)
+    return Sample(lr, hr, known, max(LEAST_NOISE, float(np.std(lr - clean))))
+
+
+class Batch(NamedTuple):
+    """Samples as tensors."""
+
+    lr: Tensor
+    """[B, 1, h, w] in [-1, 1]"""
+    hr: Tensor
+    """[B, 1, 4h, 4w] in [-1, 1]"""
+    reduction: Tensor
+    """int64 [B]"""
+    noise: Tensor
+    """[B], in gray levels"""
+
+    @property
+    def protocol(self) -> Tensor:
+        """The LR images that the paper's protocol makes of HR: [B, 1, h, w] in [-1, 1]."""
+        made = [downscale(image) for image in self.hr[:, 0].numpy()]
+        return torch.from_numpy(np.stack(made)[:, None].clip(-1, 1))
+
+
+def as_tensor(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """uint8 [h, w] each ⇒ float32 [B, 1, h, w] in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)[:, None].astype(np.float32) / 127.5 - 1)
+
+
+def draw_samples(scans: Scans, side: int, seeds: Sequence[tuple[int, ...]]) -> Batch:
+    """A sample for every seed."""
+    samples = [draw_sample(scans, side, np.random.default_rng(seed)) for seed in seeds]
+    lr, hr, reductions, noise = zip(*samples, strict=True)
+    return Batch(as_tensor(lr), as_tensor(hr), torch.tensor(reductions), torch.tensor(noise, dtype=torch.float32))
