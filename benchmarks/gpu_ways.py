@@ -182,7 +182,7 @@ def by_eager(system: eager.Eager, job: Job) -> Way:
 
 def by_graph(system: eager.Eager, job: Job, half: torch.dtype | None) -> Way:
     def wrap(run: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
-        def cast() -> Tensor:
+        def cast() -> tuple[Tensor, ...]:
             with torch.autocast(job.device.type, half, enabled=half is not None):
                 return run()
 
