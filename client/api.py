@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pipeline import address, request, wire
 from pipeline.images import Image
-from pipeline.spec import DEFAULT, PRESETS, Model, Preset, superres_model
+from pipeline.spec import DEFAULT, OTHER, PRESETS, UNKNOWN, Model, Preset, superres_model
 
 T = TypeVar("T")
 
@@ -34,6 +34,8 @@ MODEL = superres_model(DEFAULT)
 """Its name and tensors are the same for every preset."""
 
 DEFAULT_URL = {protocol: f"localhost:{port}" for protocol, port in address.PORTS.items()}
+NOTED = 1.5 / 255
+"""Standard deviation, in [0, 1], of what noise and compression changed from which it is noted."""
 ATTEMPT = (0.5, 10.0)
 """Seconds that a server may take to say that it is ready: at least, though ``wait`` is shorter, and at most."""
 PAUSES = (0.05, 1.0)
@@ -73,15 +75,34 @@ class Upscaled:
     image: Image
     """float32 [4H, 4W] in [0, 1]"""
     spread: Image | None
-    """float32 [4H, 4W], half the width of the band around the samples' mean that holds nine of ten true pixels; None
-    for one sample"""
+    """float32 [4H, 4W], half the width of the band around the result that holds nine of ten true pixels; None where
+    nothing tells it: of one sample, unless the preset's networks do"""
     lr_error: float
-    """largest difference, of [0, 1], between the LR image and the result's reduction to its size"""
+    """largest difference, of [0, 1], between the LR image and the result, reduced as the image was"""
+    degradation: str
+    """how the image was reduced, as told or found: one of ``pipeline.spec.REDUCTIONS``, or "other" """
+    noise: float
+    """standard deviation of what noise and compression changed in the image, as found, in [0, 1]"""
+    expected_error: float | None
+    """mean absolute error to be expected, in [0, 1]; None where nothing tells it"""
     preset: str
     seed: int
     options: request.Options
     seconds: float
     """from sending the request to holding the answer"""
+
+    def notes(self) -> list[str]:
+        """What was unusual about the image, in words."""
+        found, usual = [], PRESETS[self.preset].band.usual
+        if self.noise > NOTED:
+            found.append(f"noise or compression of {255 * self.noise:.1f} gray levels: not followed exactly")
+        if self.degradation == OTHER:
+            found.append("reduced in none of the known ways: not followed exactly")
+        if self.expected_error is not None and usual is not None and self.expected_error > usual:
+            found.append(
+                f"unlike what the networks were trained on: expected error {255 * self.expected_error:.1f} gray levels"
+            )
+        return found
 
 
 class Client:
@@ -216,7 +237,7 @@ class Client:
 
     def _infer(
         self, model: Model, arrays: wire.Arrays, outputs: Sequence[str], preset: Preset
-    ) -> dict[str, NDArray[np.float32]]:
+    ) -> dict[str, NDArray[Any]]:
         """Run a model of the server; as long as it is not serving, again, until ``wait`` is over."""
         deadline, pause = math.inf, PAUSES[0]
         while True:
@@ -257,6 +278,7 @@ class Client:
         samples: int | None = None,
         output: str | None = None,
         faithful: bool | None = None,
+        degradation: str | None = None,
         denoiser: str | None = None,
     ) -> Upscaled:
         """Upscale one image ×4.
@@ -273,7 +295,10 @@ class Client:
             start: "noise", or, of preset paper, "lr", the noised LR latent.
             samples: how many to draw, 1 … 16; from two on their spread tells where they were guessed.
             output: "sample", the first of them, or "mean".
-            faithful: whether the result must downscale to ``image``; unless given, the preset's choice.
+            faithful: whether the result must reduce to ``image``, exactly where that is clean; unless given, the
+                preset's choice.
+            degradation: how the image was reduced, one of ``pipeline.spec.DEGRADATIONS``; "auto", the default: found
+                out.
             denoiser: "auto", "onnx" or "trt".
 
         Raises:
@@ -287,12 +312,14 @@ class Client:
             samples=samples,
             output=output,
             faithful=faithful,
+            degradation=degradation,
             denoiser=denoiser,
         )
         array = allowed(request.gray_image, image)
         preset = self.preset
         values = {name: np.array([[value]]) for name, value in {"seed": seed, **asdict(options)}.items()}
-        outputs = ["upscaled", "lr_error", *(["spread"] if options.samples > 1 else [])]
+        banded = preset.band.scale(options.samples) is not None
+        outputs = ["upscaled", "lr_error", "found", "noise", "expected_error", *(["spread"] if banded else [])]
         began = time.monotonic()
         found = {
             name: of_all[0]
@@ -302,6 +329,9 @@ class Client:
             found["upscaled"],
             found.get("spread"),
             float(found["lr_error"][0]),
+            found["found"][0].decode(),
+            float(found["noise"][0]),
+            None if found["expected_error"][0] == UNKNOWN else float(found["expected_error"][0]),
             preset.name,
             int(seed),
             options,

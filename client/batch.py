@@ -17,34 +17,49 @@ from typing import Any
 
 from tqdm import tqdm
 
-from client.api import BadRequest, Client, ServerLost, Upscaled, UpscaleError
+from client.api import BadRequest, Client, ServerLost, Upscaled, UpscaleError, allowed
 from client.jobs import Finder, Job
 from client.terminal import on_one_line
+from pipeline import request
 from pipeline.formats.source import FileError, Source
 from pipeline.pictures import CAUTION, comparison, uncertainty_map
 from pipeline.png import write_png
 from pipeline.reader import Reader
-from pipeline.spec import MAX_SIDE, MIN_SIDE, SCALE
+from pipeline.spec import MAX_SIDE, MIN_SIDE, SCALE, Preset
 
+SEVERAL = 8
+"""Samples that are drawn for --mean, and for --uncertainty where the preset's networks do not tell it of one."""
 IN_FLIGHT = 8
 """Requests of a folder that are under way at once, for the server to batch."""
 
 
-def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What ``Client.upscale`` takes beside image and seed; None is the preset's choice."""
-    names = ("steps", "sampler", "start", "samples", "faithful", "denoiser")
-    return {**{name: getattr(args, name) for name in names}, "output": "mean" if args.mean else None}
+def options_of(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
+    """What ``Client.upscale`` takes beside image and seed; None is the preset's choice.
+
+    Raises:
+        BadRequest: the preset's networks do not tell the uncertainty of so few samples.
+    """
+    names = ("steps", "sampler", "start", "samples", "faithful", "degradation", "denoiser")
+    options = {**{name: getattr(args, name) for name in names}, "output": "mean" if args.mean else None}
+    scatter = args.uncertainty and preset.band.scale(1) is None
+    if args.samples is None and (args.mean or scatter):
+        options["samples"] = SEVERAL
+    elif scatter and args.samples == 1:
+        raise request.BadRequest(f"--uncertainty: preset '{preset.name}' tells it from --samples of 2 or more")
+    return options
 
 
 def provenance(source: Source, result: Upscaled) -> dict[str, str]:
     """PNG text chunks that mark an output as derived, and tell how its source was read."""
-    notes = {"Notes": "; ".join(source.notes)} if source.notes else {}
+    told = [*source.notes, *result.notes()]
+    notes = {"Notes": "; ".join(told)} if told else {}
     return notes | {
         "Software": "cxr-superres",
         "Description": f"Super-resolved x{SCALE} by latent diffusion: {CAUTION}.",
         "Parameters": " ".join(
             [f"preset={result.preset} seed={result.seed}"]
             + [f"{name}={value}" for name, value in asdict(result.options).items()]
+            + [f"found={result.degradation} noise={255 * result.noise:.2f}"]
         ),
     }
 
@@ -87,7 +102,7 @@ def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namesp
             raise FileError(f"'{args.compare}' is {hr.shape[1]}×{hr.shape[0]}, needed is {wide}×{high} to compare")
         hr = hr[:high, :wide]
     try:
-        result = client.upscale(source.image, seed=args.seed, **options_of(args))
+        result = client.upscale(source.image, seed=args.seed, **options_of(args, client.preset))
     except BadRequest as error:
         raise BadRequest(f"'{job.path}': {error}") from error
     text = provenance(source, result)
@@ -170,7 +185,8 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
                 continue
             source, result = outcome
             tally.done += 1
-            notes = f" ({'; '.join(source.notes)})" if source.notes else ""
+            told = [*source.notes, *result.notes()]
+            notes = f" ({'; '.join(told)})" if told else ""
             height, width = result.image.shape
             line = f"{job.path} → {job.target}: {width}×{height} in {result.seconds:.1f} s{notes}"
             bar.write(on_one_line(line), file=sys.stdout)
@@ -178,7 +194,7 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
 
     def connect() -> Client:
         client = stack.enter_context(Client(args.url, protocol=args.protocol, wait=args.wait, timeout=args.timeout))
-        client.check(args.seed, **options_of(args))
+        client.check(args.seed, **allowed(options_of, args, client.preset))
         return client
 
     client = None

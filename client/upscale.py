@@ -5,7 +5,9 @@ python client/upscale.py scans/ -o upscaled/ --recursive --skip-existing
 python client/upscale.py scan.dcm -o out.png --url gpu-server:8001 --seed 7
 python client/upscale.py scan.dcm --window 2048 4096 --frame 2
 python client/upscale.py a.png a.jpg --name '{name}_x4.png'
-python client/upscale.py scan.png --samples 16 --mean --uncertainty doubt.png
+python client/upscale.py scan.png --uncertainty doubt.png
+python client/upscale.py scan.png --samples 16 --mean
+python client/upscale.py thumbnail.jpg --degradation area
 python client/upscale.py full-size.png --downscale 4 --compare full-size.png
 """
 
@@ -26,16 +28,13 @@ from types import FrameType
 from tqdm import tqdm
 
 from client import UpscaleError
-from client.batch import found_meanwhile, options_of, report, upscale_all
+from client.batch import SEVERAL, found_meanwhile, options_of, report, upscale_all
 from client.jobs import PATTERN, SUFFIX, Finder, check_pattern
 from client.terminal import on_one_line, print_anything, stop_printing
 from pipeline import request
 from pipeline.command_line import make_parser
 from pipeline.formats.source import Choice
-from pipeline.spec import DEFAULT, DENOISERS, MAX_SAMPLES, MAX_SEED, MAX_SIDE, PRESETS, SAMPLERS, STARTS
-
-SEVERAL = 8
-"""Samples where their mean or scatter is asked for, but no number."""
+from pipeline.spec import DEFAULT, DEGRADATIONS, DENOISERS, MAX_SAMPLES, MAX_SEED, MAX_SIDE, PRESETS, SAMPLERS, STARTS
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -84,19 +83,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--samples",
         type=int,
         metavar="N",
-        help=f"draw so many, 1 to {MAX_SAMPLES} (default: 1, {SEVERAL} with --mean or --uncertainty)",
+        help=f"draw so many, 1 to {MAX_SAMPLES} (default: 1, {SEVERAL} with --mean)",
     )
     add("--mean", action="store_true", help="write the samples' mean: nearer to the truth, with less texture")
     add(
         "--uncertainty",
         type=Path,
         metavar="FILE",
-        help="also write a PNG that shows where the samples differ: half the width of the 90 %% band, in gray levels",
+        help="also write a PNG that shows where detail was guessed: half the width of the 90 %% band, in gray levels",
     )
     add(
         "--faithful",
         action=argparse.BooleanOptionalAction,
-        help="make the result downscale to the image, to rounding (default: the preset's)",
+        help="make the result reduce to the image again, exactly where that is clean (default: the preset's)",
+    )
+    add(
+        "--degradation",
+        choices=DEGRADATIONS,
+        help="how the image was made small: by OpenCV's cubic or area, Pillow's bilinear, bicubic or lanczos, or "
+        "nearest, every fourth pixel; auto finds out (default: auto)",
     )
     add(
         "--denoiser", choices=DENOISERS, default="auto", help="the U-Net's runtime on the server (default: %(default)s)"
@@ -135,8 +140,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     several = len(args.inputs) > 1 or os.path.isdir(args.inputs[0])
     check_reading(parser, args)
     check_output(parser, args, several)
-    if args.samples is None and (args.mean or args.uncertainty):
-        args.samples = SEVERAL
     try:
         request.check_seed(args.seed)
         check_options(args)
@@ -144,8 +147,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(str(error))
     if (args.samples or 1) > 1 and not (args.mean or args.uncertainty):
         parser.error("argument --samples: goes with --mean or --uncertainty")
-    if args.uncertainty and args.samples < 2:
-        parser.error("argument --uncertainty: needs --samples of 2 or more")
     for name in ("compare", "uncertainty"):
         if getattr(args, name) and several:
             parser.error(f"argument --{name}: goes with one image")
@@ -194,7 +195,7 @@ def check_options(args: argparse.Namespace) -> None:
     errors = []
     for preset in PRESETS.values():
         try:
-            request.Options.of(preset, **options_of(args))
+            request.Options.of(preset, **options_of(args, preset))
         except request.BadRequest as error:
             errors.append(error)
     if len(errors) == len(PRESETS):

@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m pipeline.plan")
     add = parser.add_argument
     add("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
-    add("--all", action="store_true", help="plans of encoder and decoder too")
+    add("--all", action="store_true", help="plans of encoder, decoder and restorer too")
     add("--precision", choices=get_args(Precision), default="fp16", help="default: %(default)s")
     add("--builder", choices=get_args(BuilderName), default="auto", help="default: trtexec where it is, else the API")
     add("--timing-cache", type=Path, help="file that makes the next build faster; read and written")
@@ -219,8 +219,10 @@ def main(argv: list[str] | None = None) -> int:
         if not args.model_repository.is_dir():
             raise PlanError(f"'{args.model_repository}' is no directory: name the repository with --model-repository")
         preset = preset_of(args.model_repository)
-        denoiser, encoder, decoder, fused = zip(onnx_models(preset), plan_models(preset), strict=True)
-        pairs = (denoiser, fused, encoder, decoder) if args.all else (denoiser, fused)
+        models = onnx_models(preset)
+        each = dict(zip(models, plan_models(preset), strict=True))
+        wanted = dict.fromkeys((models.denoiser, models.fused, *(models if args.all else ())))
+        pairs = tuple((network, each[network]) for network in wanted)
         order = Order(args.model_repository, preset, pairs, args.precision, args.timing_cache, args.keep_others)
         for network, _ in pairs:
             if not order.onnx(network).is_file():

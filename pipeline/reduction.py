@@ -1,4 +1,4 @@
-"""How LR images come from HR images, as matrices: what a faithful result is projected with. NumPy, OpenCV and Pillow.
+"""How LR images come from HR images, as matrices: what a faithful result is projected with. NumPy and OpenCV.
 
 Every way is linear and works on rows and columns alike: LR = D·HR·Dᵀ with D of [n, 4n], but for rounding.
 """
@@ -6,53 +6,65 @@ Every way is linear and works on rows and columns alike: LR = D·HR·Dᵀ with D
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as PILImage
 
 from pipeline.images import Image
 from pipeline.spec import PROTOCOL, REDUCTIONS, SCALE, ReductionName
 
 Matrix = NDArray[np.float32]
+Array = NDArray[np.float64]
 
 LEVEL = 1 / 255
 ROUNDING = 0.5 * LEVEL
 """Standard deviation below which nothing is said to have changed an LR image: rounding makes 0.29 of a level."""
-TRUSTED = 0.5 * LEVEL
+TRUSTED = 1.0 * LEVEL
 """Standard deviation of what an LR image may be off below which results reduce to it exactly."""
-EXPECTED = 1.0 * LEVEL
+EXPECTED = 1.5 * LEVEL
 """Standard deviation of what the networks' images, reduced, are off."""
-NEGLIGIBLE = 0.02
+RIVAL = 0.5
+"""Share of the likeliest reduction's probability from which another is taken into account."""
 PROJECTIONS = 8
 SMALLEST = 1e-4
 """ "Exactly", in [0, 1] of gray."""
 
-PILLOW = {
-    "bilinear": PILImage.Resampling.BILINEAR,
-    "bicubic": PILImage.Resampling.BICUBIC,
-    "lanczos": PILImage.Resampling.LANCZOS,
+
+def bicubic(x: Array) -> Array:
+    """Keys' (1981) kernel with a = -0.5."""
+    x = np.abs(x)
+    near, far = (1.5 * x - 2.5) * x**2 + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+PILLOW: dict[ReductionName, tuple[int, Callable[[Array], Array]]] = {
+    "bilinear": (1, lambda x: np.maximum(0, 1 - np.abs(x))),
+    "bicubic": (2, bicubic),
+    "lanczos": (3, lambda x: np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)),
 }
-OPENCV = {"cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
-
-
-def reduce_rows(image: NDArray[Any], name: ReductionName, height: int) -> NDArray[Any]:
-    """[H, W] ⇒ [height, W], of any dtype that the library takes."""
-    if name in OPENCV:
-        return cv2.resize(image, (image.shape[1], height), interpolation=OPENCV[name])
-    if name == "nearest":
-        return image[SCALE // 2 :: SCALE]
-    return np.asarray(PILImage.fromarray(image).resize((image.shape[1], height), PILLOW[name]))
+"""How many LR pixels each way a kernel reaches, and its weight at a distance in LR pixels."""
 
 
 @lru_cache(maxsize=64)
 def matrix(name: ReductionName, n: int) -> Matrix:
-    """D, float32 [n, 4n]: what the reduction makes of every unit vector."""
-    found: Matrix = np.ascontiguousarray(reduce_rows(np.eye(SCALE * n, dtype=np.float32), name, n))
+    """D, float32 [n, 4n]. Pillow's kernels are cut at the borders, and what is left of them weighs 1."""
+    if name in PILLOW:
+        reach, kernel = PILLOW[name]
+        distance = (np.arange(SCALE * n) + 0.5) / SCALE - (np.arange(n)[:, None] + 0.5)
+        d = np.where(np.abs(distance) < reach, kernel(distance), 0)
+        d /= d.sum(axis=1, keepdims=True)
+    else:
+        of_cell = np.zeros(SCALE)
+        of_cell[SCALE // 2] = 1
+        if name != "nearest":
+            way = cv2.INTER_AREA if name == "area" else cv2.INTER_CUBIC
+            of_cell = cv2.resize(np.eye(SCALE), (SCALE, 1), interpolation=way)[0]
+        d = np.kron(np.eye(n), of_cell)
+    found: Matrix = d.astype(np.float32)
     found.flags.writeable = False
     return found
 
@@ -101,11 +113,10 @@ def read_history(found: NDArray[np.float32] | None, degradation: str) -> History
     *likely, another, noise = (float(value) for value in found)
     if told is not None:
         return History(told, noise)
-    if another >= max(likely):
+    (most, best), *rest = sorted(zip(likely, REDUCTIONS, strict=True), reverse=True)
+    if another >= most:
         return History(None, noise)
-    ranked = sorted(zip(likely, REDUCTIONS, strict=True), reverse=True)
-    others = tuple((name, share) for share, name in ranked[1:] if share > NEGLIGIBLE)
-    return History(ranked[0][1], noise, others)
+    return History(best, noise, tuple((name, share) for share, name in rest if share > RIVAL * most))
 
 
 def doubt_of(image: Image, reduced: Image, history: History) -> float:

@@ -310,7 +310,7 @@ PAPER = Preset(
 
 BEST = Preset(
     name="best",
-    band=Band(scales=((2, 6.405), (3, 5.543), (4, 5.358), (8, 5.163), (16, 5.122))),
+    band=Band(scales=((1, 1.0),), error=0.4, usual=0.05),
     data=DataSpec(channels=1),
     augmentation=AugmentationSpec(share=0.5, horizontal_flip=1.0, rotations=(0,), random_resized_crop=0.0, cutout=0.0),
     vae=DetailVAESpec(),
@@ -318,7 +318,7 @@ BEST = Preset(
     diffusion=DiffusionSpec(schedule="cosine", prediction="v", ddim_steps=1, starts=("noise",)),
     condition="lr",
     fused="superres_onnx",
-    bfloat16=("unet_onnx", "vae_encoder", "vae_decoder", "superres_onnx"),
+    bfloat16=("unet_onnx", "vae_encoder", "vae_decoder", "superres_onnx", "restorer"),
     alone=("unet_onnx",),
     int8=("vae_decoder", "superres_onnx"),
     faithful=True,

@@ -66,8 +66,8 @@ def fake_networks() -> Networks:
     def denoise(x: Array, t: Array) -> Array:
         return np.stack([fake_denoise(a[:4], a[4:], int(time[0])) for a, time in zip(x, t, strict=True)])
 
-    def decode(latent: Array, _lr: Array) -> Array:
-        return np.tanh(np.repeat(np.repeat(latent[:, :3], 8, axis=2), 8, axis=3))
+    def decode(latent: Array, _lr: Array) -> tuple[Array, ...]:
+        return (np.tanh(np.repeat(np.repeat(latent[:, :3], 8, axis=2), 8, axis=3)),)
 
     return Networks(encode, denoise, decode)
 

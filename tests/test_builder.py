@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from pipeline import builder
 from pipeline.builder import PlanError, Profile
 from pipeline.serve import ROOT
-from pipeline.spec import BEST, PAPER, network_models
+from pipeline.spec import BEST, PAPER, onnx_models
 
 UNET = ROOT / "model_repository" / "unet_onnx" / "1" / "model.onnx"
 SHAPES = {"x": Profile((1, 3), (1, 8), (4, 8))}
@@ -48,7 +48,7 @@ WRITE = "pathlib.Path(options['--saveEngine']).write_text('plan')"
 
 
 def test_profiles_go_from_the_smallest_image_to_a_full_batch_of_the_largest() -> None:
-    unet, _, decoder = network_models(BEST)
+    unet, decoder = onnx_models(BEST).denoiser, onnx_models(BEST).decoder
     assert builder.profiles(unet, BEST) == {
         "x": Profile((1, 8, 8, 8), (1, 8, 32, 32), (16, 8, 256, 256)),
         "t": Profile((1, 1), (1, 1), (16, 1)),
@@ -57,7 +57,7 @@ def test_profiles_go_from_the_smallest_image_to_a_full_batch_of_the_largest() ->
         "latent": Profile((1, 4, 8, 8), (1, 4, 32, 32), (16, 4, 256, 256)),
         "lr": Profile((1, 1, 16, 16), (1, 1, 64, 64), (16, 1, 512, 512)),
     }
-    assert builder.profiles(network_models(PAPER)[1], PAPER)["image"].largest == (16, 3, 2048, 2048)
+    assert builder.profiles(onnx_models(PAPER).encoder, PAPER)["image"].largest == (16, 3, 2048, 2048)
 
 
 @pytest.mark.parametrize(

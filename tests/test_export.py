@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import eager, export, triton_config
-from pipeline.spec import DEFAULT, PAPER, PRESETS, Model, UNetSpec, models, network_models, onnx_models
+from pipeline.spec import DEFAULT, PAPER, PRESETS, Model, UNetSpec, models, onnx_models
 from pipeline.unet import UNet
 from tests.test_vae import tiny_vae
 
 ROOT = Path(__file__).parents[1]
-UNET, ENCODER, DECODER = network_models(PAPER)
+UNET, ENCODER, DECODER, *_ = onnx_models(PAPER)
 WEIGHTS = ROOT / "weights" / DEFAULT.name
 SHIPPED = pytest.mark.parametrize("model", onnx_models(DEFAULT), ids=lambda m: m.name)
 

@@ -72,7 +72,7 @@ def test_outputs_have_the_networks_shapes(preset: Preset) -> None:
         tensors = gpu_networks.buffers(model, preset, 2, CPU)
         with torch.inference_mode():
             found = networks[model.name](**{name: tensors[name] for name in model.input_names})
-        assert tensors[model.outputs[0].name].shape == found.shape
+        assert [tensors[tensor.name].shape for tensor in model.outputs] == [output.shape for output in found]
 
 
 @torch.inference_mode()

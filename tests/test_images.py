@@ -16,7 +16,6 @@ from pipeline.images import (
     fold,
     from_network,
     pad_to_multiple,
-    project,
     psnr,
     ssim,
     to_integers,
@@ -70,36 +69,6 @@ def test_network_format_round_trip(rng: np.random.Generator) -> None:
 def test_fold_is_space_to_depth(rng: np.random.Generator) -> None:
     images = rng.random((2, 3, 8, 12), dtype=np.float32)
     np.testing.assert_array_equal(fold(images, 2), F.pixel_unshuffle(torch.from_numpy(images), 2))
-
-
-@given(height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 100))
-@settings(max_examples=40, deadline=None)
-def test_a_projected_image_downscales_to_the_lr_image(height: int, width: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    lr = rng.uniform(0.3, 0.7, (height, width)).astype(np.float32)
-    image = (upsample(lr) + 0.05 * rng.standard_normal((4 * height, 4 * width))).astype(np.float32)
-    found = project(image, lr)
-    np.testing.assert_allclose(downscale(found), lr, atol=1e-5)
-    again = project(found, lr)
-    np.testing.assert_allclose(again, found, atol=1e-5)
-    other = (image - found) / np.abs(image - found).max()
-    assert abs(float((other * (project(image * 0 + 0.5, lr) - found)).sum())) < 1e-2, "the step is at right angles"
-
-
-def test_projection_allows_what_the_degradation_clips() -> None:
-    hr = np.zeros((8, 8), np.float32)
-    hr[3, 1] = 1.0
-    assert downscale(hr).min() < 0
-    lr = downscale(hr).clip(0, 1)
-    np.testing.assert_allclose(project(hr, lr), hr, atol=1e-6)
-
-
-def test_projection_keeps_to_the_range(rng: np.random.Generator) -> None:
-    lr = downscale(rng.integers(0, 2, (32, 32)).astype(np.float32)).clip(0, 1)
-    found = project(upsample(lr), lr)
-    assert found.min() >= 0
-    assert found.max() <= 1
-    assert np.abs(downscale(found).clip(0, 1) - lr).max() < np.abs(downscale(upsample(lr).clip(0, 1)) - lr).max()
 
 
 @pytest.mark.parametrize("bits", [8, 16])

@@ -22,7 +22,7 @@ from pipeline.spec import BEST, Model, onnx_models, plan_models
 from pipeline.triton_config import config_text
 
 REPOSITORY = ROOT / "model_repository"
-NETWORKS, PLANS = onnx_models(BEST), plan_models(BEST)
+NETWORKS, PLANS = [*onnx_models(BEST)], [*plan_models(BEST)]
 GOOD = Parity({"unet_trt at t = 299": 0.01}, psnr=60.0, dark=0.1)
 
 
@@ -73,7 +73,7 @@ def test_the_same_network_passes_in_single_calls_and_whole_images(url: str) -> N
     found = measure(url, *(plan.name for plan in PLANS))
     assert list(found.calls) == [
         "unet_trt at t = 299", "unet_trt at t = 150", "unet_trt at t = 1", "vae_encoder_trt", "vae_decoder_trt",
-        "superres_trt",
+        "superres_trt", "restorer_trt",
     ]  # fmt: skip
     assert max(found.calls.values()) < 1e-4
     assert found.psnr > 90

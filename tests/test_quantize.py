@@ -19,7 +19,7 @@ from pipeline.parity import MAX_DARK, MIN_PSNR, compare_images, radiographs
 from pipeline.quantize import input_scale, quantize, quantize_weights
 from pipeline.serve import ROOT
 from pipeline.spec import BEST, INT8_FILE, Model, Tensor, onnx_models
-from pipeline.superres import Whole, upscale
+from pipeline.superres import by_fused, upscale
 from pipeline.weights import load_ranges
 from tests.conftest import Array
 
@@ -112,7 +112,7 @@ def test_whole_images_pass_the_gate() -> None:
     model = next(m for m in onnx_models(BEST) if m.name == "superres_onnx")
     exact, int8 = (by_onnxruntime(folder(model) / name, model) for name in ("model.onnx", INT8_FILE))
     for image in radiographs(BEST):
-        found, reference = (upscale([image], [3], Whole(run, BEST), BEST)[0] for run in (int8, exact))
+        found, reference = (upscale([image], [3], by_fused(run, BEST), BEST)[0] for run in (int8, exact))
         db, dark = compare_images(found.upscaled, reference.upscaled)
         assert MIN_PSNR < db < 90, "nearly, and not by chance the same file"
         assert dark < MAX_DARK

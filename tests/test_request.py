@@ -12,7 +12,7 @@ from pipeline.spec import BEST, MAX_SEED, PAPER
 
 
 def test_defaults_are_the_presets() -> None:
-    rest = {"samples": 1, "output": "sample", "denoiser": "auto"}
+    rest = {"samples": 1, "output": "sample", "degradation": "auto", "denoiser": "auto"}
     assert Options.of(PAPER) == Options(steps=10, sampler="ddim", start="lr", faithful=False, **rest)  # type: ignore[arg-type]
     assert Options.of(BEST) == Options(
         steps=BEST.diffusion.ddim_steps,

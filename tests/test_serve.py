@@ -193,7 +193,7 @@ def test_model_files_have_their_backends_names(tmp_path: Path) -> None:
 
 def add_plan(repository: Path, about: str | None = None) -> Path:
     """A plan that nothing can load, and the JSON file beside it."""
-    model = plan_models(DEFAULT)[0]
+    model = plan_models(DEFAULT).denoiser
     folder = repository / model.name
     (folder / "1").mkdir(parents=True)
     (folder / "config.pbtxt").write_text(config_text(model))
@@ -231,7 +231,7 @@ def test_a_damaged_description_of_a_plan_is_named(repository: Path, about: str) 
 def test_a_missing_plan_is_built_again_not_restored(repository: Path) -> None:
     folder = add_plan(repository)
     serve.check_repository(repository)
-    (folder / "config.pbtxt").write_text(config_text(plan_models(DEFAULT)[0], {"9.0": "model_sm90.plan"}))
+    (folder / "config.pbtxt").write_text(config_text(plan_models(DEFAULT).denoiser, {"9.0": "model_sm90.plan"}))
     with pytest.raises(ServeError, match=r"model_sm90.plan' is missing: build it again with `make plan`, or remove"):
         serve.check_repository(repository)
 

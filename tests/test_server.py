@@ -25,8 +25,9 @@ from client import Client
 from pipeline import export, triton_config
 from pipeline.images import psnr
 from pipeline.onnx_networks import onnx_networks
+from pipeline.reduction import reduce
 from pipeline.serve import ROOT
-from pipeline.spec import DEFAULT, NO_SPREAD, PAPER
+from pipeline.spec import DEFAULT, PAPER, REDUCTIONS, superres_model
 from pipeline.superres import generator, upscale
 from tests.conftest import Array, RunningServer, StartServer
 
@@ -50,7 +51,7 @@ def answer(client: triton.InferenceServerClient, image: NDArray[Any], **options:
     for name, values in options.items():
         inputs.append(tensor(name, np.array(values, DTYPES.get(name, np.object_)).reshape(-1, 1)))
     result = client.infer("superres", inputs)
-    return {name: result.as_numpy(name) for name in ("upscaled", "spread", "lr_error")}
+    return {tensor.name: result.as_numpy(tensor.name) for tensor in superres_model(DEFAULT).outputs}
 
 
 def request(client: triton.InferenceServerClient, image: NDArray[Any], **options: Any) -> Array:
@@ -92,17 +93,42 @@ def test_samples_mean_spread_and_lr_error_are_those_of_one_process(client: trito
         assert served["lr_error"][i] == pytest.approx(result.lr_error, abs=1e-3)
 
 
-def test_one_sample_has_no_spread(client: triton.InferenceServerClient) -> None:
-    found = answer(client, random_images(16, 16))
-    assert (found["spread"] == NO_SPREAD).all()
-    assert found["spread"].shape == found["upscaled"].shape
+def smooth_images(height: int, width: int) -> Array:
+    """What has no noise."""
+    y, x = np.mgrid[:height, :width].astype(np.float32) / 16
+    return (0.5 + 0.2 * np.sin(3 * x) * np.cos(2 * y))[None]
 
 
-def test_faithful_results_downscale_to_the_image(client: triton.InferenceServerClient) -> None:
-    images = random_images(16, 16) * 0.4 + 0.3
+def test_one_sample_has_a_spread_and_an_expected_error(client: triton.InferenceServerClient) -> None:
+    smooth, noisy = (answer(client, images) for images in (smooth_images(32, 32), random_images(32, 32)))
+    for found in (smooth, noisy):
+        assert found["spread"].shape == found["upscaled"].shape
+        assert found["spread"].min() > 0
+    assert smooth["spread"].mean() < noisy["spread"].mean()
+    assert 0 < smooth["expected_error"][0, 0] < noisy["expected_error"][0, 0]
+
+
+def test_faithful_results_reduce_to_the_image(client: triton.InferenceServerClient) -> None:
+    images = smooth_images(32, 32)
     errors = {choice: answer(client, images, faithful=[choice])["lr_error"][0, 0] for choice in (True, False)}
     assert errors[True] < 1 / 255
     assert errors[True] < errors[False]
+
+
+def test_the_reduction_is_found_or_told_and_noise_is_seen(client: triton.InferenceServerClient) -> None:
+    images = smooth_images(32, 32)
+    assert answer(client, images)["found"][0, 0].decode() in (*REDUCTIONS, "other")
+    told = answer(client, images, degradation=["lanczos"])
+    assert told["found"][0, 0] == b"lanczos"
+    assert told["lr_error"][0, 0] < 1 / 255
+    assert np.abs(reduce(told["upscaled"][0], "lanczos") - images[0]).max() < 1 / 255
+    noisy = images + 8 / 255 * np.random.default_rng(0).standard_normal(images.shape, dtype=np.float32)
+    assert answer(client, noisy)["noise"][0, 0] > 4 / 255 > answer(client, images)["noise"][0, 0]
+
+
+def test_what_the_reduction_cannot_be_is_refused(client: triton.InferenceServerClient) -> None:
+    with pytest.raises(InferenceServerException, match="'degradation' is 'blur', allowed are auto, cubic, area,"):
+        request(client, smooth_images(16, 16), degradation=["blur"])
 
 
 def test_defaults_are_the_presets(client: triton.InferenceServerClient) -> None:
@@ -118,6 +144,7 @@ def test_defaults_are_the_presets(client: triton.InferenceServerClient) -> None:
         samples=[1],
         output=["sample"],
         faithful=[DEFAULT.faithful],
+        degradation=["auto"],
         denoiser=["auto"],
     )
     np.testing.assert_array_equal(request(client, images), explicit)

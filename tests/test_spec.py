@@ -65,13 +65,14 @@ def test_best_is_the_default_and_takes_few_steps() -> None:
 
 def test_a_band_takes_the_scale_of_the_number_of_samples_below() -> None:
     band = Band(scales=((2, 3.0), (4, 2.0), (16, 1.5)))
-    assert [band.scale(n) for n in (2, 3, 4, 15, 16)] == [3.0, 3.0, 2.0, 2.0, 1.5]
+    assert [band.scale(n) for n in (1, 2, 3, 4, 15, 16)] == [None, 3.0, 3.0, 2.0, 2.0, 1.5]
 
 
 @EACH
 def test_bands_have_a_scale_for_every_number_of_samples(preset: Preset) -> None:
-    scales = [preset.band.scale(n) for n in range(2, 17)]
-    assert scales == sorted(scales, reverse=True), "more samples, less doubt about their scatter"
+    scales = [scale for n in range(2, 17) if (scale := preset.band.scale(n)) is not None]
+    assert len(scales) == 15
+    assert scales == sorted(scales, reverse=True), "more samples, less doubt about their mean"
 
 
 def test_presets_cannot_be_changed() -> None:
@@ -96,7 +97,7 @@ def test_warmups_fit_their_inputs(preset: Preset) -> None:
 
 def test_plans_have_the_networks_interfaces_and_names_of_their_own() -> None:
     plans, networks = plan_models(DEFAULT), onnx_models(DEFAULT)
-    assert [p.name for p in plans] == ["unet_trt", "vae_encoder_trt", "vae_decoder_trt", "superres_trt"]
+    assert [p.name for p in plans] == ["unet_trt", "vae_encoder_trt", "vae_decoder_trt", "superres_trt", "restorer_trt"]
     assert [(p.inputs, p.outputs, p.warmup) for p in plans] == [(n.inputs, n.outputs, n.warmup) for n in networks]
     assert {p.backend for p in plans} == {"tensorrt"}
 

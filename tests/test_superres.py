@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from pipeline.images import downscale, fold, upsample
+from pipeline.reduction import LEVEL, faithful_to, read_history
 from pipeline.sampler import Seed
 from pipeline.spec import BEST, MAX_BATCH, PAPER, PRESETS, Preset
-from pipeline.superres import Networks, Whole, condition, doubt, finish, generator, network_lr, upscale
+from pipeline.superres import Drawn, Networks, condition, generator, network_lr, scatter, upscale
 from tests.conftest import Array
 
 
@@ -26,9 +27,9 @@ def run(networks: Networks, image: Array, seed: int = 0, preset: Preset = PAPER,
 def test_any_size_is_padded_and_cropped_back(fake_networks: Networks, preset: Preset, height: int, width: int) -> None:
     seen: list[tuple[int, ...]] = []
 
-    def decode(latent: Array, lr: Array) -> Array:
+    def decode(latent: Array, lr: Array) -> tuple[Array, ...]:
         seen.append(lr.shape)
-        return fake_networks.decode(latent, lr)[:, : preset.data.channels]
+        return (fake_networks.decode(latent, lr)[0][:, : preset.data.channels],)
 
     image = np.random.default_rng(0).random((height, width), dtype=np.float32)
     result = run(replace(fake_networks, decode=decode), image, preset=preset, steps=3)
@@ -51,8 +52,6 @@ def test_the_encoder_sees_the_bicubic_image(fake_networks: Networks, rng: np.ran
     condition(network_lr(images, PAPER), PAPER, encode)
     assert seen[0].shape == (2, 3, 256, 256)
     np.testing.assert_allclose((seen[0][1, 2] + 1) / 2, upsample(images[1]), atol=1e-6)
-    for found, image in zip(seen[0], images, strict=True):
-        np.testing.assert_allclose(finish(found, image, faithful=False), np.clip(upsample(image), 0, 1), atol=1e-6)
 
 
 def test_a_unet_that_sees_the_lr_image_needs_no_encoder(rng: np.random.Generator) -> None:
@@ -123,11 +122,14 @@ def test_ddpm_takes_all_steps_unless_told(fake_networks: Networks, rng: np.rando
 def noisy(scale: float, batches: list[int] | None = None) -> Any:
     """Draws the bicubic image plus noise of its seed."""
 
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Array:
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
         if batches is not None:
             batches.append(len(lr))
-        rows = [upsample(image[0]) + scale * noise(seed, image[0].shape) for image, seed in zip(lr, seeds, strict=True)]
-        return np.stack(rows)[:, None]
+        rows = [
+            (upsample(image[0]) + 1) / 2 + scale * noise(seed, image[0].shape)
+            for image, seed in zip(lr, seeds, strict=True)
+        ]
+        return Drawn(np.stack(rows))
 
     def noise(seed: Seed, shape: tuple[int, ...]) -> Array:
         return np.random.default_rng(seed).standard_normal([4 * side for side in shape], dtype=np.float32)
@@ -138,37 +140,78 @@ def noisy(scale: float, batches: list[int] | None = None) -> Any:
 IMAGE = np.random.default_rng(0).uniform(0.3, 0.7, (16, 32)).astype(np.float32)
 
 
+def telling(found: Array, doubt: float = 0.02) -> Any:
+    """``noisy`` by networks that tell the history of every image, ``found``, and their doubt."""
+    draw = noisy(0.05)
+
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
+        images = draw(lr, seeds).images
+        return Drawn(images, np.full_like(images, doubt), np.repeat(found[None], len(lr), axis=0))
+
+    return generate
+
+
+def history(reduction: int, noise: float = 0.0) -> Array:
+    """A restorer's answer that is sure of a reduction; noise in gray levels."""
+    return np.array([*np.eye(7)[reduction], noise * LEVEL], np.float32)
+
+
 def test_the_first_sample_is_the_one_without_others() -> None:
-    (one,) = upscale([IMAGE], [3], noisy(0.1), BEST)
-    (first,) = upscale([IMAGE], [3], noisy(0.1), BEST, samples=5)
+    (one,) = upscale([IMAGE], [3], noisy(0.05), PAPER)
+    (first,) = upscale([IMAGE], [3], noisy(0.05), PAPER, samples=5)
     np.testing.assert_array_equal(one.upscaled, first.upscaled)
     assert one.spread is None
     assert first.spread is not None
 
 
 def test_the_mean_is_that_of_the_samples_and_the_spread_their_scaled_scatter() -> None:
-    generate, lr = noisy(0.1), network_lr([IMAGE], BEST)
-    drawn = [finish(generate(lr, [seed])[0], IMAGE, True) for seed in (3, (3, 1), (3, 2), (3, 3))]
-    (result,) = upscale([IMAGE], [3], generate, BEST, samples=4, output="mean")
+    generate, lr = noisy(0.05), network_lr([IMAGE], PAPER)
+    cubic = read_history(None, "auto")
+    drawn = [faithful_to(IMAGE, generate(lr, [seed]).images[0], cubic) for seed in (3, (3, 1), (3, 2), (3, 3))]
+    (result,) = upscale([IMAGE], [3], generate, PAPER, samples=4, output="mean", faithful=True)
     np.testing.assert_allclose(result.upscaled, np.mean(drawn, axis=0), atol=1e-6)
-    assert result.spread is not None
-    np.testing.assert_allclose(result.spread, BEST.band.scale(4) * doubt(drawn), rtol=1e-4)
+    assert result.spread is not None and result.expected_error is None
+    np.testing.assert_allclose(result.spread, np.float32(PAPER.band.scale(4)) * scatter(drawn), rtol=1e-4)
 
 
-def test_doubt_is_the_deviation_around_a_pixel_and_never_zero(rng: np.random.Generator) -> None:
+def test_networks_that_tell_their_doubt_need_one_sample_for_the_spread() -> None:
+    band = BEST.band
+    for samples in (1, 4):
+        (result,) = upscale([IMAGE], [3], telling(history(0)), BEST, samples=samples)
+        assert result.spread is not None and result.expected_error is not None and band.error is not None
+        np.testing.assert_allclose(result.spread, 0.02 * band.scale(samples), rtol=1e-5)  # type: ignore[operator]
+        assert result.expected_error == pytest.approx(0.02 * band.error)
+
+
+def test_scatter_is_the_deviation_around_a_pixel_and_never_zero(rng: np.random.Generator) -> None:
     drawn = [0.5 + 0.02 * rng.standard_normal((64, 64)).astype(np.float32) for _ in range(16)]
-    assert doubt(drawn).mean() == pytest.approx(0.02, rel=0.05)
-    assert doubt(drawn).std() < 0.2 * np.std(drawn, axis=0).std()
-    assert 0 < doubt([drawn[0]] * 2).max() < 0.5 / 255
+    assert scatter(drawn).mean() == pytest.approx(0.02, rel=0.05)
+    assert scatter(drawn).std() < 0.2 * np.std(drawn, axis=0).std()
+    assert 0 < scatter([drawn[0]] * 2).max() < 0.5 / 255
 
 
-def test_faithful_results_downscale_to_the_image() -> None:
+def test_faithful_results_reduce_to_the_image() -> None:
     for options in ({}, {"samples": 4, "output": "mean"}):
-        (result,) = upscale([IMAGE], [0], noisy(0.1), BEST, **options)  # type: ignore[arg-type]
+        (result,) = upscale([IMAGE], [0], noisy(0.05), BEST, **options)  # type: ignore[arg-type]
         assert np.abs(downscale(result.upscaled) - IMAGE).max() < 1e-3
-        assert result.lr_error == pytest.approx(np.abs(downscale(result.upscaled) - IMAGE).max(), abs=1e-6)
-    (free,) = upscale([IMAGE], [0], noisy(0.1), BEST, faithful=False)
+        assert result.lr_error == pytest.approx(np.abs(downscale(result.upscaled) - IMAGE).max(), abs=1e-5)
+    (free,) = upscale([IMAGE], [0], noisy(0.05), BEST, faithful=False)
     assert free.lr_error > 0.05
+
+
+def test_results_reduce_as_the_image_was_reduced_found_or_told() -> None:
+    (found,) = upscale([IMAGE], [0], telling(history(1)), BEST)
+    assert found.history.reduction == "area"
+    assert found.lr_error < 1e-3 < np.abs(downscale(found.upscaled) - IMAGE).max()
+    (said,) = upscale([IMAGE], [0], telling(history(1)), BEST, degradation="lanczos")
+    assert said.history.reduction == "lanczos"
+    assert said.lr_error < 1e-3
+
+
+def test_noise_is_not_followed() -> None:
+    (result,) = upscale([IMAGE], [0], telling(history(0, noise=10)), BEST)
+    assert result.history.noise == pytest.approx(10 * LEVEL)
+    assert result.lr_error > 0.02
 
 
 def test_no_more_than_a_batch_goes_through_the_networks_at_once() -> None:
@@ -179,9 +222,3 @@ def test_no_more_than_a_batch_goes_through_the_networks_at_once() -> None:
     batches.clear()
     upscale([np.zeros((512, 512), np.float32)], [0], noisy(0.1, batches), BEST, samples=3)
     assert batches == [1, 1, 1]
-
-
-def test_a_generator_of_faithful_images_makes_no_others() -> None:
-    whole = Whole(lambda **_: np.zeros((1, 64, 64), np.float32), BEST)
-    with pytest.raises(ValueError, match="'faithful' is false, but the generator was made for faithful images"):
-        upscale([np.zeros((16, 16), np.float32)], [0], whole, BEST, faithful=False)

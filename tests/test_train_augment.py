@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.images import downscale, resize_cubic
 from pipeline.spec import PAPER
-from train.augment import MOST_GRAIN, Augmentation, add_grain, apply, draw, random_crop
+from train.augment import Augmentation, apply, draw, random_crop
 
 SPEC = PAPER.augmentation
 
@@ -81,23 +81,3 @@ def test_random_crop_is_a_piece_or_its_mirror_image() -> None:
         assert abs(int(piece[0, 1]) - int(piece[0, 0])) == 1
         assert piece[1, 0] - piece[0, 0] == 64
         np.testing.assert_array_equal(same, np.kron(piece, np.ones((4, 4), np.uint16)))
-
-
-def test_grain_is_in_the_lr_image_as_well() -> None:
-    hr = np.full((256, 256), 128, np.uint8)
-    lr = downscale(hr)
-    deviations = []
-    for seed in range(200):
-        grainy_lr, grainy = add_grain(lr, hr, 0.5, np.random.default_rng(seed))
-        np.testing.assert_array_equal(grainy_lr, downscale(grainy))
-        deviations.append(grainy.std())
-    found = np.array(deviations)
-    assert (found == 0).mean() == pytest.approx(0.5, abs=0.1)
-    assert found.max() == pytest.approx(MOST_GRAIN, rel=0.1)
-    assert found[found > 0].mean() == pytest.approx(MOST_GRAIN / 2, rel=0.15)
-
-
-def test_no_grain_leaves_images_as_they_are() -> None:
-    hr = smooth(0)
-    lr = downscale(hr)
-    assert add_grain(lr, hr, 0.0, np.random.default_rng(0)) == (lr, hr)

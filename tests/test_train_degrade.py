@@ -10,7 +10,8 @@ import pytest
 from PIL import Image as PILImage
 
 from pipeline.images import downscale
-from train.degrade import KERNELS, ROWS, Degradation, Kernel, degrade, draw, reduce
+from pipeline.spec import REDUCTIONS, ReductionName
+from train.degrade import ROWS, Degradation, degrade, draw, reduce
 
 HR = cv2.resize(
     np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC
@@ -34,13 +35,13 @@ def test_kernels_are_what_their_names_say() -> None:
         reduce(HR, "lanczos"), np.asarray(PILImage.fromarray(HR).resize((16, 16), PILImage.Resampling.LANCZOS))
     )
     assert set(np.unique(reduce(HR, "nearest"))) <= set(np.unique(HR))
-    small = [reduce(HR, kernel) for kernel in KERNELS]
+    small = [reduce(HR, kernel) for kernel in REDUCTIONS]
     assert all(image.shape == (16, 16) and image.dtype == np.uint8 for image in small)
-    assert len({image.tobytes() for image in small}) == len(KERNELS)
+    assert len({image.tobytes() for image in small}) == len(REDUCTIONS)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_reduction_keeps_brightness_and_place(kernel: Kernel) -> None:
+@pytest.mark.parametrize("kernel", REDUCTIONS)
+def test_reduction_keeps_brightness_and_place(kernel: ReductionName) -> None:
     np.testing.assert_array_equal(degrade(GRAY, replace(Degradation(), kernel=kernel), rng())[0], 128)
     x = np.tile(np.arange(64, dtype=np.uint8) * 3, (64, 1))
     lr = degrade(x, replace(Degradation(), kernel=kernel), rng())[0]
@@ -74,7 +75,7 @@ def test_what_is_shown_changes_both_images() -> None:
 def test_drawn_ones_are_many_and_depend_on_the_seed_alone() -> None:
     drawn = [draw(np.random.default_rng(i)) for i in range(400)]
     assert drawn[7] == draw(np.random.default_rng(7))
-    assert {d.kernel for d in drawn} == set(KERNELS)
+    assert {d.kernel for d in drawn} == set(REDUCTIONS)
     for share, chosen in (
         (0.3, [d.jpeg is not None for d in drawn]),
         (0.25, [d.noise > 0 for d in drawn]),

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import images
+from pipeline.detail_vae import DetailVAE
 from pipeline.eager import Eager
 from pipeline.images import downscale, upsample
+from pipeline.reduction import History, faithful_to, reduce
+from pipeline.restorer import Restorer
 from pipeline.sampler import image_noise
-from pipeline.spec import BEST, PAPER, Preset
+from pipeline.spec import BEST, PAPER, Preset, RestorerSpec
 from pipeline.unet import UNet
 from pipeline.vae import Decoder, Encoder, make_vae
 from train.losses import (
@@ -20,10 +22,13 @@ from train.losses import (
     DiffusionLoss,
     DiffusionLossKind,
     Discriminator,
+    DoubtLoss,
     FewStepLoss,
+    HistoryLoss,
     Perceptual,
     eps_lpips,
     project,
+    project_cubic,
 )
 from train.lpips import LPIPS
 
@@ -111,10 +116,12 @@ def test_v_is_learnt_where_the_preset_predicts_it(pairs: Tensor, noise: Tensor) 
 def test_projected_images_downscale_to_the_lr_image(rng: np.random.Generator) -> None:
     lr = rng.uniform(0.3, 0.7, (2, 1, 8, 12)).astype(np.float32)
     y = np.stack([upsample(image[0])[None] for image in lr]) + 0.02 * rng.standard_normal((2, 1, 32, 48))
-    found = project(torch.from_numpy(y), torch.from_numpy(lr)).numpy()
+    found = project_cubic(torch.from_numpy(y), torch.from_numpy(lr)).numpy()
     for image, small, before in zip(found, lr, y, strict=True):
         np.testing.assert_allclose(downscale(image[0]), small[0], atol=1e-6)
-        np.testing.assert_allclose(image[0], images.project(before[0].astype(np.float32), small[0]), atol=1e-5)
+        np.testing.assert_allclose(
+            image[0], faithful_to(small[0], before[0].astype(np.float32), History("cubic")), atol=1e-5
+        )
 
 
 def test_projection_allows_what_the_degradation_clips() -> None:
@@ -122,7 +129,7 @@ def test_projection_allows_what_the_degradation_clips() -> None:
     hr[3, 1] = 1.0
     lr = downscale(hr).clip(0, 1)
     y, low = (2 * torch.from_numpy(image)[None, None] - 1 for image in (hr, lr))
-    torch.testing.assert_close(project(y, low), y, atol=1e-6, rtol=0)
+    torch.testing.assert_close(project_cubic(y, low), y, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("preset", [PAPER, BEST], ids=lambda p: p.name)
@@ -171,33 +178,31 @@ def test_vgg_counts_where_it_has_a_weight() -> None:
 class TestFewSteps:
     """The few-step loss."""
 
-    def loss(self, diversity: float = 0.0, faithful_share: float = 0.0, teacher_steps: int = 0) -> FewStepLoss:
+    def loss(self, diversity: float = 0.0, faithful_share: float = 0.0) -> FewStepLoss:
         torch.manual_seed(0)
-        vae = make_vae(BEST.vae)
+        vae = DetailVAE(BEST.vae)  # type: ignore[arg-type]
         # a decoder that has learnt something: a new one hardly looks at the latent
         with torch.no_grad():
             vae.out.weight.mul_(30)
-        return FewStepLoss(UNet(BEST.unet), vae, Perceptual(0.2), BEST, diversity, faithful_share, teacher_steps)
+        return FewStepLoss(UNet(BEST.unet), vae, Perceptual(0.2), BEST, diversity, faithful_share)
 
-    def arguments(self) -> tuple[Tensor, ...]:
+    def arguments(self, noise: float = 0.3) -> tuple[Tensor, ...]:
+        """Two pairs, one by the protocol, one by area, with so much noise, in gray levels."""
         torch.manual_seed(1)
         lr = torch.rand(2, 1, 16, 16)
-        return torch.rand(2, 1, 64, 64), lr, torch.pixel_unshuffle(lr, 2), torch.randn(2, 2, 4, 8, 8)
+        levels = torch.full((2,), noise)
+        return torch.rand(2, 1, 64, 64), lr, lr.clone(), torch.tensor([0, 1]), levels, torch.randn(2, 2, 4, 8, 8)
 
     def test_draws_what_the_pipeline_draws(self) -> None:
-        loss, (_, lr, condition, noise) = self.loss(), self.arguments()
-        system = Eager(
-            Encoder(loss.networks["vae"]),
-            loss.networks["unet"],  # type: ignore[arg-type]
-            Decoder(loss.networks["vae"]),
-            BEST,
-            torch.device("cpu"),
-        )
-        expected = system.generator(steps=2)(lr.numpy(), [3, 4])
+        loss, (_, lr, *_) = self.loss(), self.arguments()
+        networks = loss.networks
+        system = Eager(Encoder(networks.vae), networks.unet, Decoder(networks.vae), BEST, torch.device("cpu"))
+        expected = system.generator(steps=2)(lr.numpy(), [3, 4]).images
         noise = torch.from_numpy(image_noise([3, 4], (4, 8, 8))())
         with torch.no_grad():
-            found = loss.draw(loss.networks, lr, condition, noise, 2).numpy()
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+            restored, _ = networks.vae.restorer(lr)
+            found = networks.vae.image(networks.draw(restored, noise, 2, BEST), restored)
+        np.testing.assert_allclose((found[:, 0].numpy() + 1) / 2, expected, atol=1e-4)
 
     def test_samples_that_differ_cost_less_where_diversity_is_wanted(self) -> None:
         plain, diverse = (self.loss(diversity)(*self.arguments(), 2, 1.0, WHERE) for diversity in (0.0, 0.3))
@@ -207,21 +212,68 @@ class TestFewSteps:
     def test_every_step_learns(self) -> None:
         loss = self.loss()
         loss(*self.arguments(), 4, 1.0, WHERE)["loss"].backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.networks["unet"].parameters())
-
-    def test_a_pupil_that_takes_its_teachers_steps_has_nothing_to_learn(self) -> None:
-        loss = self.loss(faithful_share=1.0, teacher_steps=2)
-        same, fewer = (loss(*self.arguments(), steps, 0.0, WHERE) for steps in (2, 1))
-        assert same["l1"].item() == pytest.approx(0, abs=1e-6)
-        assert fewer["l1"] > 0
-        fewer["loss"].backward()
-        assert loss.teacher is not None
-        assert all(p.grad is None for p in loss.teacher.parameters())
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.networks.unet.parameters())
 
     def test_chance_decides_on_projection(self) -> None:
         loss, arguments = self.loss(faithful_share=0.5), self.arguments()
         projected, free = (loss(*arguments, 1, chance, WHERE)["l1"] for chance in (0.4, 0.6))
         assert projected != free
+
+    def test_samples_of_noisy_images_are_not_projected(self) -> None:
+        loss, arguments = self.loss(faithful_share=0.5), self.arguments(noise=5.0)
+        projected, free = (loss(*arguments, 1, chance, WHERE)["l1"] for chance in (0.4, 0.6))
+        assert projected == free
+
+    def test_the_restorer_goes_on_learning_the_history(self) -> None:
+        loss = self.loss()
+        terms = loss(*self.arguments(), 1, 1.0, WHERE)
+        assert {"restored", "reduction", "noise"} < terms.keys()
+        terms["loss"].backward()
+        assert all(p.grad is not None for p in loss.networks.vae.restorer.parameters())
+
+
+def test_projection_is_onto_the_reduction_of_each_image_where_it_is_chosen() -> None:
+    torch.manual_seed(0)
+    y, lr = 0.2 * torch.randn(3, 1, 32, 48), 0.2 * torch.randn(3, 1, 8, 12)
+    found = project(y, lr, torch.tensor([0, 1, 6]), torch.tensor([True, True, False]))
+    for image, low, name in zip(found, lr, ("cubic", "area"), strict=False):
+        np.testing.assert_allclose(reduce(image[0].numpy(), name), low[0], atol=1e-5)  # type: ignore[arg-type]
+    torch.testing.assert_close(found[2], y[2])
+
+
+def test_the_restorer_learns_to_name_reductions_and_noise() -> None:
+    torch.manual_seed(0)
+    loss = HistoryLoss(Restorer(RestorerSpec(width=8, blocks=1)))
+    optimiser = torch.optim.Adam(loss.parameters(), lr=1e-2)
+    smooth, rough = torch.zeros(2, 1, 16, 16), 0.2 * torch.randn(2, 1, 16, 16)
+    reduction, noise = torch.tensor([1, 1, 4, 4]), torch.tensor([0.3, 0.3, 9, 9])
+    given = torch.cat([smooth, rough]), torch.zeros(4, 1, 16, 16), reduction, noise
+    first = loss(*given)
+    torch.testing.assert_close(loss.restorer(given[0])[0], given[0], msg="a new one leaves images as they are")
+    for _ in range(60):
+        optimiser.zero_grad()
+        terms = loss(*given)
+        terms["loss"].backward()
+        optimiser.step()
+    assert all(terms[name] < first[name] / 2 for name in ("restored", "reduction", "noise"))
+
+
+def test_doubt_learns_what_nine_of_ten_errors_are_within_and_nothing_else_does() -> None:
+    torch.manual_seed(0)
+    vae = DetailVAE(BEST.vae)  # type: ignore[arg-type]
+    loss = DoubtLoss(UNet(BEST.unet), vae, BEST)
+    optimiser = torch.optim.Adam(loss.doubt.parameters(), lr=2e-2)
+    lr, noise = torch.zeros(4, 1, 16, 16), torch.randn(4, 4, 8, 8)
+    with torch.no_grad():
+        y, _ = loss.draw(lr, noise)
+    hr = y + 0.1 * torch.randn(4, 1, 64, 64)
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss(hr, lr, torch.full((4,), 6), torch.ones(4), noise)["loss"].backward()
+        optimiser.step()
+    _, width = loss.draw(lr, noise)
+    assert ((hr - y).abs() / 2 <= width).float().mean() == pytest.approx(0.9, abs=0.03)
+    assert all(p.grad is None for p in loss.frozen.parameters())
 
 
 def test_the_discriminator_learns_to_tell_noise_from_gray() -> None:

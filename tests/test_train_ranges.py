@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline import eager
+from pipeline.detail_vae import DetailVAE
 from pipeline.fused import Whole
 from pipeline.sampler import image_noise
 from pipeline.serve import ROOT
@@ -19,6 +20,7 @@ from pipeline.unet import UNet
 from pipeline.weights import RANGES_FILE, load_ranges
 from train import ranges
 from train.data import PairDataset, list_pairs
+from train.degrade import ROWS
 from train.ranges import EXACT, quantizable, record
 
 WEIGHTS = ROOT / "weights" / "best"
@@ -29,17 +31,24 @@ def system() -> eager.Eager:
     return eager.load(WEIGHTS, BEST)
 
 
+def whole_of(system: eager.Eager) -> Whole:
+    vae = system.decoder.vae
+    assert isinstance(vae, DetailVAE)
+    return Whole(system.unet, vae)
+
+
 def test_ranges_hold_what_each_channel_sees(system: eager.Eager, data: Path) -> None:
     pairs = PairDataset(list_pairs(data)[:2], BEST.data)
     found = record(pairs, system)
-    whole = Whole(system.unet, system.decoder, BEST)
+    whole = whole_of(system)
     assert found.keys() == quantizable(whole).keys()
     seen: list[torch.Tensor] = []
-    name = "decoder.vae.blocks.3.conv1"
+    name = "vae.blocks.3.conv1"
     hook = whole.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.inference_mode():
         for i in range(2):
-            arrays = pairs.unit_images(i)[0][None], image_noise([i], (4, 32, 32))(), usual_rows(BEST.diffusion)[None]
+            made = PairDataset(pairs.paths, pairs.data, degradation=list(ROWS.values())[i])
+            arrays = made.unit_images(i)[0][None], image_noise([i], (4, 32, 32))(), usual_rows(BEST.diffusion)[None]
             whole(*map(torch.from_numpy, arrays))
     hook.remove()
     both = torch.cat(seen)
@@ -47,9 +56,9 @@ def test_ranges_hold_what_each_channel_sees(system: eager.Eager, data: Path) -> 
 
 
 def test_what_comes_in_and_what_is_seen_stays_exact(system: eager.Eager) -> None:
-    names = quantizable(Whole(system.unet, system.decoder, BEST))
+    names = quantizable(whole_of(system))
     assert not [name for name in names if name in EXACT]
-    assert len(names) == 40
+    assert len(names) == 48
 
 
 def test_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +66,7 @@ def test_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (weights / RANGES_FILE).unlink()
     arguments = ["--data", str(data), "--weights", str(weights), "--limit", "1"]
     assert ranges.main(arguments) == 0
-    assert "1 images of 1 patients, split train: 40 convolutions; wrote" in capsys.readouterr().out
+    assert "1 images of 1 patients, split train: 48 convolutions; wrote" in capsys.readouterr().out
     assert ranges.main(["--data", str(tmp_path / "none")]) == 1
     assert capsys.readouterr().err.startswith("error: ")
 

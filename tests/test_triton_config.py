@@ -46,7 +46,7 @@ def test_openvino_configurations_lie_where_the_server_looks_for_them_by_name(tmp
 
 
 def test_a_plans_configuration_names_the_file_of_each_kind_of_gpu() -> None:
-    model = plan_models(DEFAULT)[0]
+    model = plan_models(DEFAULT).denoiser
     config = text_format.Parse(config_text(model, {"9.0": "model_sm90.plan"}), pb.ModelConfig())
     assert (config.name, config.backend, config.default_model_filename) == ("unet_trt", "tensorrt", "model.plan")
     assert dict(config.cc_model_filenames) == {"9.0": "model_sm90.plan"}
@@ -103,14 +103,14 @@ def test_a_repository_holds_exactly_the_presets_models(tmp_path: Path, capsys: p
     out = capsys.readouterr().out
     assert f"{tmp_path}/superres_onnx/1/model.onnx: is not in pipeline/spec.py for preset 'paper'" in out
     assert main([*arguments, "--preset", "paper"]) == 0
-    kept = {model.name for model in (*models(PAPER), *plan_models(PAPER)[:3])}
+    kept = {model.name for model in (*models(PAPER), *[*plan_models(PAPER)][:3])}
     assert models_of(tmp_path) == kept
     assert [path.name for path in sorted((tmp_path / "vae_decoder" / "1").iterdir())] == ["model.onnx"]
     assert (tmp_path / "vae_decoder" / "configs" / "openvino.pbtxt").is_file()
     assert not (tmp_path / "vae_encoder" / "configs" / "openvino.pbtxt").exists()
     assert main([*arguments, "--check", "--preset", "paper"]) == 0
     assert main([*arguments, "--preset", "best"]) == 0
-    assert models_of(tmp_path) == {model.name for model in (*models(BEST), *plan_models(BEST)[:3])}
+    assert models_of(tmp_path) == {model.name for model in (*models(BEST), *[*plan_models(BEST)][:3])}
 
 
 def test_a_users_own_models_and_files_stay(tmp_path: Path) -> None:

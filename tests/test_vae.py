@@ -36,7 +36,7 @@ def test_ours_is_small_and_has_the_papers_latents() -> None:
     assert 1_000_000 <= sum(p.numel() for p in vae.parameters()) <= 5_000_000
     latent = Encoder(vae)(torch.zeros(1, 3, 64, 96))
     assert latent.shape == (1, 4, 8, 12)
-    assert Decoder(vae)(latent).shape == (1, 3, 64, 96)
+    assert Decoder(vae)(latent)[0].shape == (1, 3, 64, 96)
 
 
 def test_loads_a_save_pretrained_folder(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_loads_a_save_pretrained_folder(tmp_path: Path) -> None:
     raw = saved.eval().encode(x).latent_dist.mean
     torch.testing.assert_close(Encoder(loaded)(x), raw * 0.18215)
     torch.testing.assert_close(
-        Decoder(loaded)(raw * 0.18215), saved.decode(raw).sample.clamp(-1, 1), rtol=1e-4, atol=1e-5
+        Decoder(loaded)(raw * 0.18215)[0], saved.decode(raw).sample.clamp(-1, 1), rtol=1e-4, atol=1e-5
     )
 
 
@@ -64,11 +64,11 @@ def test_latent_scale_is_saved_and_applied_inside(tmp_path: Path) -> None:
     latent = Encoder(loaded)(x)
     assert abs(latent.mean()) < 1e-4
     assert abs(latent.std() - 1) < 1e-4
-    torch.testing.assert_close(Decoder(loaded)(latent), vae.decode(raw).sample.clamp(-1, 1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(Decoder(loaded)(latent)[0], vae.decode(raw).sample.clamp(-1, 1), rtol=1e-4, atol=1e-4)
 
 
 def test_decoded_images_are_in_range() -> None:
-    image = Decoder(make_vae(SPEC))(100 * torch.randn(1, 4, 8, 8))
+    (image,) = Decoder(make_vae(SPEC))(100 * torch.randn(1, 4, 8, 8))
     assert image.min() >= -1
     assert image.max() <= 1
 
@@ -102,7 +102,9 @@ def detail_vae() -> DetailVAE:
 @torch.no_grad()
 def test_a_new_detail_decoder_is_nearly_bicubic() -> None:
     lr = torch.rand(1, 1, 16, 24) * 2 - 1
-    image = Decoder(detail_vae())(torch.randn(1, 4, 8, 12), lr)
+    image, doubt = Decoder(detail_vae())(torch.randn(1, 4, 8, 12), lr)
+    assert doubt.shape == (1, 64, 96)
+    assert doubt.min() > 0
     assert image.shape == (1, 1, 64, 96)
     torch.testing.assert_close(image[0, 0], torch.from_numpy(upsample(lr[0, 0].numpy())), atol=0.2, rtol=0)
 
@@ -119,14 +121,14 @@ def test_a_detail_latent_is_scaled_channel_by_channel(tmp_path: Path) -> None:
     latent = Encoder(loaded)(image, lr)
     torch.testing.assert_close(latent.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(latent.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
-    torch.testing.assert_close(Decoder(loaded)(latent, lr), vae.decode(raw, lr), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(Decoder(loaded)(latent, lr)[0], vae.decode(raw, lr)[0], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 def test_a_detail_vae_decodes_a_tile_as_it_decodes_the_whole() -> None:
     vae, latent, lr = detail_vae(), torch.randn(1, 4, 48, 48), torch.randn(1, 1, 96, 96)
-    whole = vae.decode(latent, lr)[..., 128:256, 128:256]
-    tile = vae.decode(latent[..., 2:46, 2:46], lr[..., 4:92, 4:92])[..., 112:240, 112:240]
+    whole = vae.decode(latent, lr)[0][..., 128:256, 128:256]
+    tile = vae.decode(latent[..., 2:46, 2:46], lr[..., 4:92, 4:92])[0][..., 112:240, 112:240]
     torch.testing.assert_close(tile, whole, atol=1e-4, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""What training samples are varied by: the paper's geometry and cutout, the same for LR and HR, and grain."""
+"""What training samples are varied by: the paper's geometry and cutout, the same for LR and HR; and noise."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images import downscale, resize_cubic
+from pipeline.images import resize_cubic
 from pipeline.spec import SCALE, AugmentationSpec
-
-MOST_GRAIN = 10.0
-"""Standard deviation, in gray levels of 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +74,3 @@ def random_crop(
 def add_noise(image: NDArray[np.uint8], deviation: float, rng: np.random.Generator) -> NDArray[np.uint8]:
     """White noise of a standard deviation in gray levels, rounded."""
     return np.clip(np.rint(image + rng.normal(0, deviation, image.shape)), 0, 255).astype(np.uint8)
-
-
-def add_grain(
-    lr: NDArray[np.uint8], hr: NDArray[np.uint8], share: float, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """White noise on HR for ``share`` of the samples, and the LR image that follows from it; others as they are.
-
-    Radiographs that were made small without averaging, as the protocol does, keep the detector's noise: hardly any from
-    1024² originals, about 5 gray levels from larger ones. The noise's deviation is uniform up to ``MOST_GRAIN``.
-    """
-    if rng.random() >= share:
-        return lr, hr
-    grainy = add_noise(hr, rng.uniform(0, MOST_GRAIN), rng)
-    return downscale(grainy), grainy

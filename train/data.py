@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from pipeline.images import Image, from_integers, to_network
 from pipeline.spec import PAPER, SCALE, AugmentationSpec, DataSpec
-from train.augment import add_grain, apply, draw, random_crop
+from train.augment import apply, draw, random_crop
 from train.degrade import Degradation, degrade
 from train.pairs import HR_SIZE, folders
 
@@ -222,19 +222,13 @@ def as_network(image: NDArray[np.uint8], channels: int) -> Tensor:
     return torch.from_numpy(to_network(from_integers(image), channels))
 
 
-def draw_squares(
-    images: PairDataset, side: int, seeds: Sequence[tuple[int, ...]], grain: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """A square of a random pair for every seed: (LR [B, C, side/4, side/4], HR [B, C, side, side]) in [-1, 1].
-
-    Args:
-        grain: share of the squares that noise is added to.
-    """
+def draw_squares(images: PairDataset, side: int, seeds: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    """A square of a random pair for every seed: (LR [B, C, side/4, side/4], HR [B, C, side, side]) in [-1, 1]."""
     pairs = []
     for seed in seeds:
         rng = np.random.default_rng(seed)
         crops = random_crop(*images.images(int(rng.integers(len(images)))), side // SCALE, rng)
-        pairs.append([as_network(crop, images.data.channels) for crop in add_grain(*crops, grain, rng)])
+        pairs.append([as_network(crop, images.data.channels) for crop in crops])
     lr, hr = (torch.stack(halves) for halves in zip(*pairs, strict=True))
     return lr, hr
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as PILImage
 
 from pipeline.images import downscale, downscale_by_area
-from pipeline.reduction import reduce_rows
 from pipeline.spec import REDUCTIONS, SCALE, ReductionName
 from train.augment import add_noise
 
@@ -73,10 +73,10 @@ def reduce(hr: Gray, name: ReductionName) -> Gray:
         return downscale(hr)
     if name == "area":
         return downscale_by_area(hr, SCALE)
+    if name == "nearest":
+        return np.ascontiguousarray(hr[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE])
     height, width = (side // SCALE for side in hr.shape)
-    # Pillow does rows first, and rounds between the two
-    narrow = reduce_rows(np.ascontiguousarray(hr.T), name, width).T
-    return np.ascontiguousarray(reduce_rows(np.ascontiguousarray(narrow), name, height))
+    return np.asarray(PILImage.fromarray(hr).resize((width, height), PILImage.Resampling[name.upper()]))
 
 
 def degrade(hr: Gray, d: Degradation, rng: np.random.Generator) -> tuple[Gray, Gray]:

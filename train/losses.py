@@ -239,7 +239,7 @@ class DiffusionLoss(nn.Module):
         z_crop = torch.stack(
             [z[:, i : i + side, j : j + side] for z, (i, j) in zip(z_hat, where.tolist(), strict=True)]
         )
-        y = self.decoder(z_crop).float()
+        y = self.decoder(z_crop)[0].float()
         distance = (y - hr).abs().mean(dim=(1, 2, 3)) + self.lpips(y, hr)
         image = (a.sqrt().flatten() * distance).mean()
         return {"mse": mse, "image": image, "loss": mse + self.image_weight * image}

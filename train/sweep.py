@@ -107,14 +107,7 @@ LEADS = (
     Lead("tune-same", "nothing gained by samples that differ", "tune", {"diversity": 0.0}),
     Lead("tune-diverse", "samples that differ gain ½: CRPS with LPIPS", "tune", {"diversity": 0.5}),
     Lead("tune-free", "never projected in training", "tune", {"faithful_share": 0.0}),
-    Lead("tune-no-grain", "no noise added to squares", "tune", {"grain": 0.0}),
     Lead("tune-no-vgg", "no LPIPS of VGG16", "tune", {"vgg": 0.0}),
-    Lead(
-        "tune-distilled",
-        "the target is the base's own sample of the same noise in 20 steps, not HR",
-        "tune",
-        {"teacher_steps": 20, "diversity": 0.0},
-    ),
     Lead("tune-l1", "L1 alone", "tune", {"vgg": 0.0, "lpips": 0.0}),
 )
 
