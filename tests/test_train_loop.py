@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +162,24 @@ def test_compiled_networks_learn_the_same_and_are_validated_and_saved_plain(
         compiled.append(graph)
         return graph.forward
 
-    compile_by = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda module, **given: compile_by(module, backend=backend, **given))
+    compile_by = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda method, **given: compile_by(method, backend=backend, **given))
     plain = train(config(tmp_path / "plain"))
     assert compiled == []
     assert_equal(plain, train(config(tmp_path / "compiled", compile="on")))
     assert len(compiled) == 1, "the training's forward, and not the validation's"
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_pictures_may_be_gray_or_in_colour(tmp_path: Path, mode: str) -> None:
+    settings = config(tmp_path)
+    drawn = replace(task(settings), picture=lambda _: PILImage.new(mode, (8, 8)))
+    loop.train(drawn, settings, make_accelerator(settings))
+    assert [path.name for path in sorted((tmp_path / "samples").iterdir())] == [
+        "000002.png",
+        "000004.png",
+        "000005.png",
+    ]
 
 
 def test_impossible_numbers(tmp_path: Path) -> None:

@@ -63,9 +63,9 @@ class Task:
     adversary: nn.Module | None = None
     """Its ``forward(real, reconstruction)`` returns "loss"; it learns in turn with ``loss``, which is given its
     submodule ``discriminator`` as last argument and returns the "reconstruction"."""
-    regions: tuple[nn.Module, ...] = ()
-    """What of ``loss`` is compiled, each by itself, where one that calls its networks several times would take too
-    long to compile; (): the whole."""
+    regions: tuple[tuple[nn.Module, str], ...] = ()
+    """The methods of ``loss``'s modules that are compiled, each by itself: the whole of a loss that calls its networks
+    several times would take too long to compile. (): its ``forward``."""
 
 
 class Batches(Dataset[Arguments]):
@@ -167,8 +167,8 @@ class Run:
         self.path = config.run_dir / CHECKPOINT
         self.key = settings(config) | task.inputs
         if compiles(config) and task.adversary is None:
-            for module in task.regions or (task.loss,):
-                module.compile(dynamic=False)
+            for module, method in task.regions or ((task.loss, "forward"),):
+                setattr(module, method, torch.compile(getattr(module, method), dynamic=False))
         self.batches: Iterator[Arguments] = iter(())
 
     @property
@@ -306,7 +306,8 @@ class Run:
         samples.mkdir(parents=True, exist_ok=True)
         picture.save(samples / f"{self.step:06}.png")
         log.add_scalar("validation", value, self.step)
-        log.add_image("samples", np.asarray(picture), self.step, dataformats="HW")
+        pixels = np.asarray(picture)
+        log.add_image("samples", pixels, self.step, dataformats="HW" if pixels.ndim == 2 else "HWC")
         tqdm.write(f"step {self.step}: validation {value:.4f}, best {self.best['value']:.4f} at {self.best['step']}")
 
 

@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from pipeline.detail_vae import DetailVAE
 from pipeline.processor import BFLOAT16, CPUINFO, multiplies
-from pipeline.serve import ROOT
 from pipeline.spec import DEFAULT, PRESETS, DetailVAESpec, Preset
 from pipeline.unet import UNet
 from pipeline.vae import load_detail_vae, vae_path
@@ -223,7 +222,7 @@ def metadata(config: Training, description: str, network: nn.Module, **more: obj
 def git(*args: str) -> str:
     """What git says of the repository of this file; nothing where there is no git, or no repository."""
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True)
+        done = subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True)
     except OSError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from PIL.Image import Image as Picture
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.images import from_network
@@ -87,6 +87,13 @@ def draw_batch(
     return arguments(batch, noise, numbers[step % len(numbers)], chance, where)
 
 
+def regions(loss: FewStepLoss) -> tuple[tuple[nn.Module, str], ...]:
+    """What is compiled: the U-Net is called once a step of the sampler."""
+    unet, vae = loss.networks.unet, loss.networks.vae
+    whole = (unet, vae.restorer, loss.perceptual)
+    return *((module, "forward") for module in whole), (vae, "features"), (vae, "image")
+
+
 def validation_loss(
     networks: Networks, perceptual: Perceptual, config: Tuning, preset: Preset, held_out: Batch
 ) -> float:
@@ -154,7 +161,7 @@ def tune(config: Tuning) -> None:
         validate=lambda networks: validation_loss(networks, perceptual, config, preset, held_out),
         picture=picture,
         inputs=inputs,
-        regions=(unet, vae.restorer, vae.from_latent, vae.blocks, vae.up, perceptual),
+        regions=regions(loss),
     )
     result = train(task, config, accelerator)
     if not accelerator.is_main_process:
