@@ -356,7 +356,7 @@ def test_tuning_changes_unet_and_decoder_together_and_not_the_encoder(
     tune.tune(tuning(data, best_weights, tmp_path, warmup=0))
     before, after = (load_vae(vae_path(f, BEST.vae), BEST.vae).state_dict() for f in (best_weights, tmp_path))
     same = {name for name in before if torch.equal(before[name], after[name])}
-    assert same == {name for name in before if name.startswith(("encoder.", "latent_"))}
+    assert same == {name for name in before if name.startswith(("encoder.", "latent_", "doubt."))}
     assert not torch.equal(state_of(best_weights, BEST)["out.weight"], state_of(tmp_path, BEST)["out.weight"])
     eager.load(tmp_path, BEST)
 
@@ -384,10 +384,10 @@ def test_a_stopped_tuning_continues_to_the_same_bits(
     ("changes", "message"),
     [
         ({"preset": "paper"}, r"--preset paper: only presets whose U-Net sees the LR image itself are tuned"),
-        ({"crop": 96}, r"--crop 96: it must be a multiple of 64 up to 256"),
+        ({"crop": 96}, r"--crop 96: it must be a multiple of 64 up to 224"),
         ({"sampler_steps": "1,0"}, r"--sampler-steps '1,0': needed are numbers from 1 to 300, such as 1,2,4"),
         ({"sampler_steps": "few"}, r"--sampler-steps 'few': needed are numbers"),
-        ({"teacher_steps": 301}, r"--teacher-steps is 301, allowed are 0 to 300"),
+        ({"diversity": 2.0}, r"--diversity is 2, allowed are 0 to 1"),
         ({"faithful_share": 1.5}, r"--faithful-share is 1\.5, allowed are 0 to 1"),
     ],
 )
