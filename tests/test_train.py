@@ -272,15 +272,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data: Path, wei
 @pytest.mark.parametrize("preset", [PAPER, BEST], ids=lambda p: p.name)
 def test_the_whole_recipe_trains_all_networks_and_continues(data: Path, tmp_path: Path, preset: Preset) -> None:
     script = ROOT / "train" / "runs" / f"{preset.name}.sh"
-    sizes = {"DEVICE": "cpu", "VAE_STEPS": "1", "UNET_STEPS": "1", "TUNE_STEPS": "1", "SWEEP": "0"}
-    sizes["RUNS"] = str(tmp_path / "runs")
+    sizes = {f"{stage}_STEPS": "1" for stage in ("VAE", "UNET", "RESTORE", "TUNE", "DOUBT")}
+    sizes |= {"DEVICE": "cpu", "RUNS": str(tmp_path / "runs"), "STAGES": "vae unet restore tune doubt"}
     python = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for _ in range(2):
         result = subprocess.run(
             [script, data, tmp_path / "out"], env={**os.environ, **sizes, **python}, capture_output=True, text=True
         )
         assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("continuing") == (2 if preset == PAPER else 3), "finished parts are not repeated"
+    assert result.stdout.count("continuing") == (2 if preset == PAPER else 5), "finished parts are not repeated"
     eager.load(tmp_path / "out", preset)
 
 
@@ -356,7 +356,7 @@ def test_tuning_changes_unet_and_decoder_together_and_not_the_encoder(
     tune.tune(tuning(data, best_weights, tmp_path, warmup=0))
     before, after = (load_vae(vae_path(f, BEST.vae), BEST.vae).state_dict() for f in (best_weights, tmp_path))
     same = {name for name in before if torch.equal(before[name], after[name])}
-    assert same == {name for name in before if name.startswith(("encoder.", "latent_"))}
+    assert same == {name for name in before if name.startswith(("encoder.", "latent_", "doubt."))}
     assert not torch.equal(state_of(best_weights, BEST)["out.weight"], state_of(tmp_path, BEST)["out.weight"])
     eager.load(tmp_path, BEST)
 
@@ -384,10 +384,10 @@ def test_a_stopped_tuning_continues_to_the_same_bits(
     ("changes", "message"),
     [
         ({"preset": "paper"}, r"--preset paper: only presets whose U-Net sees the LR image itself are tuned"),
-        ({"crop": 96}, r"--crop 96: it must be a multiple of 64 up to 256"),
+        ({"crop": 96}, r"--crop 96: it must be a multiple of 64 up to 224"),
         ({"sampler_steps": "1,0"}, r"--sampler-steps '1,0': needed are numbers from 1 to 300, such as 1,2,4"),
         ({"sampler_steps": "few"}, r"--sampler-steps 'few': needed are numbers"),
-        ({"teacher_steps": 301}, r"--teacher-steps is 301, allowed are 0 to 300"),
+        ({"diversity": 2.0}, r"--diversity is 2, allowed are 0 to 1"),
         ({"faithful_share": 1.5}, r"--faithful-share is 1\.5, allowed are 0 to 1"),
     ],
 )

@@ -74,3 +74,54 @@ def test_ema_follows_the_weights_slowly() -> None:
     fresh = checkpoint.EMA(nn.Linear(1, 1), decay=0.9)
     fresh.update(module, step=0)
     assert fresh.module.weight.item() == pytest.approx(0.9, abs=0.2), "the first steps count more"
+
+
+def test_parts_are_small_and_make_the_same_file(tmp_path: Path) -> None:
+    path, parts = tmp_path / "checkpoint.pt", tmp_path / "parts"
+    path.write_bytes(bytes(range(256)) * 10)
+    assert [part.stat().st_size for part in checkpoint.split(path, parts, most=1000)] == [1000, 1000, 560]
+    joined = tmp_path / "new" / "checkpoint.pt"
+    checkpoint.join(parts, joined)
+    assert joined.read_bytes() == path.read_bytes()
+    assert checkpoint.MOST < 16_000_000
+
+
+def test_parts_replace_those_of_a_longer_file(tmp_path: Path) -> None:
+    path, parts = tmp_path / "checkpoint.pt", tmp_path / "parts"
+    for content in (b"a long one", b"short"):
+        path.write_bytes(content)
+        checkpoint.split(path, parts, most=5)
+    assert sorted(file.name for file in parts.iterdir()) == ["part-000", "parts.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("part-001", b"other", r"the parts in '.*' are damaged: their SHA-256 is not that of parts\.json"),
+        ("part-001", None, r"'.*part-001' is missing: the parts in '.*' are no whole"),
+        ("parts.json", None, r"'.*parts\.json' is missing: the parts in '.*' are no whole"),
+        ("parts.json", b"{}", r"'.*parts\.json' is damaged"),
+    ],
+)
+def test_damaged_parts_leave_the_checkpoint_as_it_is(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    path, parts = tmp_path / "checkpoint.pt", tmp_path / "parts"
+    path.write_bytes(b"0123456789")
+    checkpoint.split(path, parts, most=5)
+    (parts / name).unlink() if content is None else (parts / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        checkpoint.join(parts, path)
+    assert path.read_bytes() == b"0123456789"
+
+
+def test_the_command_splits_and_joins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, parts = tmp_path / "checkpoint.pt", tmp_path / "parts"
+    path.write_bytes(b"all of it")
+    assert checkpoint.main(["split", str(path), str(parts)]) == 0
+    path.unlink()
+    assert checkpoint.main(["join", str(parts), str(path)]) == 0
+    assert path.read_bytes() == b"all of it"
+    capsys.readouterr()
+    assert checkpoint.main(["split", str(tmp_path / "none.pt"), str(parts)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")

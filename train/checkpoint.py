@@ -1,10 +1,17 @@
-"""Checkpoints of a running training: one file, replaced atomically, that holds all a resumed run needs."""
+"""Checkpoints of a running training: one file, replaced atomically; its parts can be carried where large files cannot.
+
+python -m train.checkpoint split runs/tune/checkpoint.pt runs/parts/tune
+python -m train.checkpoint join runs/parts/tune runs/tune/checkpoint.pt
+"""
 
 from __future__ import annotations
 
+import argparse
 import copy
 import hashlib
+import json
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -12,7 +19,15 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
+from pipeline.command_line import make_parser
+from pipeline.whole import whole_file
+
 M = TypeVar("M", bound=nn.Module)
+
+MOST = 15_000_000
+"""Bytes of a part."""
+PARTS = "parts.json"
+"""Tells of the whole; without it there are no parts."""
 
 Key = dict[str, Any]
 """What a run's result depends on: a checkpoint of another key is of another run."""
@@ -75,3 +90,67 @@ def load(path: Path, key: Key) -> dict[str, Any] | None:
         differences = ", ".join(f"{name} {saved.get(name)}, not {key.get(name)}" for name in differing)
         raise ValueError(f"'{path}' is of another run ({differences}): give another --run-dir, or remove it")
     return state
+
+
+def split(path: Path, folder: Path, most: int = MOST) -> list[Path]:
+    """Write a file in parts of at most ``most`` bytes into ``folder``, in place of what parts there are.
+
+    Raises:
+        OSError: it cannot be read, or they cannot be written.
+    """
+    whole = path.read_bytes()
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (folder / PARTS, *folder.glob("part-*")):
+        old.unlink(missing_ok=True)
+    parts = [folder / f"part-{i:03}" for i in range(-(-len(whole) // most))]
+    for i, part in enumerate(parts):
+        part.write_bytes(whole[i * most : (i + 1) * most])
+    told = {"parts": [part.name for part in parts], "bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
+    (folder / PARTS).write_text(json.dumps(told, indent=2) + "\n")
+    return parts
+
+
+def join(folder: Path, path: Path) -> None:
+    """Put a file together again that ``split`` has written in parts.
+
+    Raises:
+        ValueError: there are no parts, or they are not those that were written; ``path`` is as it was.
+        OSError: they cannot be read, or it cannot be written.
+    """
+    try:
+        told = json.loads((folder / PARTS).read_text())
+        whole = b"".join((folder / name).read_bytes() for name in told["parts"])
+        expected = told["sha256"]
+    except FileNotFoundError as error:
+        raise ValueError(f"'{error.filename}' is missing: the parts in '{folder}' are no whole") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"'{folder / PARTS}' is damaged") from error
+    if hashlib.sha256(whole).hexdigest() != expected:
+        raise ValueError(f"the parts in '{folder}' are damaged: their SHA-256 is not that of {PARTS}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
+        partial.write_bytes(whole)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__, "python -m train.checkpoint")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, help in (("split", "write a checkpoint in parts under 16 MB"), ("join", "put the parts together")):
+        command = commands.add_parser(name, help=help)
+        command.add_argument("source", type=Path, help="the checkpoint" if name == "split" else "folder of the parts")
+        command.add_argument("target", type=Path, help="folder of the parts" if name == "split" else "the checkpoint")
+    args: argparse.Namespace = parser.parse_args(argv)
+    try:
+        if args.command == "split":
+            print(f"wrote {len(split(args.source, args.target))} parts into '{args.target}'")
+        else:
+            join(args.source, args.target)
+            print(f"wrote '{args.target}'")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

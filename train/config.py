@@ -14,6 +14,12 @@ import torch
 from pipeline.command_line import make_parser
 
 C = TypeVar("C")
+
+
+class Paused(Exception):
+    """A training stopped before its end, as it was told to; the message says how to go on."""
+
+
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -51,6 +57,8 @@ def run_command(config: type[C], run: Callable[[C], None], doc: str, argv: list[
     parsed = from_command_line(config, doc, argv)
     try:
         run(parsed)
+    except Paused as pause:
+        print(pause)
     except torch.OutOfMemoryError:
         print(
             f"error: the GPU's memory is full: lower --batch (now {getattr(parsed, 'batch', '?')}), or raise "

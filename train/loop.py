@@ -7,27 +7,40 @@ then takes its share. So a result depends neither on the number of processes nor
 from __future__ import annotations
 
 import math
+import multiprocessing
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL.Image import Image as Picture
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from train import checkpoint
 from train.checkpoint import EMA
-from train.config import settings
-from train.plan import CHECKPOINT, Training, samples_a_part
+from train.config import Paused, settings
+from train.plan import CHECKPOINT, Training, compiles, samples_a_part, workers_of
 from train.schedule import learning_rate
 
 LOG_STEPS = 10
+SHARED = Path("/dev/shm")
+"""Where workers leave what they prepared."""
+AHEAD = 2
+"""Batches that a worker prepares ahead."""
+
+Arguments = tuple[Any, ...]
+"""Of a loss."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,7 @@ class Task:
     """``forward(*batch(step, share))`` returns terms, "loss" among them; what requires gradients learns."""
     network: str
     """Name of the submodule of ``loss`` that is averaged, validated and saved."""
-    batch: Callable[[int, slice], tuple[Any, ...]]
+    batch: Callable[[int, slice], Arguments]
     """(step, which samples of the step's batch) ⇒ ``loss``'s arguments, on the CPU."""
     validate: Callable[[Any], float]
     """The averaged network ⇒ what is to be small, on validation patients."""
@@ -50,6 +63,23 @@ class Task:
     adversary: nn.Module | None = None
     """Its ``forward(real, reconstruction)`` returns "loss"; it learns in turn with ``loss``, which is given its
     submodule ``discriminator`` as last argument and returns the "reconstruction"."""
+    regions: tuple[tuple[nn.Module, str], ...] = ()
+    """The methods of ``loss``'s modules that are compiled, each by itself: the whole of a loss that calls its networks
+    several times would take too long to compile. (): its ``forward``."""
+
+
+class Batches(Dataset[Arguments]):
+    """Item i is part i mod P of the batch of step ``first`` + i div P, of the P ``shares``."""
+
+    def __init__(self, task: Task, shares: list[slice], first: int, steps: int) -> None:
+        self.batch, self.shares, self.first, self.steps = task.batch, shares, first, steps
+
+    def __len__(self) -> int:
+        return (self.steps - self.first) * len(self.shares)
+
+    def __getitem__(self, i: int) -> Arguments:
+        step, part = divmod(i, len(self.shares))
+        return self.batch(self.first + step, self.shares[part])
 
 
 @dataclass(frozen=True)
@@ -70,9 +100,44 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):  # pinning makes lists of tuples
         return tuple(to_device(v, device) for v in value)
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def size(value: Any) -> int:
+    """Bytes of the tensors in it."""
+    if isinstance(value, tuple | list):
+        return sum(map(size, value))
+    return value.nbytes if isinstance(value, Tensor) else 0
+
+
+def be_modest(_worker: int) -> None:
+    """A worker shares the processor with its like."""
+    cv2.setNumThreads(0)
+
+
+def load_batches(batches: Batches, workers: int, pin: bool) -> Iterator[Arguments]:
+    """The items in turn, prepared ahead by workers where there are any; the same whatever their number.
+
+    There are no more workers than what they share with this process has room for: containers have little of it.
+    """
+    if workers and SHARED.is_dir() and len(batches):
+        room = shutil.disk_usage(SHARED).free // 2
+        workers = min(workers, room // max(1, (AHEAD + 1) * size(batches[0])))
+    return iter(
+        DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=tuple,
+            pin_memory=pin,
+            prefetch_factor=AHEAD if workers else None,
+            worker_init_fn=be_modest,
+            # a task's functions know its images, which need not be copied
+            multiprocessing_context=multiprocessing.get_context("fork") if workers else None,
+        )
+    )
 
 
 def duration(seconds: float) -> str:
@@ -93,12 +158,22 @@ class Run:
         self.wrapped, self.optimisers = {}, {}
         for name, module in self.modules.items():
             learning = [p for p in module.parameters() if p.requires_grad]
-            optimiser = torch.optim.AdamW(learning, lr=config.rate, betas=(0.9, 0.99), weight_decay=1e-4)
+            optimiser = torch.optim.AdamW(
+                learning, lr=config.rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=self.on_gpu or None
+            )
             self.wrapped[name], self.optimisers[name] = accelerator.prepare(module, optimiser)
         self.step, self.seconds = 0, 0.0
         self.best: dict[str, Any] = {"step": 0, "value": math.inf, "weights": self.ema.module.state_dict()}
         self.path = config.run_dir / CHECKPOINT
         self.key = settings(config) | task.inputs
+        if compiles(config) and task.adversary is None:
+            for module, method in task.regions or ((task.loss, "forward"),):
+                setattr(module, method, torch.compile(getattr(module, method), dynamic=False))
+        self.batches: Iterator[Arguments] = iter(())
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.accelerator.device.type == "cuda"
 
     def load(self) -> bool:
         """Continue from the run's checkpoint, if there is one.
@@ -116,6 +191,8 @@ class Run:
         if self.task.adversary:
             self.task.adversary.load_state_dict(state["adversary"])
         for name, optimiser in self.optimisers.items():
+            for group in state["optimisers"][name]["param_groups"]:
+                group["fused"] = self.on_gpu or None  # it may have been saved on another device
             optimiser.load_state_dict(state["optimisers"][name])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -142,11 +219,17 @@ class Run:
         first = (part * self.accelerator.num_processes + self.accelerator.process_index) * size
         return slice(first, first + size)
 
-    def gradients(self, step: int) -> dict[str, Any]:
-        """Run forward and backward of one step; the terms are those of this process's last part."""
+    def prepare(self) -> None:
+        """Have the batches of the steps to come prepared."""
+        shares = [self.share(part) for part in range(self.config.accumulate)]
+        workers = workers_of(self.config, self.accelerator.num_processes)
+        self.batches = load_batches(Batches(self.task, shares, self.step, self.config.steps), workers, self.on_gpu)
+
+    def gradients(self) -> dict[str, Any]:
+        """Run forward and backward of the next step; the terms are those of this process's last part."""
         terms: dict[str, Any] = {}
-        for part in range(self.config.accumulate):
-            batch = to_device(self.task.batch(step, self.share(part)), self.accelerator.device)
+        for given in islice(self.batches, self.config.accumulate):
+            batch = to_device(given, self.accelerator.device)
             with self.accelerator.accumulate(*self.wrapped.values()):
                 if self.task.adversary is None:
                     terms = self.wrapped["loss"](*batch)
@@ -165,29 +248,41 @@ class Run:
         for module in self.modules.values():
             module.zero_grad(set_to_none=True)
 
-    def update(self) -> float:
-        """One step of the optimisers; returns the norm of the gradient."""
-        norm = 0.0
+    def update(self) -> Tensor | None:
+        """One step of the optimisers; returns the norm of the gradient, which a GPU may still have to find."""
+        norm = None
         rate = learning_rate(self.step, self.config.steps, self.config.rate, self.config.warmup)
         for name, optimiser in self.optimisers.items():
             for group in optimiser.param_groups:
                 group["lr"] = rate
             found = self.accelerator.clip_grad_norm_(self.wrapped[name].parameters(), self.config.clip)
-            norm = float(found) if name == "loss" and found is not None else norm
+            norm = found if name == "loss" else norm
             optimiser.step()
         self.zero_grad()
         self.ema.update(self.network, self.step)
         return norm
 
     def seconds_a_step(self) -> float:
-        """Time of the second of two trial steps that change nothing."""
-        elapsed = 0.0
-        for step in (self.step, self.step + 1):
-            began = time.monotonic()
-            float(self.gradients(step)["loss"])
-            elapsed = time.monotonic() - began
+        """Time of the second of two trial steps that change nothing; their batches are given back."""
+        elapsed, seen = 0.0, []
+        for _ in range(min(2, self.config.steps - self.step)):
+            began, ahead = time.monotonic(), self.batches
+            given = list(islice(ahead, self.config.accumulate))
+            seen += given
+            self.batches = iter(given)
+            float(self.gradients()["loss"])
+            self.batches, elapsed = ahead, time.monotonic() - began
+        self.batches = chain(seen, self.batches)
         self.zero_grad()
         return elapsed
+
+    def late(self, began: float) -> bool:
+        """Whether --minutes have passed since then; the processes agree."""
+        alone = self.accelerator.num_processes == 1
+        if not self.config.minutes or not (alone or self.step % LOG_STEPS == 0):
+            return False
+        passed = time.monotonic() - began > 60 * self.config.minutes
+        return any(gather_object([passed]))
 
     def check_finite(self, name: str, value: float) -> None:
         """Raises FloatingPointError where it is not."""
@@ -201,17 +296,18 @@ class Run:
         """Validate the averaged network, remember it if it is the best, draw samples."""
         if log is None:
             return
-        value = self.task.validate(self.ema.module)
+        with torch.compiler.set_stance("force_eager"):
+            value, picture = self.task.validate(self.ema.module), self.task.picture(self.ema.module)
         self.check_finite("validation loss", value)
         if value < self.best["value"]:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self.ema.module.state_dict().items()}
             self.best = {"step": self.step, "value": value, "weights": weights}
-        picture = self.task.picture(self.ema.module)
         samples = self.config.run_dir / "samples"
         samples.mkdir(parents=True, exist_ok=True)
         picture.save(samples / f"{self.step:06}.png")
         log.add_scalar("validation", value, self.step)
-        log.add_image("samples", np.asarray(picture), self.step, dataformats="HW")
+        pixels = np.asarray(picture)
+        log.add_image("samples", pixels, self.step, dataformats="HW" if pixels.ndim == 2 else "HWC")
         tqdm.write(f"step {self.step}: validation {value:.4f}, best {self.best['value']:.4f} at {self.best['step']}")
 
 
@@ -220,14 +316,17 @@ def train(task: Task, config: Training, accelerator: Accelerator) -> Result:
 
     Raises:
         ValueError: see ``Run.load``.
+        Paused: --minutes are over, and there is a checkpoint.
         FloatingPointError: the loss is not finite; the last checkpoint is kept.
         OSError: a checkpoint cannot be written; the one before is kept.
     """
+    began = time.monotonic()
     run = Run(task, config, accelerator)
     resumed = run.load()
     main = accelerator.is_main_process
     if main and resumed:
         tqdm.write(f"continuing '{run.path}' at step {run.step}")
+    run.prepare()
     a_step = run.seconds_a_step()
     if main:
         left = duration(a_step * (config.steps - run.step))
@@ -236,26 +335,35 @@ def train(task: Task, config: Training, accelerator: Accelerator) -> Result:
     with tqdm(
         initial=run.step, total=config.steps, desc=task.name, unit="step", mininterval=2, disable=not main, leave=False
     ) as bar:
-        began = time.monotonic() - run.seconds
+        before = time.monotonic() - run.seconds
         while run.step < config.steps:
-            terms = run.gradients(run.step)
+            terms = run.gradients()
             norm = run.update()
             run.step += 1
             due = run.step % config.validate_every == 0 or run.step == config.steps
             if log is not None and (run.step % LOG_STEPS == 0 or due):
                 values = {name: float(term) for name, term in terms.items()}
                 run.check_finite("loss", values["loss"])
-                for name, value in {**values, "gradient_norm": norm}.items():
+                for name, value in {**values, "gradient_norm": 0.0 if norm is None else float(norm)}.items():
                     log.add_scalar(f"train/{name}", value, run.step)
                 bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()}, refresh=False)
             bar.update()
             if due:
                 run.validate(log)
-                run.seconds = time.monotonic() - began
+            late = run.step < config.steps and run.late(began)
+            if due or late:
+                run.seconds = time.monotonic() - before
                 if main:
                     run.save()
                 accelerator.wait_for_everyone()
+            if late:
+                break
     if log is not None:
         log.close()
+    if run.step < config.steps:
+        raise Paused(
+            f"stopped at step {run.step} of {config.steps} after {config.minutes:g} minutes; "
+            "the same command with --resume goes on"
+        )
     run.ema.module.load_state_dict(run.best["weights"])
     return Result(run.ema.module, run.best["step"], run.best["value"], run.seconds)

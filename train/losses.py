@@ -6,7 +6,8 @@ Every ``forward`` returns its terms by name; "loss" is the one to minimise.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from itertools import product
 from typing import Literal
 
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.detail_vae import DetailVAE
-from pipeline.reduction import inverse, matrix
+from pipeline.reduction import Matrix, inverse, matrix
 from pipeline.restorer import Restorer
-from pipeline.spec import PAPER, REDUCTIONS, SCALE, Prediction, Preset
+from pipeline.spec import PAPER, REDUCTIONS, SCALE, Prediction, Preset, ReductionName
 from pipeline.superres import draw_latents
 from pipeline.unet import UNet
 from pipeline.vae import VAE, Decoder, decode, posterior
@@ -63,6 +64,11 @@ class Perceptual(nn.Module):
         self.vgg = LPIPS("vgg", fast=True) if vgg_weight else None
         self.weights = {"lpips": alex_weight, "vgg": vgg_weight}
 
+    def square(self, u: Tensor, n: int) -> Tensor:
+        """The indices, of n, of the square's rows or columns: found on the device, which need not be waited for."""
+        first = (u.double() * max(1, n - self.SIDE + 1)).long()
+        return first + torch.arange(min(self.SIDE, n), device=u.device)
+
     def forward(self, y: Tensor, x: Tensor, where: Tensor | None = None) -> dict[str, Tensor]:
         """Terms: "lpips", and "vgg" where it has a weight.
 
@@ -74,13 +80,17 @@ class Perceptual(nn.Module):
         terms = {"lpips": self.alex(y, x).mean()}
         if self.vgg is not None:
             if where is not None:
-                top, left = (
-                    int(u * max(1, n - self.SIDE + 1)) for u, n in zip(where.tolist(), y.shape[2:], strict=True)
-                )
-                squares = slice(None, None, self.SHARE), slice(None), slice(top, top + self.SIDE)
-                y, x = (a[squares][..., left : left + self.SIDE] for a in (y, x))
+                rows, columns = (self.square(u, n) for u, n in zip(where, y.shape[2:], strict=True))
+                y, x = (a[:: self.SHARE].index_select(2, rows).index_select(3, columns) for a in (y, x))
             terms["vgg"] = self.vgg(y, x).mean()
         return terms
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # OpenCV and Pillow make them
+@lru_cache(maxsize=32)
+def every(make: Callable[[ReductionName, int], Matrix], n: int, device: torch.device) -> Tensor:
+    """The matrices of all ``REDUCTIONS`` on a device, copied there once."""
+    return torch.from_numpy(np.stack([make(name, n) for name in REDUCTIONS])).to(device)
 
 
 def project(y: Tensor, lr: Tensor, reduction: Tensor, chosen: Tensor) -> Tensor:
@@ -88,10 +98,7 @@ def project(y: Tensor, lr: Tensor, reduction: Tensor, chosen: Tensor) -> Tensor:
 
     They are not clipped, so that every pixel has a gradient. ``reduction``, int64 [B], tells how each is reduced.
     """
-    matrices = (
-        torch.from_numpy(np.stack([make(name, n) for name in REDUCTIONS])).to(y)
-        for make, n in product((matrix, inverse), lr.shape[2:])
-    )
+    matrices = (every(make, n, y.device) for make, n in product((matrix, inverse), lr.shape[2:]))
     of_rows, of_columns, from_rows, from_columns = (m[reduction.clamp(max=len(REDUCTIONS) - 1), None] for m in matrices)
     missing = lr - (of_rows @ y @ of_columns.mT).clamp(-1.0, 1.0)
     return y + chosen[:, None, None, None] * (from_rows @ missing @ from_columns.mT)

@@ -49,7 +49,8 @@ class LPIPS(nn.Module):
     """Perceptual distance of two batches of images.
 
     ``forward(x, y)`` takes [B, C, H, W] in [-1, 1], C 3 or 1, and returns [B]. The weights are frozen. ``fast`` lets an
-    ambient autocast reach the features: VGG16 is slow, and two digits are enough for a gradient.
+    ambient autocast reach the features: VGG16 is slow, and two digits are enough for a gradient. On a GPU it
+    always does.
     """
 
     # (stride, padding) of each convolution, and whether a 3×3/2 pooling stands before it
@@ -63,6 +64,7 @@ class LPIPS(nn.Module):
     def __init__(self, net: LPIPSNet = "alex", fast: bool = False) -> None:
         super().__init__()
         self.net, self.fast = net, fast
+        self.casts: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, Tensor]]] = {}
         weights = read_weights({"alex": "alexnet", "vgg": "vgg16"}[net])
         backbone = weights[{"alex": "AlexNet_0", "vgg": "VGG16_0"}[net]]
         for i in range(len(backbone)):
@@ -77,33 +79,47 @@ class LPIPS(nn.Module):
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 
-    def _convolve(self, x: Tensor, i: int, stride: int, padding: int) -> Tensor:
-        return F.relu(F.conv2d(x, self.get_buffer(f"kernel{i}"), self.get_buffer(f"bias{i}"), stride, padding))
+    def layers(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+        """Each convolution's kernel and bias; autocast would cast what has no gradient again at every call."""
+        key = dtype, self.shift.device
+        if key not in self.casts:
+            count = 5 if self.net == "alex" else sum(self.VGG16)
+            self.casts[key] = [
+                (self.get_buffer(f"kernel{i}").to(dtype), self.get_buffer(f"bias{i}").to(dtype)) for i in range(count)
+            ]
+        return self.casts[key]
 
-    def features(self, x: Tensor) -> list[Tensor]:
-        """The five feature maps, each of unit length along the channels."""
-        x = (x - self.shift) / self.scale
+    def features(self, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """The five feature maps, computed in ``dtype``, each of unit length along the channels, float32."""
+        x = ((x - self.shift) / self.scale).to(dtype)
+        layers = self.layers(dtype)
+
+        def convolve(x: Tensor, i: int, stride: int, padding: int) -> Tensor:
+            return F.relu(F.conv2d(x, *layers[i], stride, padding))
+
         maps = []
         if self.net == "alex":
             for i, (stride, padding, pool) in enumerate(self.ALEXNET):
-                x = self._convolve(F.max_pool2d(x, 3, 2) if pool else x, i, stride, padding)
+                x = convolve(F.max_pool2d(x, 3, 2) if pool else x, i, stride, padding)
                 maps.append(x)
         else:
             layer = 0
             for stage, convolutions in enumerate(self.VGG16):
                 x = F.max_pool2d(x, 2) if stage else x
                 for _ in range(convolutions):
-                    x = self._convolve(x, layer, 1, 1)
+                    x = convolve(x, layer, 1, 1)
                     layer += 1
                 maps.append(x)
         maps = [m.float() for m in maps]
         return [m / (m.square().sum(1, keepdim=True).add(1e-20).sqrt() + 1e-10) for m in maps]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        # the difference of two nearly equal features has no digits left in half precision
-        with torch.autocast(x.device.type, enabled=self.fast and torch.is_autocast_enabled(x.device.type)):
-            features = [self.features(a.float().expand(-1, 3, -1, -1)) for a in (x, y)]
-        with torch.autocast(x.device.type, enabled=False):
+        device = x.device.type
+        half = (self.fast or device == "cuda") and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if half else torch.float32
+        with torch.autocast(device, enabled=False):
+            # the difference of two nearly equal features has no digits left in half precision
+            features = [self.features(a.float().expand(-1, 3, -1, -1), dtype) for a in (x, y)]
             distance = torch.zeros(len(x), device=x.device)
             for i, (a, b) in enumerate(zip(*features, strict=True)):
                 distance = distance + F.conv2d((a - b).square(), self.get_buffer(f"linear{i}")).mean(dim=(1, 2, 3))

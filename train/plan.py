@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from pipeline.detail_vae import DetailVAE
-from pipeline.processor import BFLOAT16, multiplies
+from pipeline.processor import BFLOAT16, CPUINFO, multiplies
 from pipeline.spec import DEFAULT, PRESETS, DetailVAESpec, Preset
 from pipeline.unet import UNet
 from pipeline.vae import load_detail_vae, vae_path
@@ -26,6 +34,8 @@ from train.data import SHARES, list_pairs, parse_split, patient_of, read_index, 
 CHECKPOINT = "checkpoint.pt"
 PRECISION = "bf16" if choose_device("auto") == "cuda" or multiplies(BFLOAT16) else "fp32"
 """What other processors imitate of bfloat16 takes four times as long as float32."""
+SWITCH = ("auto", "on", "off")
+MOST_WORKERS = 12
 LONGEST_WAIT = datetime.timedelta(hours=12)
 """Of the other processes, for the first one's encoding or validation."""
 
@@ -42,6 +52,13 @@ class Training:
     resume: bool = option(False, "continue the run in --run-dir, if there is one", decides=False)
     device: str = option("auto", "auto takes a GPU where there is one", choices=DEVICES, decides=False)
     precision: str = option(PRECISION, "of the networks' arithmetic in training", choices=("fp32", "bf16", "fp16"))
+    workers: int = option(
+        -1, "processes that prepare batches ahead; -1: up to 12 beside a GPU, else none", decides=False
+    )
+    compile: str = option(
+        "auto", "compile the networks: a minute at the start; auto: on a GPU", choices=SWITCH, decides=False
+    )
+    minutes: float = option(0.0, "stop after so long with a checkpoint, to go on by --resume; 0: never", decides=False)
     steps: int = option(1000, "optimiser steps")
     batch: int = option(16, "samples a step, over all processes")
     accumulate: int = option(1, "parts in which each process computes its samples, to save memory")
@@ -91,6 +108,22 @@ def step_generator(config: Training, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(config.seed * 1_000_003 + step)
 
 
+def workers_of(config: Training, processes: int) -> int:
+    """How many workers prepare the batches of each of so many training processes."""
+    if config.workers >= 0:
+        return config.workers
+    free = len(os.sched_getaffinity(0)) // processes - 2
+    return max(0, min(MOST_WORKERS, free)) if choose_device(config.device) == "cuda" else 0
+
+
+def compiles(config: Training) -> bool:
+    """Whether networks are compiled: left to itself, on a GPU where there is what PyTorch compiles with."""
+    if config.compile != "auto":
+        return config.compile == "on"
+    able = importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+    return able and choose_device(config.device) == "cuda"
+
+
 def make_accelerator(config: Training) -> Accelerator:
     """The engine for this process.
 
@@ -99,7 +132,12 @@ def make_accelerator(config: Training) -> Accelerator:
     """
     if min(config.batch, config.accumulate, config.validate_every) < 1 or config.clip <= 0:
         raise ValueError("--batch, --accumulate and --validate-every must be at least 1, and --clip above 0")
+    if config.workers < -1 or config.minutes < 0:
+        raise ValueError("--workers must be at least -1, and --minutes at least 0")
     cpu = choose_device(config.device) == "cpu"
+    if not cpu:
+        torch.set_float32_matmul_precision("high")  # TF32
+        torch.backends.cudnn.benchmark = True
     if cpu and config.precision == "fp16":
         raise ValueError("--precision fp16 needs a GPU; on the CPU allowed are bf16 and fp32")
     accelerator = Accelerator(
@@ -177,5 +215,55 @@ def metadata(config: Training, description: str, network: nn.Module, **more: obj
         "parameters": sum(p.numel() for p in network.parameters()),
         "config": settings(config),
         **more,
+        **origin(config.device),
+    }
+
+
+def git(*args: str) -> str:
+    """What git says of the repository of this file; nothing where there is no git, or no repository."""
+    try:
+        done = subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def commit() -> str:
+    """The commit of the sources, with "-dirty" where they differ from it; weights, which trainings write, may."""
+    head = git("rev-parse", "HEAD")
+    return (
+        f"{head}-dirty" if head and git("status", "--porcelain", "-uno", "--", ":/", ":(exclude,top)weights") else head
+    )
+
+
+def command() -> str:
+    """The command line, with no folder of this machine above the working directory."""
+    spec = sys.modules["__main__"].__spec__
+    name = f"-m {spec.name}" if spec is not None else Path(sys.argv[0]).name
+
+    def shorter(path: re.Match[str]) -> str:
+        full = Path(path[0])
+        return str(full.relative_to(Path.cwd()) if full.is_relative_to(Path.cwd()) else full.name)
+
+    return f"python {name} " + shlex.join(re.sub(r"(?<![^=])/.*", shorter, argument) for argument in sys.argv[1:])
+
+
+def machine(device: str) -> str:
+    """What a training on ``device`` runs on, without the machine's name."""
+    if choose_device(device) == "cuda":
+        model = torch.cuda.get_device_name()
+    else:
+        told = CPUINFO.read_text() if CPUINFO.exists() else ""
+        found = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
+        model = found[1] if found else platform.machine()
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
+
+
+def origin(device: str) -> dict[str, object]:
+    """Where, when and by what weights are made."""
+    made: dict[str, object] = {
+        "command": command(),
+        "machine": machine(device),
         "date": datetime.date.today().isoformat(),
     }
+    return ({"commit": found} if (found := commit()) else {}) | made

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from PIL.Image import Image as Picture
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.images import from_network
@@ -87,10 +87,18 @@ def draw_batch(
     return arguments(batch, noise, numbers[step % len(numbers)], chance, where)
 
 
-def validation_loss(networks: Networks, config: Tuning, preset: Preset, held_out: Batch) -> float:
+def regions(loss: FewStepLoss) -> tuple[tuple[nn.Module, str], ...]:
+    """What is compiled: the U-Net is called once a step of the sampler."""
+    unet, vae = loss.networks.unet, loss.networks.vae
+    whole = (unet, vae.restorer, loss.perceptual)
+    return *((module, "forward") for module in whole), (vae, "features"), (vae, "image")
+
+
+def validation_loss(
+    networks: Networks, perceptual: Perceptual, config: Tuning, preset: Preset, held_out: Batch
+) -> float:
     """The training's loss, less diversity, of one sample of each square at the preset's own number of steps."""
     device = device_of(networks)
-    perceptual = Perceptual(config.lpips, config.vgg)
     loss = FewStepLoss(networks.unet, networks.vae, perceptual, preset, 0.0, 1.0).to(device)
     z, total = config.crop // preset.vae.factor, 0.0
     for first in range(0, len(held_out.lr), config.batch):
@@ -150,9 +158,10 @@ def tune(config: Tuning) -> None:
         loss=loss,
         network="networks",
         batch=lambda step, share: draw_batch(scans["train"], numbers, config, preset, step, share),
-        validate=lambda networks: validation_loss(networks, config, preset, held_out),
+        validate=lambda networks: validation_loss(networks, perceptual, config, preset, held_out),
         picture=picture,
         inputs=inputs,
+        regions=regions(loss),
     )
     result = train(task, config, accelerator)
     if not accelerator.is_main_process:

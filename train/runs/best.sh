@@ -1,15 +1,21 @@
 #!/usr/bin/env bash
-# Train preset "best" end to end: a sweep of leads, then autoencoder, U-Net, and the few-step sampler.
+# Train preset "best" end to end, from the data to the ONNX files that are served:
 #
 #   train/runs/best.sh DATA [OUT]
 #
-# DATA is a folder that train.pairs wrote; OUT takes the weights (default: weights/best). Run it again after an
-# interruption: finished parts are not repeated. Everything else is a variable of the environment:
+# autoencoder, U-Net, the autoencoder's restorer, all together on what a few steps make, the doubt, the ranges for INT8,
+# the band's fit (printed), and the export. DATA is a folder that train.pairs wrote; OUT takes the weights (default:
+# weights/best), OUT-untuned, OUT-restoring and OUT-tuned those between. Run it again after an interruption: finished
+# parts are not repeated. Everything else is a variable of the environment:
 #
-#   DEVICE     auto (default: a GPU where there is one), cuda, or cpu, which takes hours
+#   DEVICE     auto (default: a GPU where there is one), cuda, or cpu, which takes a day
 #   RUNS       folder of checkpoints, logs, samples and of the sweep's leads.csv (default: runs/best)
-#   SWEEP      times the sweep's steps (default: 1 on a CPU, 10 on a GPU); 0: no sweep
-#   VAE_STEPS, UNET_STEPS, TUNE_STEPS    other numbers of steps
+#   STAGES     which of them (default: vae unet restore tune doubt ranges calibrate export)
+#   MINUTES    stop after so long, with one of STAGES (default: 0, never); train/runs/slice.sh is for that
+#   SWEEP      times the sweep's steps, before everything else (default: 0, no sweep; 10 is for a GPU)
+#   MODELS     model repository for the export (default: models-best); model_repository is what is served
+#   LIMIT      images for the ranges and the band (default: all of their patients)
+#   VAE_STEPS, UNET_STEPS, RESTORE_STEPS, TUNE_STEPS, DOUBT_STEPS    other numbers of steps
 #   INDEX      CSV file with file and patient, for names that hold no patient id
 set -euo pipefail
 
@@ -19,44 +25,73 @@ if [ $# -lt 1 ] || [ $# -gt 2 ]; then
     exit 2
 fi
 data=$(realpath -m "$1") out=$(realpath -m "${2:-weights/best}") runs=$(realpath -m "${RUNS:-runs/best}")
+models=$(realpath -m "${MODELS:-models-best}")
 index=(${INDEX:+--index "$(realpath -m "$INDEX")"})
+limit=(${LIMIT:+--limit "$LIMIT"})
 cd "$(dirname "$0")/../.."
 [ -x .venv/bin/python ] && PATH="$PWD/.venv/bin:$PATH"
 
+stages=${STAGES:-vae unet restore tune doubt ranges calibrate export} minutes=${MINUTES:-0}
+for stage in $stages; do
+    case $stage in
+    vae | unet | restore | tune | doubt | ranges | calibrate | export) ;;
+    *)
+        echo "error: STAGES names '$stage', allowed are vae, unet, restore, tune, doubt, ranges, calibrate and export" >&2
+        exit 2
+        ;;
+    esac
+done
+if [ "$minutes" != 0 ] && [[ $stages = *" "* ]]; then
+    echo "error: MINUTES goes with one of STAGES" >&2
+    exit 2
+fi
 device=${DEVICE:-auto}
 if [ "$device" = auto ]; then
     device=$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
 fi
 case $device in
-cuda)
-    sweep=${SWEEP:-10}
+cuda) # the last long one, tune, is meant for ten minutes
     vae=(--batch 64 --rate 8e-4 --steps "${VAE_STEPS:-20000}")
     unet=(--batch 256 --rate 2e-3 --steps "${UNET_STEPS:-20000}")
-    tune=(--batch 48 --rate 4e-4 --steps "${TUNE_STEPS:-30000}" --crop 192)
+    restore=(--batch 64 --rate 2e-3 --steps "${RESTORE_STEPS:-10000}")
+    tune=(--batch 48 --rate 4e-4 --steps "${TUNE_STEPS:-15000}")
+    doubt=(--batch 32 --rate 2e-3 --steps "${DOUBT_STEPS:-4000}")
     ;;
 cpu)
-    sweep=${SWEEP:-1}
     vae=(--batch 16 --rate 4e-4 --steps "${VAE_STEPS:-1500}")
     unet=(--batch 32 --rate 1e-3 --steps "${UNET_STEPS:-1800}")
-    tune=(--batch 4 --rate 2e-4 --steps "${TUNE_STEPS:-6000}" --crop 192)
+    restore=(--batch 32 --rate 2e-3 --steps "${RESTORE_STEPS:-6000}")
+    tune=(--batch 4 --rate 2e-4 --steps "${TUNE_STEPS:-6000}")
+    doubt=(--batch 8 --rate 2e-3 --steps "${DOUBT_STEPS:-2000}")
     ;;
 *)
     echo "error: DEVICE is '$device', allowed are auto, cuda and cpu" >&2
     exit 2
     ;;
 esac
-start=$out-untuned
-common=(--preset best --data "$data" "${index[@]}" --device "$device" --resume)
+# a training's module and its options
+train() {
+    python -m "train.$1" --preset best --data "$data" "${index[@]}" --device "$device" --resume --minutes "$minutes" \
+        --run-dir "$runs/$1" "${@:2}"
+}
 
-if [ "$sweep" != 0 ]; then
-    python -m train.sweep --data "$data" "${index[@]}" --device "$device" --scale "$sweep" --folder "$runs/sweep" --log "$runs/leads.csv"
+if [ "${SWEEP:-0}" != 0 ]; then
+    python -m train.sweep --data "$data" "${index[@]}" --device "$device" --scale "$SWEEP" --folder "$runs/sweep" --log "$runs/leads.csv"
 fi
-python -m train.vae "${common[@]}" --out "$start" --run-dir "$runs/vae" --lpips 0.2 --vgg 0.1 --latent-noise 0.5 \
-    --latent-drop 0.15 --whole-every 0 "${vae[@]}"
-python -m train.unet "${common[@]}" --weights "$start" --run-dir "$runs/unet" --augment --passes 2 "${unet[@]}"
-python -m train.tune "${common[@]}" --weights "$start" --out "$out" --run-dir "$runs/tune" "${tune[@]}"
-python -m train.ranges --data "$data" "${index[@]}" --weights "$out"
+for stage in $stages; do
+    echo "== $stage"
+    case $stage in
+    vae) train vae --out "$out-untuned" --lpips 0.2 --vgg 0.1 --latent-noise 0.5 --latent-drop 0.15 --whole-every 0 "${vae[@]}" ;;
+    unet) train unet --weights "$out-untuned" --augment --passes 2 "${unet[@]}" ;;
+    restore) train restore --weights "$out-untuned" --out "$out-restoring" "${restore[@]}" ;;
+    tune) train tune --weights "$out-restoring" --out "$out-tuned" --crop 192 "${tune[@]}" ;;
+    doubt) train doubt --weights "$out-tuned" --out "$out" --crop 192 "${doubt[@]}" ;;
+    ranges) python -m train.ranges --data "$data" "${index[@]}" "${limit[@]}" --weights "$out" ;;
+    calibrate) python -m train.calibrate --data "$data" "${index[@]}" "${limit[@]}" --weights "$out" --device "$device" ;;
+    export) python -m pipeline.export --weights "$out" --model-repository "$models" ;;
+    esac
+done
 
-echo "next: python -m train.calibrate --data '$data' --weights '$out', for the band in pipeline/spec.py"
+[ "$minutes" != 0 ] && exit
+echo "next: put the band that calibrate fitted into pipeline/spec.py"
 echo "      python -m train.evaluate --data '$data' --weights '$out' --runtimes torch"
-echo "      make export, if '$out' is weights/best"

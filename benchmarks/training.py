@@ -1,0 +1,216 @@
+"""Images per second of a step of train.tune: its data, its arithmetic, both; against what the device can multiply.
+
+python -m benchmarks.training --batch 48
+python -m benchmarks.training --data data/nih --batch 48 --workers 12 --compile on --steps 60
+python -m benchmarks.training --device cpu --batch 2 --crop 64 --steps 4
+
+Without --data radiographs are made up, and no files are needed. "bound" is the time that multiplying plain matrices of
+the same number of operations takes in the same precision. An image is one square; two samples are drawn of each. The
+last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.command_line import make_parser
+from pipeline.unet import UNet
+from pipeline.vae import make_vae
+from train.config import DEVICES
+from train.degrade import Gray
+from train.loop import Run, Task, to_device
+from train.losses import FewStepLoss, Perceptual
+from train.plan import PRECISION, SWITCH, compiles, machine, make_accelerator, preset_of, split_files, workers_of
+from train.scans import Scans, read_scans
+from train.tune import Tuning, draw_batch, numbers_of_steps, regions
+
+SIDE = {"cuda": 8192, "cpu": 1024}
+"""Of the matrices that are multiplied."""
+MADE_UP, MADE_UP_SIZE = 16, 1024
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of a training: images per second, and what limits them."""
+
+    machine: str
+    precision: str
+    batch: int
+    crop: int
+    workers: int
+    compiled: bool
+    data: float
+    compute: float
+    both: float
+    bound: float
+    tflop_a_step: float
+    tflops_of_matmul: float
+
+
+def made_up(size: int) -> Scans:
+    """Radiographs of noise, which are prepared in the same time."""
+    rng = np.random.default_rng(0)
+    images: list[Gray] = [rng.integers(0, 256, (size, size), dtype=np.uint8) for _ in range(MADE_UP)]
+    return Scans({size: images}, {size: 1.0})
+
+
+def scans_of(config: Tuning, data: Path | None) -> Scans:
+    """Those of the training's patients in ``data``, or made up.
+
+    Raises:
+        ValueError: it is no folder that train.pairs wrote.
+    """
+    return made_up(MADE_UP_SIZE) if data is None else read_scans(config, split_files(config)[0])["train"]
+
+
+def make_run(config: Tuning, scans: Scans) -> Run:
+    """The training of new networks: weights do not change its speed."""
+    preset = preset_of(config)
+    vae, unet = make_vae(preset.vae).train(), UNet(preset.unet).train()
+    for module in (vae.encoder, vae.doubt):
+        module.requires_grad_(False)
+    perceptual = Perceptual(config.lpips, config.vgg)
+    loss = FewStepLoss(unet, vae, perceptual, preset, config.diversity, config.faithful_share)
+    numbers = numbers_of_steps(config.sampler_steps, preset.diffusion.T)
+    task = Task(
+        name="benchmark",
+        loss=loss,
+        network="networks",
+        batch=lambda step, share: draw_batch(scans, numbers, config, preset, step, share),
+        validate=lambda _: 0.0,
+        picture=lambda _: Image.new("L", (1, 1)),
+        inputs={},
+        regions=regions(loss),
+    )
+    return Run(task, config, make_accelerator(config))
+
+
+def wait(run: Run) -> None:
+    """Until the device has done all."""
+    if run.on_gpu:
+        torch.cuda.synchronize()
+
+
+def seconds(run: Run, work: Callable[[], object], times: int) -> float:
+    """Of one of so many calls."""
+    wait(run)
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    wait(run)
+    return (time.perf_counter() - began) / times
+
+
+def learn(run: Run) -> None:
+    """One step of the training."""
+    run.gradients()
+    run.update()
+    run.step += 1
+
+
+def tflop_a_step(run: Run, steps: int) -> float:
+    """10¹² operations, a multiplication and an addition being two, of forward and backward; the mean of so many."""
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        for _ in range(steps):
+            run.gradients()
+    run.zero_grad()
+    return float(counter.get_total_flops()) / steps / 1e12
+
+
+def tflops_of_matmul(run: Run) -> float:
+    """10¹² operations per second of a plain product of matrices."""
+    side = SIDE[run.accelerator.device.type]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[run.config.precision]
+    a, b = torch.randn(2, side, side, device=run.accelerator.device).to(dtype)
+    seconds(run, lambda: a @ b, 3)
+    return 2 * side**3 / seconds(run, lambda: a @ b, 10) / 1e12
+
+
+def measure(config: Tuning, scans: Scans, steps: int) -> Speed:
+    """Time so many steps each: of the data, the arithmetic, and both."""
+    kinds = len(numbers_of_steps(config.sampler_steps, preset_of(config).diffusion.T))
+    run = make_run(config, scans)
+    run.prepare()
+    given = [to_device(next(run.batches), run.accelerator.device) for _ in range(kinds)]
+    data = seconds(run, lambda: next(run.batches), steps)
+    run.batches = cycle(given)
+    flop, matmul = tflop_a_step(run, kinds), tflops_of_matmul(run)
+    for _ in range(kinds):
+        learn(run)
+    compute = seconds(run, lambda: learn(run), steps)
+    run.prepare()
+    learn(run)
+    both = seconds(run, lambda: learn(run), steps)
+    return Speed(
+        machine=machine(config.device),
+        precision=config.precision,
+        batch=config.batch,
+        crop=config.crop,
+        workers=workers_of(config, 1),
+        compiled=compiles(config),
+        data=round(config.batch / data, 1),
+        compute=round(config.batch / compute, 1),
+        both=round(config.batch / both, 1),
+        bound=round(config.batch * matmul / flop, 1),
+        tflop_a_step=round(flop, 4),
+        tflops_of_matmul=round(matmul, 3),
+    )
+
+
+def report(speed: Speed) -> str:
+    """A Markdown table."""
+    lines = [
+        f"{speed.machine}; {speed.precision}, batch {speed.batch}, crop {speed.crop}\n",
+        "| | images/s | of the bound |",
+    ]
+    lines.append("|---|---|---|")
+    for name, value in (
+        (f"data only, {speed.workers or 'no'} workers", speed.data),
+        ("compute only" + (", compiled" if speed.compiled else ""), speed.compute),
+        ("both", speed.both),
+        (f"bound: {speed.tflop_a_step:g} TFLOP a step at {speed.tflops_of_matmul:g} TFLOP/s", speed.bound),
+    ):
+        lines.append(f"| {name} | {value:.1f} | {100 * value / speed.bound:.0f} % |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__, "python -m benchmarks.training")
+    given = Tuning()
+    parser.add_argument("--data", type=Path, help="folder that train.pairs wrote; default: made-up radiographs")
+    parser.add_argument("--batch", type=int, default=given.batch, help="squares a step (default: %(default)s)")
+    parser.add_argument("--crop", type=int, default=given.crop, help="their side in HR pixels (default: %(default)s)")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default=PRECISION, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=-1, help="processes for the data; -1: up to 12 beside a GPU")
+    parser.add_argument("--compile", choices=SWITCH, default="auto", help="auto: on a GPU")
+    parser.add_argument("--steps", type=int, default=30, help="timed of each (default: %(default)s)")
+    args: argparse.Namespace = parser.parse_args(argv)
+    try:
+        if args.steps < 1:
+            raise ValueError(f"--steps is {args.steps}, it must be at least 1")
+        options = {name: value for name, value in vars(args).items() if name not in ("data", "steps")}
+        config = Tuning(**options, data=args.data or given.data, steps=2 * args.steps + 20)
+        speed = measure(config, scans_of(config, args.data), args.steps)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(report(speed))
+    print(json.dumps(asdict(speed)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The recipes' slices: each goes on where the one before stopped, on this machine or, by parts, on another."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.serve import ROOT
+from pipeline.spec import BEST
+from pipeline.unet import UNet
+from pipeline.vae import make_vae
+from pipeline.weights import digest, save_unet, save_vae
+
+SLICE = ROOT / "train" / "runs" / "slice.sh"
+
+
+def run(*arguments: str | Path, **variables: str | Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    given = {**os.environ, "PATH": path, "DEVICE": "cpu", **{name: str(value) for name, value in variables.items()}}
+    return subprocess.run([SLICE, *arguments], env=given, capture_output=True, text=True)
+
+
+def make(folder: Path) -> None:
+    """New networks."""
+    vae, unet = make_vae(BEST.vae), UNet(BEST.unet)
+    folder.mkdir(parents=True)
+    save_vae(vae, folder, {})
+    save_unet(unet, folder, {"vae": digest(vae)})
+
+
+def test_slices_go_on_by_the_parts_of_the_checkpoint(data: Path, tmp_path: Path) -> None:
+    make(tmp_path / "out-restoring")
+    folders = {"RUNS": tmp_path / "runs", "PARTS_DIR": tmp_path / "parts"}
+    first = run("0.0001", data, tmp_path / "out", **folders, TUNE_STEPS="3")
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert "== tune\n" in first.stdout
+    assert "stopped at step 1 of 3 after 0.0001 minutes; the same command with --resume goes on" in first.stdout
+    parts = list((tmp_path / "parts" / "tune").glob("part-*"))
+    assert len(parts) > 1
+    assert all(part.stat().st_size < 16_000_000 for part in parts)
+    shutil.rmtree(tmp_path / "runs")
+    second = run("0.0001", data, tmp_path / "out", **folders, TUNE_STEPS="3")
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert torch.load(tmp_path / "runs" / "tune" / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert not (tmp_path / "out-tuned").exists()
+
+
+def test_what_is_finished_is_not_trained_again(data: Path, tmp_path: Path) -> None:
+    for name in ("out-tuned", "out"):
+        make(tmp_path / name)
+    shutil.copy(tmp_path / "out-tuned" / "unet.safetensors", tmp_path / "out")
+    done = run("1", data, tmp_path / "out", RUNS=tmp_path / "runs")
+    assert done.returncode == 0
+    assert done.stdout.startswith("every training is finished; next: STAGES='ranges calibrate export'")
+
+
+@pytest.mark.parametrize("minutes", ["", "0", "ten", "-1"])
+def test_minutes_are_a_number_above_zero(minutes: str) -> None:
+    result = run(minutes)
+    assert result.returncode == 2
+    assert result.stderr.startswith("usage: train/runs/slice.sh MINUTES")

@@ -1,0 +1,110 @@
+"""Average the weights of trainings that began with the same networks: what they learned differently evens out.
+
+python -m train.average weights/one weights/other --out weights/mine
+python -m train.average weights/a weights/b weights/c --shares 0.5 0.4 0.1 --out weights/mine
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from pipeline.command_line import make_parser
+from pipeline.detail_vae import DetailVAE
+from pipeline.spec import DEFAULT, PRESETS, DetailVAESpec, Preset
+from pipeline.unet import UNet
+from pipeline.vae import load_detail_vae, vae_path
+from pipeline.weights import check_pair, digest, load_unet, save_unet, save_vae
+from train.plan import origin
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def load_pair(folder: Path, preset: Preset) -> tuple[DetailVAE, UNet]:
+    """Both networks of a weights folder.
+
+    Raises:
+        ValueError: they are missing, damaged, of another preset, or no pair.
+    """
+    assert isinstance(preset.vae, DetailVAESpec)
+    vae = load_detail_vae(vae_path(folder, preset.vae), preset.vae)
+    check_pair(folder, vae)
+    return vae, load_unet(folder, preset)
+
+
+def check_shares(shares: Sequence[float], count: int) -> list[float]:
+    """The shares, or equal ones where there are none.
+
+    Raises:
+        ValueError: they are not as many as the folders, not above 0, or do not sum to 1.
+    """
+    shares = list(shares) or [1 / count] * count
+    if len(shares) != count:
+        raise ValueError(f"--shares gives {len(shares)} for {count} folders")
+    if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"--shares {' '.join(f'{share:g}' for share in shares)}: they must be above 0 and sum to 1")
+    return shares
+
+
+@torch.no_grad()
+def average(modules: Sequence[M], shares: Sequence[float]) -> M:
+    """The first module with the weighted mean of all modules' parameters and buffers."""
+    states = [module.state_dict() for module in modules]
+    mean = {
+        name: sum(share * state[name].double() for share, state in zip(shares, states, strict=True))
+        for name in states[0]
+    }
+    modules[0].load_state_dict(mean)
+    return modules[0]
+
+
+def average_folders(folders: Sequence[Path], shares: Sequence[float], preset: Preset, out: Path) -> None:
+    """Write the average of weights folders, and what it is of.
+
+    Raises:
+        ValueError: folders or shares that cannot be averaged.
+        OSError: it cannot be written.
+    """
+    shares = check_shares(shares, len(folders))
+    if out.resolve() in [folder.resolve() for folder in folders]:
+        raise ValueError(f"--out '{out}' is one of the folders that are averaged")
+    pairs = [load_pair(folder, preset) for folder in folders]
+    of = [
+        {"weights": folder.name, "share": share, "vae": digest(vae), "unet": digest(unet)}
+        for folder, share, (vae, unet) in zip(folders, shares, pairs, strict=True)
+    ]
+    vae, unet = (average(networks, shares) for networks in zip(*pairs, strict=True))
+    assert isinstance(vae, DetailVAE) and isinstance(unet, UNet)
+    told = {"preset": preset.name, "average_of": of, **origin("cpu")}
+    out.mkdir(parents=True, exist_ok=True)
+    save_vae(vae, out, told)
+    save_unet(unet, out, told | {"vae": digest(vae)})
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__, "python -m train.average")
+    presets = [name for name, preset in PRESETS.items() if isinstance(preset.vae, DetailVAESpec)]
+    parser.add_argument("folders", type=Path, nargs="+", metavar="WEIGHTS", help="weights folders")
+    parser.add_argument("--shares", type=float, nargs="+", default=[], help="one of each folder; default: equal ones")
+    parser.add_argument("--preset", choices=presets, default=DEFAULT.name, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, required=True, help="where the weights go")
+    args: argparse.Namespace = parser.parse_args(argv)
+    try:
+        average_folders(args.folders, args.shares, PRESETS[args.preset], args.out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"wrote the average of {len(args.folders)} folders into '{args.out}'; next: train.ranges --weights {args.out}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
