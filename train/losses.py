@@ -100,8 +100,10 @@ def project(y: Tensor, lr: Tensor, reduction: Tensor, chosen: Tensor) -> Tensor:
     """
     matrices = (every(make, n, y.device) for make, n in product((matrix, inverse), lr.shape[2:]))
     of_rows, of_columns, from_rows, from_columns = (m[reduction.clamp(max=len(REDUCTIONS) - 1), None] for m in matrices)
-    missing = lr - (of_rows @ y @ of_columns.mT).clamp(-1.0, 1.0)
-    return y + chosen[:, None, None, None] * (from_rows @ missing @ from_columns.mT)
+    # in bfloat16 the products would be off by half a gray level
+    with torch.autocast(y.device.type, enabled=False):
+        missing = lr - (of_rows @ y @ of_columns.mT).clamp(-1.0, 1.0)
+        return y + chosen[:, None, None, None] * (from_rows @ missing @ from_columns.mT)
 
 
 def project_cubic(y: Tensor, lr: Tensor) -> Tensor:
