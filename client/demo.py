@@ -1,4 +1,4 @@
-"""The demonstration of `make demo`: a real radiograph, a real server, one labelled picture."""
+"""The demonstration of `make demo`: a radiograph, reduced by the paper's way and by viewers', and a real server."""
 
 from __future__ import annotations
 
@@ -17,13 +17,26 @@ from pydicom.data import get_testdata_file
 from client import UpscaleError
 from pipeline.files import read_image
 from pipeline.formats.source import FileError
-from pipeline.images import crop_square, downscale, from_integers, resize_cubic, to_integers, upsample
+from pipeline.images import (
+    Image,
+    crop_square,
+    downscale,
+    downscale_by_area,
+    from_integers,
+    psnr,
+    resize_cubic,
+    to_integers,
+    upsample,
+)
 from pipeline.local_server import ServerError, running_server
+from pipeline.pictures import CAUTION, enlarge, labelled_row
 from pipeline.png import write_png
 from pipeline.serve import ROOT
-from pipeline.spec import PAPER
+from pipeline.spec import PAPER, SCALE
 
 RADIOGRAPH = "RG1_UNCR.dcm"
+DETAIL = (300, 180, 320)
+"""Top, left and side of a part of the lung, in pixels of 1024."""
 
 
 class DemoError(Exception):
@@ -31,7 +44,10 @@ class DemoError(Exception):
 
 
 def make_inputs(out: Path) -> None:
-    """Write hr.png (256²), lr.png (64²) and bicubic.png by the paper's protocol."""
+    """Write hr.png (256²), lr.png (64²) and bicubic.png by the paper's protocol, original.png (1024²) and preview.png.
+
+    The preview, 256², is made by area, as viewers do.
+    """
     path = get_testdata_file(RADIOGRAPH)
     if path is None:
         raise DemoError(f"the package pydicom-data holds no {RADIOGRAPH}: pip install pydicom-data")
@@ -43,6 +59,22 @@ def make_inputs(out: Path) -> None:
     for name, image in (("hr", hr), ("lr", lr)):
         write_png(out / f"{name}.png", from_integers(image))
     write_png(out / "bicubic.png", upsample(from_integers(lr)))
+    write_png(out / "original.png", from_integers(original))
+    write_png(out / "preview.png", from_integers(downscale_by_area(original, SCALE)))
+
+
+def draw_detail(out: Path) -> None:
+    """Write preview_detail.png: a square of the preview, of its bicubic upsampling, of the result, of the original."""
+    lr, upscaled, hr = (read_image(out / f"{name}.png").image for name in ("preview", "preview_upscaled", "original"))
+    top, left, side = DETAIL
+
+    def cut(image: Image) -> Image:
+        return image[top : top + side, left : left + side]
+
+    panels = [("preview, enlarged", enlarge(lr)), ("bicubic x4", upsample(lr).clip(0, 1)), ("upscaled x4", upscaled)]
+    rated = [(title, f"{psnr(cut(image), cut(hr)):.2f} dB", cut(image)) for title, image in panels]
+    picture = labelled_row([*rated, ("original", "reference", cut(hr))], CAUTION)
+    write_png(out / "preview_detail.png", picture)
 
 
 @contextlib.contextmanager
@@ -65,14 +97,21 @@ def demo(out: Path) -> None:
             *("client/upscale.py", str(out / "lr.png"), "-o", str(out / "upscaled.png")),
             *("--url", url, "--compare", str(out / "hr.png"), "--uncertainty", str(out / "uncertainty.png"), "--force"),
         ]
-        with timed("python " + " ".join(command)):
-            result = subprocess.run([sys.executable, *command])
-        if result.returncode:
-            raise DemoError(f"client/upscale.py failed with status {result.returncode}")
+        second = [
+            *("client/upscale.py", str(out / "preview.png"), "-o", str(out / "preview_upscaled.png")),
+            *("--url", url, "--force"),
+        ]
+        for words in (command, second):
+            with timed("python " + " ".join(words)):
+                result = subprocess.run([sys.executable, *words])
+            if result.returncode:
+                raise DemoError(f"client/upscale.py failed with status {result.returncode}")
         with timed("server stopped"):
             stack.close()
-    print(f"\nLook at {out / 'upscaled_compare.png'}, and at {out / 'uncertainty.png'} for where it was guessed")
-    print("(beside them: lr.png, bicubic.png, upscaled.png, hr.png)")
+    draw_detail(out)
+    print(f"\nLook at {out / 'upscaled_compare.png'}, and at {out / 'uncertainty.png'} for where it was guessed;")
+    print(f"at {out / 'preview_detail.png'} for a part of a 256² preview as viewers make them, upscaled to 1024²")
+    print("(beside them: lr.png, bicubic.png, upscaled.png, hr.png; preview.png, preview_upscaled.png, original.png)")
     print("Detail in the upscaled image is generated: it is not for diagnosis.")
 
 

@@ -45,13 +45,20 @@ def test_makes_the_pictures_and_stops_the_server(tmp_path: Path) -> None:
     process = start(tmp_path)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    names = {"hr.png", "lr.png", "bicubic.png", "upscaled.png", "upscaled_compare.png", "uncertainty.png", "server.log"}
-    assert {p.name for p in tmp_path.iterdir()} == names
+    files = {"hr.png", "lr.png", "bicubic.png", "upscaled.png", "upscaled_compare.png", "uncertainty.png", "server.log"}
+    files |= {"original.png", "preview.png", "preview_upscaled.png", "preview_detail.png"}
+    assert {p.name for p in tmp_path.iterdir()} == files
     hr, lr, bicubic, upscaled = (read_image(tmp_path / f"{n}.png").image for n in ("hr", "lr", "bicubic", "upscaled"))
     assert lr.shape == (64, 64)
     assert hr.shape == bicubic.shape == upscaled.shape == (256, 256)
     assert psnr(downscale(hr).clip(0, 1), lr) > 45
     assert psnr(upscaled, hr) > 20, "the same chest"
+    original, preview, larger = (
+        read_image(tmp_path / f"{n}.png").image for n in ("original", "preview", "preview_upscaled")
+    )
+    assert preview.shape == (256, 256)
+    assert larger.shape == (1024, 1024)
+    assert psnr(larger, original) > 30
     for words in ("server started and ready", "client/upscale.py", "server stopped", "Look at", "not for diagnosis"):
         assert words in output
     assert server_processes(tmp_path) == []
