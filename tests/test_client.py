@@ -24,7 +24,7 @@ from pipeline import wire
 from pipeline.local_server import free_ports
 from pipeline.request import Options
 from pipeline.serve import ROOT
-from pipeline.spec import DEFAULT, MAX_SEED
+from pipeline.spec import DEFAULT, MAX_SEED, REDUCTIONS
 from tests.conftest import RunningServer, StartServer
 
 Protocol = Literal["grpc", "http"]
@@ -43,7 +43,10 @@ def test_upscales_and_says_how(server: RunningServer, protocol: Protocol) -> Non
     assert result.image.dtype == np.float32
     assert (result.preset, result.seed) == (DEFAULT.name, 4)
     assert result.options == Options.of(DEFAULT, steps=3, sampler="ddim")
-    assert result.spread is None
+    assert result.spread is not None and result.spread.shape == result.image.shape
+    assert result.expected_error is not None and 0 < result.expected_error < 1
+    assert result.degradation in (*REDUCTIONS, "other")
+    assert result.noise > 0
     assert 0 <= result.lr_error < 1
     assert 0 < result.seconds < 60
     np.testing.assert_array_equal(result.image, again.image)

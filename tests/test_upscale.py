@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from pydicom.data import get_testdata_file
 
-from client.upscale import main
+from client.batch import SEVERAL, options_of
+from client.upscale import main, parse
 from pipeline.files import read_image
 from pipeline.images import downscale
 from pipeline.local_server import free_ports
+from pipeline.request import BadRequest
 from pipeline.serve import ROOT
+from pipeline.spec import PAPER
 from tests.conftest import RunningServer, StartServer
 from tests.dicom_files import lut, make_dataset, to_bytes
 from tests.test_reader import FATED
@@ -38,7 +41,9 @@ def at(server: RunningServer) -> list[str]:
 
 def picture(path: Path, height: int = 16, width: int = 20, dtype: type = np.uint8) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(len(path.name)).integers(0, np.iinfo(dtype).max, (height, width))
+    # smooth: of noise more would be said than that it was upscaled
+    corners = np.random.default_rng(len(path.name)).random((3, 3), dtype=np.float32)
+    pixels = cv2.resize(corners, (width, height), interpolation=cv2.INTER_LINEAR) * np.iinfo(dtype).max
     cv2.imwrite(str(path), pixels.astype(dtype))
     return path
 
@@ -62,8 +67,9 @@ def test_as_a_script_on_one_image(server: RunningServer, tmp_path: Path) -> None
     with PILImage.open(tmp_path / "scan_x4.png") as upscaled:
         assert upscaled.size == (80, 64)
         assert "not for diagnosis" in upscaled.text["Description"]
-        assert upscaled.text["Parameters"] == (
-            "preset=best seed=0 steps=2 sampler=ddim start=noise samples=1 output=sample faithful=True denoiser=auto"
+        assert upscaled.text["Parameters"].startswith(
+            "preset=best seed=0 steps=2 sampler=ddim start=noise samples=1 output=sample faithful=True degradation=auto "
+            "denoiser=auto found="
         )
 
 
@@ -203,9 +209,40 @@ def test_mean_of_samples_and_map_of_uncertainty(at: list[str], tmp_path: Path) -
         assert shown.width > 80
         assert "not for diagnosis" in shown.text["Description"]
         assert "samples=3 output=mean" in upscaled.text["Parameters"]
+    assert main([str(image), "--uncertainty", str(doubt), "-o", str(tmp_path / "one.png"), "--force", *at]) == 0
+    with PILImage.open(tmp_path / "one.png") as upscaled:
+        assert "samples=1 output=sample" in upscaled.text["Parameters"], "networks that tell their doubt need no more"
     assert main([str(image), "--mean", "--no-faithful", "-o", str(tmp_path / "b.png"), *at]) == 0
     with PILImage.open(tmp_path / "b.png") as upscaled:
         assert "samples=8 output=mean faithful=False" in upscaled.text["Parameters"]
+
+
+@pytest.mark.parametrize(("samples", "drawn"), [([], SEVERAL), (["--samples", "3"], 3)])
+def test_networks_that_tell_no_doubt_need_several_samples_for_the_map(samples: list[str], drawn: int) -> None:
+    args = parse(["a.png", "--uncertainty", "u.png", *samples])
+    assert options_of(args, PAPER)["samples"] == drawn
+    args = parse(["a.png", "--uncertainty", "u.png", "--samples", "1"])
+    with pytest.raises(BadRequest, match="preset 'paper' tells it from --samples of 2 or more"):
+        options_of(args, PAPER)
+
+
+def test_how_an_image_was_reduced_may_be_told_and_is_kept_with_the_result(at: list[str], tmp_path: Path) -> None:
+    image = picture(tmp_path / "a.png")
+    assert main([str(image), "--degradation", "lanczos", *at]) == 0
+    with PILImage.open(tmp_path / "a_x4.png") as upscaled:
+        assert "degradation=lanczos" in upscaled.text["Parameters"]
+        assert "found=lanczos" in upscaled.text["Parameters"]
+
+
+def test_what_was_unusual_is_printed_and_kept(
+    at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noisy = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    PILImage.fromarray(noisy).save(tmp_path / "a.png")
+    assert main([str(tmp_path / "a.png"), *at]) == 0
+    assert "gray levels: not followed exactly" in capsys.readouterr().out
+    with PILImage.open(tmp_path / "a_x4.png") as upscaled:
+        assert "gray levels: not followed exactly" in upscaled.text["Notes"]
 
 
 def test_an_existing_map_of_uncertainty_is_kept(
@@ -468,7 +505,7 @@ def test_empty_folder(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--samples", "0"], "'samples' is 0, allowed are 1 to 16"),
         (["--samples", "17"], "'samples' is 17, allowed are 1 to 16"),
         (["--samples", "1", "--mean"], "'output' is 'mean', which needs 'samples' of 2 or more"),
-        (["--samples", "1", "--uncertainty", "u.png"], "--uncertainty: needs --samples of 2 or more"),
+        (["--degradation", "blur"], "--degradation: invalid choice: 'blur' (choose from"),
         (["--samples", "3"], "--samples: goes with --mean or --uncertainty"),
         (["--uncertainty", "u.jpg"], "--uncertainty: 'u.jpg', needed is a name that ends in .png"),
         (["--uncertainty", "u.png", "another.png"], "--uncertainty: goes with one image"),
