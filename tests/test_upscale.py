@@ -68,8 +68,8 @@ def test_as_a_script_on_one_image(server: RunningServer, tmp_path: Path) -> None
         assert upscaled.size == (80, 64)
         assert "not for diagnosis" in upscaled.text["Description"]
         assert upscaled.text["Parameters"].startswith(
-            "preset=best seed=0 steps=2 sampler=ddim start=noise samples=1 output=sample faithful=True degradation=auto "
-            "denoiser=auto found="
+            "preset=best seed=0 steps=2 sampler=ddim start=noise samples=1 output=sample faithful=True "
+            "degradation=auto denoiser=auto found="
         )
 
 
