@@ -1,0 +1,47 @@
+"""The training of the doubt: it changes the doubt alone, of networks that stay a pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import eager
+from pipeline.serve import ROOT
+from pipeline.spec import BEST
+from train import doubt
+
+WEIGHTS = ROOT / "weights" / "best"
+
+
+def arguments(data: Path, folder: Path, steps: int) -> list[str]:
+    return [
+        *(
+            "--data",
+            str(data),
+            "--weights",
+            str(WEIGHTS),
+            "--out",
+            str(folder / "out"),
+            "--run-dir",
+            str(folder / "run"),
+        ),
+        *("--steps", str(steps), "--batch", "2", "--crop", "64", "--warmup", "0", "--device", "cpu", "--resume"),
+    ]
+
+
+def test_only_the_doubt_learns_and_the_networks_stay_a_pair(data: Path, tmp_path: Path) -> None:
+    assert doubt.main(arguments(data, tmp_path, 2)) == 0
+    before, after = (load_file(folder / "vae.safetensors") for folder in (WEIGHTS, tmp_path / "out"))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"doubt"}
+    assert (WEIGHTS / "unet.safetensors").read_bytes() == (tmp_path / "out" / "unet.safetensors").read_bytes()
+    eager.load(tmp_path / "out", BEST)
+    assert list((tmp_path / "run" / "samples").glob("*.png"))
+
+
+def test_other_presets_have_none(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doubt.main([*arguments(data, tmp_path, 1), "--preset", "paper"]) == 1
+    assert "only presets whose networks see the LR image itself" in capsys.readouterr().err
