@@ -84,5 +84,5 @@ def test_a_batch_knows_what_the_protocol_would_have_made(scans: Scans) -> None:
     batch = draw_samples(scans, 64, [(0, i) for i in range(3)])
     assert batch.lr.shape == batch.protocol.shape == (3, 1, 16, 16)
     assert batch.hr.shape == (3, 1, 64, 64)
-    assert -1 <= batch.lr.min() and batch.lr.max() <= 1
+    assert batch.lr.min() >= -1 and batch.lr.max() <= 1
     np.testing.assert_allclose(batch.protocol[1, 0], downscale(batch.hr[1, 0].numpy()).clip(-1, 1), atol=1e-6)

@@ -18,6 +18,7 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 from tqdm import tqdm
 
+from pipeline.detail_vae import DetailVAE
 from pipeline.images import Image, from_network
 from pipeline.pictures import labelled_row
 from pipeline.vae import VAE, decode, load_vae, make_vae, posterior, set_latent_scale
@@ -140,6 +141,9 @@ def train_vae(config: VAETraining) -> None:
     torch.manual_seed(config.seed)
     files, description = split_files(config)
     vae = load_vae(config.vae, preset.vae).train() if config.vae else make_vae(preset.vae)
+    if isinstance(vae, DetailVAE):  # these learn later, by themselves
+        vae.restorer.requires_grad_(False)
+        vae.doubt.requires_grad_(False)
     validation = validation_images(files["val"], preset.data)
     images = PairDataset(files["train"], preset.data)
     found: dict[str, object] = {}
