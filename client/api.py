@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pipeline import address, request, wire
 from pipeline.images import Image
-from pipeline.spec import DEFAULT, OTHER, PRESETS, UNKNOWN, Model, Preset, superres_model
+from pipeline.spec import DEFAULT, NOISY, OTHER, PRESETS, UNKNOWN, Model, Preset, superres_model
 
 T = TypeVar("T")
 
@@ -34,8 +34,6 @@ MODEL = superres_model(DEFAULT)
 """Its name and tensors are the same for every preset."""
 
 DEFAULT_URL = {protocol: f"localhost:{port}" for protocol, port in address.PORTS.items()}
-NOTED = 1.5 / 255
-"""Standard deviation, in [0, 1], of what noise and compression changed from which it is noted."""
 ATTEMPT = (0.5, 10.0)
 """Seconds that a server may take to say that it is ready: at least, though ``wait`` is shorter, and at most."""
 PAUSES = (0.05, 1.0)
@@ -94,7 +92,7 @@ class Upscaled:
     def notes(self) -> list[str]:
         """What was unusual about the image, in words."""
         found, usual = [], PRESETS[self.preset].band.usual
-        if self.noise > NOTED:
+        if self.noise > NOISY:
             found.append(f"noise or compression of {255 * self.noise:.1f} gray levels: not followed exactly")
         if self.degradation == OTHER:
             found.append("reduced in none of the known ways: not followed exactly")

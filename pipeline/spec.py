@@ -56,6 +56,9 @@ LEAP = 10
 MAX_SAMPLES = 16
 """Samples of one image that a request may ask for."""
 
+NOISY = 1.5 / 255
+"""Standard deviation, in [0, 1], of what noise and compression changed in an image from which it is called noisy."""
+
 UNKNOWN = -1.0
 """The spread of a single sample, where it has no scatter, and an error that is not expected; JSON has no NaN."""
 
@@ -237,6 +240,8 @@ class Band:
     """(number of samples, scale), ascending; a number between two takes the scale of the smaller."""
     error: float | None = None
     """Mean absolute error of an image over its mean doubt; None: scatter does not tell it."""
+    noisy: float = 1.0
+    """Factor on doubt where noise or compression changed more than ``NOISY`` of an image."""
     usual: float | None = None
     """Expected error, in [0, 1] of gray, that 99 of 100 images as trained on are below."""
 

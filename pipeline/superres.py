@@ -22,6 +22,7 @@ from pipeline.schedule import make_schedule
 from pipeline.spec import (
     MAX_BATCH,
     MAX_BATCH_PIXELS,
+    NOISY,
     SCALE,
     DiffusionSpec,
     NetworkModels,
@@ -265,10 +266,11 @@ class Samples:
 def combine(samples: Samples, image: Image, preset: Preset, output: Output) -> Result:
     """The samples of one image ⇒ its result: the first or their mean, with the calibrated spread."""
     images, band = samples.images, preset.band
+    noisy = np.float32(band.noisy if samples.history.noise > NOISY else 1.0)
     upscaled = images[0] if output == "sample" else np.mean(images, axis=0)
     doubt, scale = samples.doubt(), band.scale(len(images))
-    spread = None if doubt is None or scale is None else np.float32(scale) * doubt
-    expected = None if samples.told is None or band.error is None else band.error * float(samples.told.mean())
+    spread = None if doubt is None or scale is None else np.float32(scale) * noisy * doubt
+    expected = None if samples.told is None or band.error is None else band.error * float(noisy * samples.told.mean())
     return Result(upscaled, spread, lr_error(upscaled, image, samples.history), samples.history, expected)
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from pipeline import eager
 from pipeline.command_line import make_parser
 from pipeline.images import Image
-from pipeline.spec import DEFAULT, MAX_SAMPLES, PRESETS, PROTOCOL, Band
+from pipeline.spec import DEFAULT, MAX_SAMPLES, NOISY, PRESETS, PROTOCOL, Band
 from pipeline.superres import Samples, draw_samples
 from train.config import DEVICES, choose_device
 from train.data import PairDataset, read_index
@@ -49,6 +49,8 @@ class Observed(NamedTuple):
     """of the samples"""
     strong: NDArray[np.bool_]
     """where HR's gradients are strong"""
+    noisy: bool = False
+    """whether noise or compression changed much of the LR image"""
 
 
 Scatter = Mapping[int, Sequence[Observed]]
@@ -72,7 +74,8 @@ def scatter(pairs: PairDataset, system: eager.Eager, counts: Sequence[int]) -> S
         for count in counts:
             some = Samples(drawn.images[:count], drawn.history, drawn.told)
             if (doubt := some.doubt()) is not None:
-                found[count].append(Observed(np.abs(hr - np.mean(some.images, axis=0)), doubt, where))
+                error, noisy = np.abs(hr - np.mean(some.images, axis=0)), drawn.history.noise > NOISY
+                found[count].append(Observed(error, doubt, where, noisy))
     return {count: observed for count, observed in found.items() if observed}
 
 
@@ -82,22 +85,29 @@ def quantile(observed: Sequence[Observed]) -> float:
 
 
 def fit(rows: Mapping[str, Scatter], told: bool) -> Band:
-    """The band that holds ``SHARE`` of the pixels of all rows together.
+    """The band that holds about ``SHARE`` of the pixels of every row: what rows need differs, it lies in the middle.
 
-    The scales of several samples come from the row that has them, relative to one; ``told``: the networks tell their
-    doubt, and with it the error to be expected.
+    Rows of noisy images have a factor of their own. The scales of several samples come from the row that has them,
+    relative to one. ``told``: the networks tell their doubt, and with it the error to be expected.
     """
     if not told:
         first = next(iter(rows.values()))
         return Band(tuple((count, round(quantile(observed), 3)) for count, observed in first.items()))
     every = [observed for found in rows.values() for observed in found[1]]
-    one = quantile(every)
+    needed: dict[bool, list[float]] = {False: [], True: []}
+    for found in rows.values():
+        needed[bool(np.mean([o.noisy for o in found[1]]) > 0.5)].append(quantile(found[1]))
+    clean, of_noisy = ((min(scales) + max(scales)) / 2 if scales else None for scales in needed.values())
+    one = clean or of_noisy or 1.0
+    noisy = 1.0 if of_noisy is None else of_noisy / one
+    doubts = np.array([o.doubt.mean() * (noisy if o.noisy else 1.0) for o in every])
+    error = float(np.mean([o.error.mean() for o in every]) / doubts.mean())
     several = next(found for found in rows.values() if len(found) == len(COUNTS))
-    error = float(np.mean([o.error.mean() for o in every]) / np.mean([o.doubt.mean() for o in every]))
     return Band(
         tuple((count, round(one * quantile(several[count]) / quantile(several[1]), 3)) for count in COUNTS),
-        round(error, 3),
-        round(float(np.quantile([error * o.doubt.mean() for o in every], USUAL)), 4),
+        error=round(error, 3),
+        noisy=round(noisy, 3),
+        usual=round(float(np.quantile(error * doubts, USUAL)), 4),
     )
 
 
@@ -118,13 +128,15 @@ def report(rows: Mapping[str, Scatter], band: Band) -> str:
         for count, observed in found.items():
             if (scale := band.scale(count)) is None:
                 continue
-            held = [o.error <= scale * o.doubt for o in observed]
+            doubts = [o.doubt * np.float32(band.noisy if o.noisy else 1.0) for o in observed]
+            held = [o.error <= scale * doubt for o, doubt in zip(observed, doubts, strict=True)]
             of_image = [100 * float(within.mean()) for within in held]
             edges = 100 * float(np.mean([within[o.strong].mean() for within, o in zip(held, observed, strict=True)]))
-            width = 255 * scale * float(np.mean([o.doubt.mean() for o in observed]))
+            means = [float(doubt.mean()) for doubt in doubts]
+            width = 255 * scale * float(np.mean(means))
             truth = [float(o.error.mean()) for o in observed]
-            ranks = spearman([float(o.doubt.mean()) for o in observed], truth) if len(observed) > 1 else float("nan")
-            error = 255 * (band.error or float("nan")) * float(np.mean([o.doubt.mean() for o in observed]))
+            ranks = spearman(means, truth) if len(observed) > 1 else float("nan")
+            error = 255 * (band.error or float("nan")) * float(np.mean(means))
             lines.append(
                 f"| {name} | {count} | {np.mean(of_image):.1f} % | {min(of_image):.0f}–{max(of_image):.0f} % "
                 f"| {edges:.1f} % | {width:.1f} | {error:.1f}, {255 * np.mean(truth):.1f} ({ranks:.2f}) |"
@@ -162,7 +174,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nfitted to these images: {fit(rows, told)}")
     if told:
         every = [o for found in rows.values() for o in found[1]]
-        ranks = spearman([float(o.doubt.mean()) for o in every], [float(o.error.mean()) for o in every])
+        factors = [preset.band.noisy if o.noisy else 1.0 for o in every]
+        doubts = [float(factor * o.doubt.mean()) for factor, o in zip(factors, every, strict=True)]
+        ranks = spearman(doubts, [float(o.error.mean()) for o in every])
         print(f"expected and true error of all images of all rows: rank correlation {ranks:.2f}")
     return 0
 
