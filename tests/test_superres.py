@@ -183,6 +183,12 @@ def test_networks_that_tell_their_doubt_need_one_sample_for_the_spread() -> None
         assert result.expected_error == pytest.approx(0.02 * band.error)
 
 
+def test_the_band_of_a_noisy_image_is_wider() -> None:
+    clean, noisy = (upscale([IMAGE], [3], telling(history(0, noise)), BEST)[0] for noise in (0.3, 5.0))
+    assert clean.spread is not None and noisy.spread is not None
+    np.testing.assert_allclose(noisy.spread, BEST.band.noisy * clean.spread, rtol=1e-5)
+
+
 def test_scatter_is_the_deviation_around_a_pixel_and_never_zero(rng: np.random.Generator) -> None:
     drawn = [0.5 + 0.02 * rng.standard_normal((64, 64)).astype(np.float32) for _ in range(16)]
     assert scatter(drawn).mean() == pytest.approx(0.02, rel=0.05)

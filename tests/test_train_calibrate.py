@@ -53,6 +53,16 @@ def test_more_samples_make_a_narrower_band() -> None:
     assert scales == sorted(scales, reverse=True)
 
 
+def test_noisy_images_have_a_factor_of_their_own() -> None:
+    rows = observed(0)
+    rows["noise5"] = {1: [o._replace(error=2 * o.error, noisy=True) for o in rows["noise5"][1]]}
+    band = fit(rows, told=True)
+    assert band.noisy == pytest.approx(2, rel=0.05)
+    assert band.scale(1) == pytest.approx(fit(observed(0), told=True).scale(1), rel=0.03)
+    shares = [float(line.split("|")[3].split("%")[0]) for line in calibrate.report(rows, band).splitlines()[2:]]
+    assert shares == pytest.approx([90] * len(shares), abs=2)
+
+
 def test_the_expected_error_is_the_mean_error() -> None:
     rows = observed(0)
     band = fit(rows, told=True)
