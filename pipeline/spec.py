@@ -315,7 +315,12 @@ PAPER = Preset(
 
 BEST = Preset(
     name="best",
-    band=Band(scales=((1, 0.937), (2, 0.914), (3, 0.906), (4, 0.903), (8, 0.897), (16, 0.894)), error=0.437, noisy=1.139, usual=0.027),
+    band=Band(
+        scales=((1, 0.937), (2, 0.914), (3, 0.906), (4, 0.903), (8, 0.897), (16, 0.894)),
+        error=0.437,
+        noisy=1.139,
+        usual=0.027,
+    ),
     data=DataSpec(channels=1),
     augmentation=AugmentationSpec(share=0.5, horizontal_flip=1.0, rotations=(0,), random_resized_crop=0.0, cutout=0.0),
     vae=DetailVAESpec(),

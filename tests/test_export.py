@@ -19,7 +19,7 @@ from tests.test_vae import tiny_vae
 ROOT = Path(__file__).parents[1]
 UNET, ENCODER, DECODER, *_ = onnx_models(PAPER)
 WEIGHTS = ROOT / "weights" / DEFAULT.name
-SHIPPED = pytest.mark.parametrize("model", onnx_models(DEFAULT), ids=lambda m: m.name)
+SHIPPED = pytest.mark.parametrize("model", [*onnx_models(DEFAULT)], ids=lambda m: m.name)
 
 
 @pytest.fixture(scope="module")

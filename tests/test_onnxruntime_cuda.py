@@ -68,7 +68,7 @@ def test_without_cuda_the_model_runs_on_the_cpu(double: Path, usual: Any) -> Non
 @pytest.mark.gpu
 @pytest.mark.skipif("CUDAExecutionProvider" not in ort.get_available_providers(), reason="onnxruntime-gpu is missing")
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("model", onnx_models(BEST), ids=lambda model: model.name)
+@pytest.mark.parametrize("model", [*onnx_models(BEST)], ids=lambda model: model.name)
 def test_on_a_gpu_the_networks_are_replayed_as_graphs(model: Any, batch: int) -> None:
     path = ROOT / "model_repository" / model.name / "1" / "model.onnx"
     usual = {name: tuple(dims) for name, dims in zip(model.input_names, model.warmup, strict=True)}

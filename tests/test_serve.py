@@ -338,7 +338,10 @@ def test_only_this_machine_reaches_the_server(server: RunningServer) -> None:
 def test_why_a_server_cannot_be_asked_for_an_image(extra: list[str], reason: str | None) -> None:
     models = serve.check_repository(REPOSITORY)
     assert serve.why_unchecked(models, BEST, extra) == reason
-    assert serve.why_unchecked(models[1:], BEST, []) == "the repository holds no model 'superres'"
+    assert (
+        serve.why_unchecked([m for m in models if m.name != "superres"], BEST, [])
+        == "the repository holds no model 'superres'"
+    )
 
 
 MODEL = """
@@ -429,7 +432,7 @@ def test_a_supervisor_that_is_killed_takes_the_server_along(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("free", "extra", "needed"),
-    [(5, [], "10 MB"), (64, ["--backend-config=python,shm-default-byte-size=67108864"], "671 MB")],
+    [(5, [], "13 MB"), (64, ["--backend-config=python,shm-default-byte-size=67108864"], "805 MB")],
 )
 def test_too_little_shared_memory_to_start(
     free: float, extra: list[str], needed: str, monkeypatch: pytest.MonkeyPatch
@@ -445,7 +448,7 @@ def test_a_containers_64_mb_are_enough_to_start_but_not_for_large_images(
 ) -> None:
     monkeypatch.setattr(serve, "free_shared_memory", lambda: free)
     serve.check_shared_memory(REPOSITORY, [])
-    assert ("images of 512×512 may need 260 MB and fail without" in capsys.readouterr().err) == warned
+    assert ("images of 512×512 may need 263 MB and fail without" in capsys.readouterr().err) == warned
 
 
 def test_free_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,6 +489,7 @@ def test_signals_end_the_server_and_all_its_processes(start_server: StartServer,
             "superres",
             "superres_onnx",
             "unet_onnx",
+            "restorer",
             "vae_encoder",
             "vae_decoder",
         }

@@ -410,7 +410,7 @@ def test_a_network_that_is_missing_or_fails_is_named_in_the_answer(start_server:
     path.write_text(text_format.MessageToString(config))
     flags = [
         "--model-control-mode=explicit",
-        *(f"--load-model={m}" for m in ("superres", "vae_encoder", "vae_decoder")),
+        *(f"--load-model={m}" for m in ("superres", "restorer", "vae_encoder", "vae_decoder")),
     ]
     server = start_server(tmp_path / "models", *flags)
     with triton.InferenceServerClient(server.url("grpc")) as client:

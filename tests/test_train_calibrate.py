@@ -105,7 +105,8 @@ def test_what_is_observed_is_what_the_pipeline_draws(data: Path) -> None:
     (result,) = upscale([lr], [0], system.generator(), DEFAULT, samples=4, output="mean")
     np.testing.assert_allclose(found.error, np.abs(hr - result.upscaled), atol=1e-5)
     assert result.spread is not None
-    np.testing.assert_allclose(result.spread, DEFAULT.band.scale(4) * found.doubt, rtol=1e-3)  # type: ignore[operator]
+    factor = DEFAULT.band.scale(4) * (DEFAULT.band.noisy if found.noisy else 1.0)  # type: ignore[operator]
+    np.testing.assert_allclose(result.spread, factor * found.doubt, rtol=1e-3)
 
 
 def test_command(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,21 @@ def arguments(data: Path, folder: Path, steps: int) -> list[str]:
             "--run-dir",
             str(folder / "run"),
         ),
-        *("--steps", str(steps), "--batch", "2", "--crop", "64", "--warmup", "0", "--device", "cpu", "--resume"),
+        *(
+            "--steps",
+            str(steps),
+            "--batch",
+            "2",
+            "--crop",
+            "64",
+            "--warmup",
+            "0",
+            "--device",
+            "cpu",
+            "--precision",
+            "fp32",
+            "--resume",
+        ),
     ]
 
 

@@ -92,7 +92,7 @@ def test_eps_image_compares_what_the_estimate_decodes_to(lpips: LPIPS, pairs: Te
     decoder = Decoder(make_vae(PAPER.vae).requires_grad_(False))
     where = torch.tensor([[3, 5]])
     with torch.no_grad():
-        hr = decoder(pairs[:1, :4, 3:11, 5:13])
+        (hr,) = decoder(pairs[:1, :4, 3:11, 5:13])
     terms = {}
     for error in (0.0, 0.5):
         loss = DiffusionLoss(Oracle(noise, error), ALPHA_BAR, "eps-image", lpips, decoder, image_weight=0.1)  # type: ignore[arg-type]
@@ -115,7 +115,8 @@ def test_v_is_learnt_where_the_preset_predicts_it(pairs: Tensor, noise: Tensor) 
 
 def test_projected_images_downscale_to_the_lr_image(rng: np.random.Generator) -> None:
     lr = rng.uniform(0.3, 0.7, (2, 1, 8, 12)).astype(np.float32)
-    y = np.stack([upsample(image[0])[None] for image in lr]) + 0.02 * rng.standard_normal((2, 1, 32, 48))
+    y = np.stack([upsample(image[0])[None] for image in lr])
+    y += 0.02 * rng.standard_normal(y.shape, dtype=np.float32)
     found = project_cubic(torch.from_numpy(y), torch.from_numpy(lr)).numpy()
     for image, small, before in zip(found, lr, y, strict=True):
         np.testing.assert_allclose(downscale(image[0]), small[0], atol=1e-6)
