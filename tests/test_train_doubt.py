@@ -17,32 +17,11 @@ WEIGHTS = ROOT / "weights" / "best"
 
 
 def arguments(data: Path, folder: Path, steps: int) -> list[str]:
+    folders = ("--data", str(data), "--weights", str(WEIGHTS), "--out", str(folder / "out"))
     return [
-        *(
-            "--data",
-            str(data),
-            "--weights",
-            str(WEIGHTS),
-            "--out",
-            str(folder / "out"),
-            "--run-dir",
-            str(folder / "run"),
-        ),
-        *(
-            "--steps",
-            str(steps),
-            "--batch",
-            "2",
-            "--crop",
-            "64",
-            "--warmup",
-            "0",
-            "--device",
-            "cpu",
-            "--precision",
-            "fp32",
-            "--resume",
-        ),
+        *folders,
+        *("--run-dir", str(folder / "run"), "--steps", str(steps), "--batch", "2", "--crop", "64", "--warmup", "0"),
+        *("--device", "cpu", "--precision", "fp32", "--resume"),
     ]
 
 
