@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--crop", type=int, default=given.crop, help="their side in HR pixels (default: %(default)s)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default=PRECISION, help="default: %(default)s")
-    parser.add_argument("--workers", type=int, default=-1, help="processes for the data; -1: up to 12 beside a GPU")
+    parser.add_argument("--workers", type=int, default=-1, help="threads for the data; -1: up to 12 beside a GPU")
     parser.add_argument("--compile", choices=SWITCH, default="auto", help="auto: on a GPU")
     parser.add_argument("--steps", type=int, default=30, help="timed of each (default: %(default)s)")
     args: argparse.Namespace = parser.parse_args(argv)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,25 +131,24 @@ def test_trial_steps_change_nothing_and_take_no_batch_away(tmp_path: Path) -> No
     assert len(list(run.batches)) == STEPS
 
 
-def test_there_are_no_more_workers_than_shared_memory_has_room_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = config(tmp_path)
-    batches = Batches(task(settings), [slice(0, 4)], 0, STEPS)
-    monkeypatch.setattr(loop, "SHARED", tmp_path)
+@pytest.mark.parametrize("workers", [0, 1, 3, 20])
+def test_batches_come_in_turn_however_many_prepare_them(tmp_path: Path, workers: int) -> None:
+    batches = Batches(task(config(tmp_path)), [slice(0, 2), slice(2, 4)], 1, STEPS)
+    found = list(load_batches(batches, workers, False))
+    assert len(found) == 2 * (STEPS - 1)
+    for i, (x, y) in enumerate(found):
+        torch.testing.assert_close((x, y), batches[i])
 
-    def room(size: int) -> int:
-        usage = type("Usage", (), {"free": size})
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-        with monkeypatch.context() as patch:
-            seen: dict[str, Any] = {}
-            patch.setattr(loop, "DataLoader", lambda *_, **given: seen.update(given) or [])
-            load_batches(batches, 8, False)
-        return int(seen["num_workers"])
 
-    assert room(1 << 30) == 8
-    assert room(2 * 3 * 3 * 64) == 3, "a batch here is 64 bytes, three are kept for each worker"
-    assert room(0) == 0
+def test_an_error_of_a_worker_is_the_trainings(tmp_path: Path) -> None:
+    def batch(step: int, _share: slice) -> tuple[Tensor, ...]:
+        if step == 2:
+            raise ValueError("no such image")
+        return (torch.zeros(1),)
+
+    batches = load_batches(Batches(replace(task(config(tmp_path)), batch=batch), [slice(0, 4)], 0, STEPS), 2, False)
+    with pytest.raises(ValueError, match="no such image"):
+        list(batches)
 
 
 def test_compiled_networks_learn_the_same_and_are_validated_and_saved_plain(

@@ -7,23 +7,20 @@ then takes its share. So a result depends neither on the number of processes nor
 from __future__ import annotations
 
 import math
-import multiprocessing
-import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL.Image import Image as Picture
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -34,8 +31,6 @@ from train.plan import CHECKPOINT, Training, compiles, samples_a_part, workers_o
 from train.schedule import learning_rate
 
 LOG_STEPS = 10
-SHARED = Path("/dev/shm")
-"""Where workers leave what they prepared."""
 AHEAD = 2
 """Batches that a worker prepares ahead."""
 
@@ -68,7 +63,7 @@ class Task:
     several times would take too long to compile. (): its ``forward``."""
 
 
-class Batches(Dataset[Arguments]):
+class Batches:
     """Item i is part i mod P of the batch of step ``first`` + i div P, of the P ``shares``."""
 
     def __init__(self, task: Task, shares: list[slice], first: int, steps: int) -> None:
@@ -100,44 +95,43 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, tuple | list):  # pinning makes lists of tuples
+    if isinstance(value, tuple):
         return tuple(to_device(v, device) for v in value)
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
-def size(value: Any) -> int:
-    """Bytes of the tensors in it."""
-    if isinstance(value, tuple | list):
-        return sum(map(size, value))
-    return value.nbytes if isinstance(value, Tensor) else 0
-
-
-def be_modest(_worker: int) -> None:
-    """A worker shares the processor with its like."""
-    cv2.setNumThreads(0)
+def pinned(value: Any) -> Any:
+    """In memory that a GPU copies from by itself."""
+    if isinstance(value, tuple):
+        return tuple(map(pinned, value))
+    return value.pin_memory() if isinstance(value, Tensor) else value
 
 
 def load_batches(batches: Batches, workers: int, pin: bool) -> Iterator[Arguments]:
-    """The items in turn, prepared ahead by workers where there are any; the same whatever their number.
+    """The items in turn, prepared ahead by threads where there are any; the same whatever their number.
 
-    There are no more workers than what they share with this process has room for: containers have little of it.
+    NumPy, OpenCV and Pillow let other threads work meanwhile; processes would have to be forked beside the threads of
+    CUDA, OpenMP and gRPC, which may not survive it.
     """
-    if workers and SHARED.is_dir() and len(batches):
-        room = shutil.disk_usage(SHARED).free // 2
-        workers = min(workers, room // max(1, (AHEAD + 1) * size(batches[0])))
-    return iter(
-        DataLoader(
-            batches,
-            batch_size=None,
-            num_workers=workers,
-            collate_fn=tuple,
-            pin_memory=pin,
-            prefetch_factor=AHEAD if workers else None,
-            worker_init_fn=be_modest,
-            # a task's functions know its images, which need not be copied
-            multiprocessing_context=multiprocessing.get_context("fork") if workers else None,
-        )
-    )
+
+    def prepare(i: int) -> Arguments:
+        return pinned(batches[i]) if pin else batches[i]
+
+    if not workers:
+        yield from map(prepare, range(len(batches)))
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[Arguments]] = deque()
+        try:
+            for i in range(len(batches) + AHEAD * workers):
+                if i < len(batches):
+                    ahead.append(pool.submit(prepare, i))
+                if i >= AHEAD * workers or i >= len(batches):
+                    if not ahead:
+                        break
+                    yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def duration(seconds: float) -> str:

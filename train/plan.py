@@ -52,9 +52,7 @@ class Training:
     resume: bool = option(False, "continue the run in --run-dir, if there is one", decides=False)
     device: str = option("auto", "auto takes a GPU where there is one", choices=DEVICES, decides=False)
     precision: str = option(PRECISION, "of the networks' arithmetic in training", choices=("fp32", "bf16", "fp16"))
-    workers: int = option(
-        -1, "processes that prepare batches ahead; -1: up to 12 beside a GPU, else none", decides=False
-    )
+    workers: int = option(-1, "threads that prepare batches ahead; -1: up to 12 beside a GPU, else none", decides=False)
     compile: str = option(
         "auto", "compile the networks: a minute at the start; auto: on a GPU", choices=SWITCH, decides=False
     )
