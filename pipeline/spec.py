@@ -316,10 +316,10 @@ PAPER = Preset(
 BEST = Preset(
     name="best",
     band=Band(
-        scales=((1, 0.937), (2, 0.914), (3, 0.906), (4, 0.903), (8, 0.897), (16, 0.894)),
-        error=0.437,
-        noisy=1.139,
-        usual=0.027,
+        scales=((1, 0.923), (2, 0.9), (3, 0.892), (4, 0.888), (8, 0.882), (16, 0.879)),
+        error=0.432,
+        noisy=1.151,
+        usual=0.0275,
     ),
     data=DataSpec(channels=1),
     augmentation=AugmentationSpec(share=0.5, horizontal_flip=1.0, rotations=(0,), random_resized_crop=0.0, cutout=0.0),
