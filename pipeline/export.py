@@ -43,7 +43,7 @@ from pipeline.whole import whole_file
 
 OPSET = 18
 MAX_RELATIVE_ERROR = 1e-4
-MIN_PARITY_DB = 50.0
+MIN_PARITY_DB = 55.0
 
 ONNX_TYPES = {"FP32": onnx.TensorProto.FLOAT}
 

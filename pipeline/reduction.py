@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import cv2
 import numpy as np
@@ -49,6 +49,15 @@ PILLOW: dict[ReductionName, tuple[int, Callable[[Array], Array]]] = {
 """How many LR pixels each way a kernel reaches, and its weight at a distance in LR pixels."""
 
 
+@cache
+def weights(name: ReductionName) -> Matrix:
+    """What each of four pixels weighs, float32 [4], of a reduction that looks at no others."""
+    if name == "nearest":
+        return np.eye(SCALE, dtype=np.float32)[SCALE // 2]
+    way = cv2.INTER_AREA if name == "area" else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(np.eye(SCALE, dtype=np.float32), (SCALE, 1), interpolation=way)[0])
+
+
 @lru_cache(maxsize=64)
 def matrix(name: ReductionName, n: int) -> Matrix:
     """D, float32 [n, 4n]. Pillow's kernels are cut at the borders, and what is left of them weighs 1."""
@@ -58,12 +67,7 @@ def matrix(name: ReductionName, n: int) -> Matrix:
         d = np.where(np.abs(distance) < reach, kernel(distance), 0)
         d /= d.sum(axis=1, keepdims=True)
     else:
-        of_cell = np.zeros(SCALE)
-        of_cell[SCALE // 2] = 1
-        if name != "nearest":
-            way = cv2.INTER_AREA if name == "area" else cv2.INTER_CUBIC
-            of_cell = cv2.resize(np.eye(SCALE), (SCALE, 1), interpolation=way)[0]
-        d = np.kron(np.eye(n), of_cell)
+        d = np.kron(np.eye(n), weights(name))
     found: Matrix = d.astype(np.float32)
     found.flags.writeable = False
     return found
@@ -81,13 +85,18 @@ def inverse(name: ReductionName, n: int) -> Matrix:
 def reduce(image: Image, name: ReductionName) -> Image:
     """D·image·Dᵀ: float32 [4h, 4w] ⇒ [h, w]."""
     h, w = (side // SCALE for side in image.shape)
-    return matrix(name, h) @ image @ matrix(name, w).T
+    if name in PILLOW:
+        return matrix(name, h) @ image @ matrix(name, w).T
+    rows = sum(weight * image[i::SCALE] for i, weight in enumerate(weights(name)))
+    return sum(weight * rows[:, i::SCALE] for i, weight in enumerate(weights(name)))
 
 
 def enlarge(lr: Image, name: ReductionName) -> Image:
     """D⁺·lr·D⁺ᵀ, the smallest image that reduces to ``lr``: float32 [h, w] ⇒ [4h, 4w]."""
-    h, w = lr.shape
-    return inverse(name, h) @ lr @ inverse(name, w).T
+    if name in PILLOW:
+        return inverse(name, lr.shape[0]) @ lr @ inverse(name, lr.shape[1]).T
+    one = weights(name) / np.square(weights(name)).sum()
+    return np.kron(lr, np.outer(one, one))
 
 
 @dataclass(frozen=True)
