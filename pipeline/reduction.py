@@ -27,6 +27,8 @@ TRUSTED = 1.0 * LEVEL
 """Standard deviation of what an LR image may be off below which results reduce to it exactly."""
 EXPECTED = 1.5 * LEVEL
 """Standard deviation of what the networks' images, reduced, are off."""
+LEAST_PIXELS = 32 * 32
+"""Of an LR image that tells how it was made."""
 RIVAL = 0.5
 """Share of the likeliest reduction's probability from which another is taken into account."""
 PROJECTIONS = 8
@@ -111,13 +113,14 @@ class History:
     """Other reductions that it may have been, and how likely each is."""
 
 
-def read_history(found: NDArray[np.float32] | None, degradation: str) -> History:
+def read_history(found: NDArray[np.float32] | None, degradation: str, pixels: int = LEAST_PIXELS) -> History:
     """What a restorer tells of one image, float32 [HISTORY], and a request: the request is right.
 
-    Without a restorer, "auto" is the paper's reduction, and images are taken as they are.
+    Without a restorer, or of an image of fewer than ``LEAST_PIXELS``, which tell nothing, "auto" is the paper's
+    reduction, and images are taken as they are.
     """
     told = next((name for name in REDUCTIONS if name == degradation), None)
-    if found is None:
+    if found is None or pixels < LEAST_PIXELS:
         return History(told or PROTOCOL)
     *likely, another, noise = (float(value) for value in found)
     if told is not None:

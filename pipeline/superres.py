@@ -298,7 +298,8 @@ def draw_samples(
         which, chunk_seeds = zip(*chunk, strict=True)
         found = generate(lr[list(which)], chunk_seeds)
         for row, i in enumerate(which):
-            history = read_history(None if found.history is None else found.history[row], degradation)
+            told = None if found.history is None else found.history[row]
+            history = read_history(told, degradation, images[i].size)
             raw = crop(found.images[row], images[i])
             of_one.append(faithful_to(images[i], raw, history) if faithful else np.clip(raw, 0.0, 1.0))
             if found.doubt is not None:

@@ -109,6 +109,11 @@ def test_without_a_restorer_images_are_the_protocols_unless_told() -> None:
     assert read_history(None, "lanczos") == History("lanczos")
 
 
+def test_few_pixels_tell_nothing() -> None:
+    assert read_history(told(0, 1, 0, 0, 0, 0, 0, noise=9), "auto", 31 * 33) == History("cubic")
+    assert read_history(told(0, 1, 0, 0, 0, 0, 0, noise=9), "auto", 32 * 32).reduction == "area"
+
+
 def test_the_likeliest_reduction_counts_and_only_rivals_beside_it() -> None:
     found = read_history(told(0.1, 0.5, 0.05, 0.05, 0.3, 0.0, 0.0), "auto")
     assert found.reduction == "area"

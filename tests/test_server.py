@@ -27,7 +27,7 @@ from pipeline.images import psnr
 from pipeline.onnx_networks import onnx_networks
 from pipeline.reduction import reduce
 from pipeline.serve import ROOT
-from pipeline.spec import DEFAULT, PAPER, REDUCTIONS, superres_model
+from pipeline.spec import DEFAULT, PAPER, REDUCTIONS, fused_model, superres_model
 from pipeline.superres import generator, upscale
 from tests.conftest import Array, RunningServer, StartServer
 
@@ -391,11 +391,12 @@ def test_a_bad_request_does_not_spoil_the_batch_it_came_with(client: triton.Infe
 def save_failing(path: Path) -> None:
     """Put a network with the interface of ``superres_onnx`` that fails when run into the place of another."""
     inputs = {"image": ["B", "H", "W"], "noise": ["B", 4, "h", "w"], "coefficients": ["B", 1, 4]}
+    outputs = [tensor.name for tensor in fused_model(DEFAULT).outputs]
     graph = helper.make_graph(
-        [helper.make_node("Gather", ["image", "far"], ["upscaled"], axis=0)],
+        [helper.make_node("Gather", ["image", "far"], [name], axis=0) for name in outputs],
         "graph",
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in inputs.items()],
-        [helper.make_tensor_value_info("upscaled", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [helper.make_tensor("far", TensorProto.INT64, [1], [99])],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))

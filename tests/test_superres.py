@@ -137,7 +137,7 @@ def noisy(scale: float, batches: list[int] | None = None) -> Any:
     return generate
 
 
-IMAGE = np.random.default_rng(0).uniform(0.3, 0.7, (16, 32)).astype(np.float32)
+IMAGE = np.random.default_rng(0).uniform(0.3, 0.7, (32, 48)).astype(np.float32)
 
 
 def telling(found: Array, doubt: float = 0.02) -> Any:
