@@ -26,8 +26,6 @@ OTHER = len(REDUCTIONS)
 """The label of a reduction that is none of ``REDUCTIONS``."""
 GRID = 8
 """JPEG's blocks, in LR pixels."""
-FONTS = 8
-"""OpenCV's."""
 LETTERS = ("L", "R", "AP", "PA", "PORTABLE", "STANDING", "12:47", "R 3")
 LEAST_NOISE = 0.29
 """Standard deviation of what rounding changes."""
@@ -118,18 +116,10 @@ def mark(image: Gray, rng: np.random.Generator) -> Gray:
     level = int(rng.choice([0, 255, int(rng.integers(256))]))
     kind = rng.integers(3)
     if kind == 0:
-        text = str(rng.choice(["L", "R", "AP", "PA", "PORTABLE", "STANDING", "12:47", "R 3"]))
+        text = str(rng.choice(LETTERS))
         at = (int(rng.integers(-10, side - 20)), int(rng.integers(15, side)))
-        cv2.putText(
-            image,
-            text,
-            at,
-            int(rng.integers(0, 6)),
-            float(rng.uniform(0.4, 2)),
-            level,
-            int(rng.integers(1, 4)),
-            cv2.LINE_AA,
-        )
+        font, size, width = int(rng.integers(0, 6)), float(rng.uniform(0.4, 2)), int(rng.integers(1, 4))
+        cv2.putText(image, text, at, font, size, level, width, cv2.LINE_AA)
     elif kind == 1:
         points = np.cumsum(rng.normal(0, side / 6, (6, 2)), axis=0) + rng.uniform(0, side, 2)
         cv2.polylines(image, [points.astype(np.int32)], False, level, int(rng.integers(1, 4)), cv2.LINE_AA)
