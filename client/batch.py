@@ -49,11 +49,15 @@ def options_of(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
     return options
 
 
+def notes_of(source: Source, result: Upscaled) -> str:
+    """What is to be said of how an image was read and of what was unusual about it; "" for nothing."""
+    return "; ".join([*source.notes, *result.notes()])
+
+
 def provenance(source: Source, result: Upscaled) -> dict[str, str]:
     """PNG text chunks that mark an output as derived, and tell how its source was read."""
-    told = [*source.notes, *result.notes()]
-    notes = {"Notes": "; ".join(told)} if told else {}
-    return notes | {
+    notes = notes_of(source, result)
+    return ({"Notes": notes} if notes else {}) | {
         "Software": "cxr-superres",
         "Description": f"Super-resolved x{SCALE} by latent diffusion: {CAUTION}.",
         "Parameters": " ".join(
@@ -185,10 +189,10 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
                 continue
             source, result = outcome
             tally.done += 1
-            told = [*source.notes, *result.notes()]
-            notes = f" ({'; '.join(told)})" if told else ""
+            notes = notes_of(source, result)
             height, width = result.image.shape
-            line = f"{job.path} → {job.target}: {width}×{height} in {result.seconds:.1f} s{notes}"
+            line = f"{job.path} → {job.target}: {width}×{height} in {result.seconds:.1f} s"
+            line += f" ({notes})" if notes else ""
             bar.write(on_one_line(line), file=sys.stdout)
             bar.update()
 

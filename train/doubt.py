@@ -76,7 +76,7 @@ def train_doubt(config: Doubting) -> None:
         judge = DoubtLoss(unet, vae, preset, doubt)
         total = 0.0
         for first in range(0, HELD_OUT, config.batch):
-            part = Batch(*(tensor[first : first + config.batch] for tensor in held_out))
+            part = held_out.part(first, config.batch)
             given = arguments(part, torch.Generator().manual_seed(first))
             with torch.no_grad():
                 total += len(part.lr) * float(judge(*to_device(given, device_of(doubt)))["loss"])
@@ -84,7 +84,7 @@ def train_doubt(config: Doubting) -> None:
 
     def picture(doubt: nn.Module) -> Picture:
         judge = DoubtLoss(unet, vae, preset, doubt)
-        part = Batch(*(tensor[:1] for tensor in held_out))
+        part = held_out.part(0, 1)
         given = arguments(part, torch.Generator().manual_seed(0))
         with torch.no_grad():
             y, width = judge.draw(*to_device((given[1], given[4]), device_of(doubt)))

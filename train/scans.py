@@ -171,6 +171,10 @@ class Batch(NamedTuple):
     noise: Tensor
     """[B], in gray levels"""
 
+    def part(self, first: int, count: int) -> Batch:
+        """Those of ``count`` samples from ``first`` on that there are."""
+        return Batch(*(tensor[first : first + count] for tensor in self))
+
     @property
     def protocol(self) -> Tensor:
         """The LR images that the paper's protocol makes of HR: [B, 1, h, w] in [-1, 1]."""

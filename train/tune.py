@@ -102,7 +102,7 @@ def validation_loss(
     loss = FewStepLoss(networks.unet, networks.vae, perceptual, preset, 0.0, 1.0).to(device)
     z, total = config.crop // preset.vae.factor, 0.0
     for first in range(0, len(held_out.lr), config.batch):
-        part = Batch(*(tensor[first : first + config.batch] for tensor in held_out))
+        part = held_out.part(first, config.batch)
         noise = torch.randn(
             (1, len(part.lr), preset.vae.latent_channels, z, z), generator=torch.Generator().manual_seed(first)
         )
