@@ -82,6 +82,16 @@ def test_projection_keeps_to_the_range(rng: np.random.Generator) -> None:
     assert lr_error(found, lr, CUBIC) < lr_error(upsample(lr).clip(0, 1), lr, CUBIC)
 
 
+@pytest.mark.parametrize("name", ["cubic", "area", "nearest"])
+def test_black_and_white_are_met_too(name: ReductionName, rng: np.random.Generator) -> None:
+    hr = np.full((64, 64), 0.5, np.float32)
+    hr[:, :11], hr[13:30, 20:50] = 0.0, 1.0
+    lr = reduce(hr, name).clip(0, 1)
+    image = (upsample(lr) + 0.05 * rng.standard_normal(hr.shape)).astype(np.float32)
+    found = faithful_to(lr, image, History(name))
+    assert lr_error(found, lr, History(name)) < 0.5 * LEVEL < lr_error(image.clip(0, 1), lr, History(name))
+
+
 def test_the_noisier_the_lr_image_the_less_it_is_followed(rng: np.random.Generator) -> None:
     image = np.full((64, 64), 0.5, np.float32)
     lr = (0.5 + 5 * LEVEL * rng.standard_normal((16, 16))).astype(np.float32)

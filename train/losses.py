@@ -69,15 +69,19 @@ class Perceptual(nn.Module):
         first = (u.double() * max(1, n - self.SIDE + 1)).long()
         return first + torch.arange(min(self.SIDE, n), device=u.device)
 
-    def forward(self, y: Tensor, x: Tensor, where: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, y: Tensor, x: Tensor, where: Tensor | None = None, emphasis: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Terms: "lpips", and "vgg" where it has a weight.
 
         Args:
             y: images.
             x: what they should be.
             where: uniform in [0, 1), [2]: where VGG16's square lies, vertically and horizontally; None: it judges all.
+            emphasis: [B], a factor on each image's AlexNet LPIPS; None: 1.
         """
-        terms = {"lpips": self.alex(y, x).mean()}
+        of_each = self.alex(y, x).flatten()
+        terms = {"lpips": (of_each if emphasis is None else emphasis * of_each).mean()}
         if self.vgg is not None:
             if where is not None:
                 rows, columns = (self.square(u, n) for u, n in zip(where, y.shape[2:], strict=True))
@@ -278,7 +282,8 @@ class FewStepLoss(nn.Module):
 
     L1 + LPIPS of two samples of every image, less ``diversity`` times the mean absolute difference of the two. With
     LPIPS weighing nothing and ``diversity`` ½ that is the fair CRPS, which is smallest for samples of the posterior;
-    with 0, the two would fall together. The restorer before them learns with them, and goes on learning the history.
+    with 0, the two would fall together. LPIPS counts ``changed`` times where noise or compression changed the LR image:
+    L1 alone would leave those blurred. The restorer before them learns with them, and goes on learning the history.
     """
 
     def __init__(
@@ -289,8 +294,10 @@ class FewStepLoss(nn.Module):
         preset: Preset,
         diversity: float,
         faithful_share: float,
+        changed: float = 1.0,
     ) -> None:
         super().__init__()
+        self.changed = changed
         self.networks = Networks(unet, vae)
         self.history = HistoryLoss(vae.restorer)
         self.perceptual, self.preset, self.faithful_share = perceptual, preset, faithful_share
@@ -327,14 +334,14 @@ class FewStepLoss(nn.Module):
         history = self.history.terms(restored, told, protocol, reduction, level)
         twice = torch.cat([restored, restored])
         y = vae.image(self.networks.draw(twice, noise.flatten(0, 1), steps, self.preset), twice)
-        target = torch.cat([x, x])
+        target, emphasis = torch.cat([x, x]), torch.where(level < CLEAN, 1.0, self.changed)
         if chance < self.faithful_share:
             clean = (reduction < len(REDUCTIONS)) & (level < CLEAN)
             y = project(y, *(torch.cat([a, a]) for a in (lr, reduction, clean)))
         one, other = y.chunk(2)
         terms = {
             "l1": (y - target).abs().mean(),
-            **self.perceptual(y, target, where),
+            **self.perceptual(y, target, where, torch.cat([emphasis, emphasis])),
             "apart": (one - other).abs().mean(),
             **history,
         }

@@ -50,6 +50,7 @@ class Tuning(Training):
     crop: int = option(192, "side of the squares that are upscaled, in HR pixels")
     sampler_steps: str = option("1,2,4", "numbers of denoising steps that are trained, in turn")
     lpips: float = option(0.065, "weight of LPIPS (AlexNet) beside L1")
+    changed: float = option(1.0, "factor on LPIPS (AlexNet) where noise or compression changed the LR image")
     vgg: float = option(0.01, "weight of LPIPS (VGG16), computed on some of the samples")
     diversity: float = option(0.12, "weight of the difference of two samples of an image, which is to be large")
     freeze_decoder: bool = option(False, "train the U-Net alone")
@@ -99,7 +100,7 @@ def validation_loss(
 ) -> float:
     """The training's loss, less diversity, of one sample of each square at the preset's own number of steps."""
     device = device_of(networks)
-    loss = FewStepLoss(networks.unet, networks.vae, perceptual, preset, 0.0, 1.0).to(device)
+    loss = FewStepLoss(networks.unet, networks.vae, perceptual, preset, 0.0, 1.0, config.changed).to(device)
     z, total = config.crop // preset.vae.factor, 0.0
     for first in range(0, len(held_out.lr), config.batch):
         part = held_out.part(first, config.batch)
@@ -139,7 +140,7 @@ def tune(config: Tuning) -> None:
     vae.encoder.requires_grad_(False)
     vae.doubt.requires_grad_(False)
     perceptual = Perceptual(config.lpips, config.vgg)
-    loss = FewStepLoss(unet, vae, perceptual, preset, config.diversity, config.faithful_share)
+    loss = FewStepLoss(unet, vae, perceptual, preset, config.diversity, config.faithful_share, config.changed)
     scans = read_scans(config, files)
     held_out = draw_samples(scans["val"], config.crop, [(config.seed, 1, i) for i in range(VALIDATION_SQUARES)])
 
