@@ -32,10 +32,11 @@ LEAST_PIXELS = 32 * 32
 RIVAL = 0.5
 """Share of the likeliest reduction's probability from which another is taken into account."""
 TURNS = (1.8, 1.8, 1.8, 1.8, 1.8, 1.0)
-"""How far the projections after the first go, in turns with clipping: farther than to where LR images are met, that they
-are met in fewer turns; the last does not."""
+"""How far the projections after the first go, in turns with clipping: more than 1 meets LR images in fewer turns."""
 SMALLEST = 1e-4
 """ "Exactly", in [0, 1] of gray."""
+LEAST_SLOPE = 1e-3
+"""Of what an LR pixel changes with μ, see ``settled``: below that no pixel that counts can be moved."""
 
 
 def bicubic(x: Array) -> Array:
@@ -194,12 +195,18 @@ def faithful_to(lr: Image, image: Image, history: History) -> Image:
 
 
 def settled(squares: Image, lr: Image, name: ReductionName) -> Image:
-    """The squares [N, 4, 4] that N pixels of LR come from, projected onto them and clipped in turns."""
-    by = weights(name)
-    for far in TURNS:
-        missing = lr - np.clip(by @ squares @ by, 0.0, 1.0)
-        squares = np.clip(squares + far * missing[:, None, None] * stamp(name), 0.0, 1.0)
-    return squares
+    """The nearest squares in [0, 1], of squares [N, 4, 4] in [0, 1], that reduce to N pixels of LR, if there are any.
+
+    They are x + μ·d, clipped, with d what a pixel weighs and one μ a square, which Newton's method finds.
+    """
+    d = np.outer(weights(name), weights(name))
+    found, mu = squares, np.zeros((len(lr), 1, 1), np.float32)
+    for _ in TURNS:
+        missing = (lr - np.clip((d * found).sum(axis=(1, 2)), 0.0, 1.0))[:, None, None]
+        free = np.where(missing * d > 0, found < 1, found > 0)
+        mu += missing / np.maximum((free * d**2).sum(axis=(1, 2), keepdims=True), LEAST_SLOPE)
+        found = np.clip(squares + mu * d, 0.0, 1.0)
+    return found
 
 
 def lr_error(image: Image, lr: Image, history: History) -> float:
