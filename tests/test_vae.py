@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from pipeline import detail_vae as networks
-from pipeline.detail_vae import DetailVAE, upsample_axis
+from pipeline.detail_vae import DetailVAE, upsample_by_sums
 from pipeline.images import upsample
 from pipeline.spec import BEST, PAPER
 from pipeline.vae import Decoder, Encoder, load_vae, make_vae, set_latent_scale, vae_path
@@ -143,4 +143,4 @@ def test_a_file_that_holds_another_autoencoder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 5, 9), (2, 3, 16, 8)])
 def test_upsampling_is_exported_as_products_and_sums_that_give_the_same(shape: tuple[int, ...]) -> None:
     lr = torch.rand(shape)
-    torch.testing.assert_close(upsample_axis(upsample_axis(lr, 2), 3), networks.upsample(lr), rtol=0, atol=1e-6)
+    torch.testing.assert_close(upsample_by_sums(lr), networks.upsample(lr), rtol=0, atol=1e-6)
