@@ -83,6 +83,8 @@ class Upscaled:
     """standard deviation of what noise and compression changed in the image, as found, in [0, 1]"""
     expected_error: float | None
     """mean absolute error to be expected, in [0, 1]; None where nothing tells it"""
+    pixel_mm: float | None
+    """distance of the image's pixels, in mm, as told"""
     preset: str
     seed: int
     options: request.Options
@@ -91,11 +93,15 @@ class Upscaled:
 
     def notes(self) -> list[str]:
         """What was unusual about the image, in words."""
-        found, usual = [], PRESETS[self.preset].band.usual
+        preset, found = PRESETS[self.preset], []
+        if self.pixel_mm is not None and preset.pixel_mm is not None and preset.is_strange(self.pixel_mm):
+            low, high = preset.pixel_mm
+            found.append(f"pixels of {self.pixel_mm:.3g} mm, the networks were trained on {low:g} to {high:g} mm")
         if self.noise > NOISY:
             found.append(f"noise or compression of {255 * self.noise:.1f} gray levels: not followed exactly")
         if self.degradation == OTHER:
             found.append("reduced in none of the known ways: not followed exactly")
+        usual = preset.band.usual
         if self.expected_error is not None and usual is not None and self.expected_error > usual:
             found.append(
                 f"unlike what the networks were trained on: expected error {255 * self.expected_error:.1f} gray levels"
@@ -277,6 +283,7 @@ class Client:
         output: str | None = None,
         faithful: bool | None = None,
         degradation: str | None = None,
+        pixel_mm: float | None = None,
         denoiser: str | None = None,
     ) -> Upscaled:
         """Upscale one image ×4.
@@ -297,6 +304,8 @@ class Client:
                 preset's choice.
             degradation: how the image was reduced, one of ``pipeline.spec.DEGRADATIONS``; "auto", the default: found
                 out.
+            pixel_mm: distance of the image's pixels, in mm, where it is known: where the networks were trained on
+                others, the band is wider.
             denoiser: "auto", "onnx" or "trt".
 
         Raises:
@@ -314,8 +323,9 @@ class Client:
             denoiser=denoiser,
         )
         array = allowed(request.gray_image, image)
+        size = {} if pixel_mm is None else {"pixel_mm": allowed(request.check_pixel_mm, pixel_mm)}
         preset = self.preset
-        values = {name: np.array([[value]]) for name, value in {"seed": seed, **asdict(options)}.items()}
+        values = {name: np.array([[value]]) for name, value in {"seed": seed, **size, **asdict(options)}.items()}
         banded = preset.band.scale(options.samples) is not None
         outputs = ["upscaled", "lr_error", "found", "noise", "expected_error", *(["spread"] if banded else [])]
         began = time.monotonic()
@@ -330,6 +340,7 @@ class Client:
             found["found"][0].decode(),
             float(found["noise"][0]),
             None if found["expected_error"][0] == UNKNOWN else float(found["expected_error"][0]),
+            size.get("pixel_mm"),
             preset.name,
             int(seed),
             options,

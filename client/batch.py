@@ -64,6 +64,7 @@ def provenance(source: Source, result: Upscaled) -> dict[str, str]:
             [f"preset={result.preset} seed={result.seed}"]
             + [f"{name}={value}" for name, value in asdict(result.options).items()]
             + [f"found={result.degradation} noise={255 * result.noise:.2f}"]
+            + ([] if result.pixel_mm is None else [f"pixel_mm={result.pixel_mm:.4g}"])
         ),
     }
 
@@ -106,7 +107,8 @@ def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namesp
             raise FileError(f"'{args.compare}' is {hr.shape[1]}×{hr.shape[0]}, needed is {wide}×{high} to compare")
         hr = hr[:high, :wide]
     try:
-        result = client.upscale(source.image, seed=args.seed, **options_of(args, client.preset))
+        options = options_of(args, client.preset)
+        result = client.upscale(source.image, seed=args.seed, pixel_mm=source.pixel_mm, **options)
     except BadRequest as error:
         raise BadRequest(f"'{job.path}': {error}") from error
     text = provenance(source, result)

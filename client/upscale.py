@@ -34,7 +34,18 @@ from client.terminal import on_one_line, print_anything, stop_printing
 from pipeline import request
 from pipeline.command_line import make_parser
 from pipeline.formats.source import Choice
-from pipeline.spec import DEFAULT, DEGRADATIONS, DENOISERS, MAX_SAMPLES, MAX_SEED, MAX_SIDE, PRESETS, SAMPLERS, STARTS
+from pipeline.spec import (
+    DEFAULT,
+    DEGRADATIONS,
+    DENOISERS,
+    MAX_SAMPLES,
+    MAX_SEED,
+    MAX_SIDE,
+    PIXEL_MM,
+    PRESETS,
+    SAMPLERS,
+    STARTS,
+)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -104,6 +115,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "nearest, every fourth pixel; auto finds out (default: auto)",
     )
     add(
+        "--pixel-mm",
+        type=float,
+        metavar="MM",
+        help="distance of the image's pixels; where the networks were trained on others, the band is wider (default: "
+        "what a DICOM file tells)",
+    )
+    add(
         "--denoiser", choices=DENOISERS, default="auto", help="the U-Net's runtime on the server (default: %(default)s)"
     )
     add("--compare", type=Path, metavar="HR", help="also write OUTPUT_compare.png: LR, bicubic, upscaled, this image")
@@ -164,7 +182,10 @@ def check_reading(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
             parser.error(f"argument --{name}: must be 1 or more, got {getattr(args, name)}")
     if args.window and not (all(map(math.isfinite, args.window)) and args.window[1] > 0):
         parser.error(f"argument --window: the width must be more than 0, got {args.window[0]:g} {args.window[1]:g}")
-    args.choice = Choice(tuple(args.window) if args.window else None, args.frame, args.page)
+    low, high = PIXEL_MM
+    if args.pixel_mm is not None and not low <= args.pixel_mm <= high:
+        parser.error(f"argument --pixel-mm: must be {low:g} to {high:g}, got {args.pixel_mm:g}")
+    args.choice = Choice(tuple(args.window) if args.window else None, args.frame, args.page, args.pixel_mm)
 
 
 def check_output(parser: argparse.ArgumentParser, args: argparse.Namespace, several: bool) -> None:

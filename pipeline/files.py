@@ -53,7 +53,10 @@ def read_image(path: Path | str, choice: Choice | None = None, downscale: int | 
     try:
         with _one_at_a_time:
             decoder = import_module(f"pipeline.formats.{DECODERS[kind]}")
-            source: Source = decoder.read(data, choice or Choice(), notes)
+            choice = choice or Choice()
+            source: Source = decoder.read(data, choice, notes)
+        if choice.pixel_mm is not None:
+            source = replace(source, pixel_mm=choice.pixel_mm)
         if downscale is not None:
             source = smaller(source, downscale, notes)
     except FormatError as error:
@@ -76,4 +79,4 @@ def smaller(source: Source, factor: int, notes: list[str]) -> Source:
     rows, columns = (side % factor for side in source.image.shape)
     left_out = f", {columns} columns and {rows} rows left out" if rows or columns else ""
     notes.append(f"downscaled ×{factor} to {image.shape[1]}×{image.shape[0]}, {how}{left_out}")
-    return replace(source, image=image)
+    return replace(source, image=image, pixel_mm=None if source.pixel_mm is None else factor * source.pixel_mm)

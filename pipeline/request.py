@@ -18,6 +18,7 @@ from pipeline.spec import (
     MAX_SIDE,
     MIN_SIDE,
     OUTPUTS,
+    PIXEL_MM,
     SAMPLERS,
     Output,
     Preset,
@@ -103,6 +104,19 @@ def check_seed(seed: Any) -> int:
         BadRequest: it is no integer, or out of range.
     """
     return _number("seed", seed, 0, MAX_SEED)
+
+
+def check_pixel_mm(value: Any) -> float:
+    """The distance of an image's pixels, in mm, as Python's own number.
+
+    Raises:
+        BadRequest: it is no number, or no distance of a radiograph's pixels.
+    """
+    low, high = PIXEL_MM
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        raise BadRequest(f"'pixel_mm' is {_shown(value)}, allowed are {low:g} to {high:g} mm from pixel to pixel")
+    return float(value)
 
 
 def check_seconds(name: str, value: Any, *, zero: bool) -> float:

@@ -59,6 +59,9 @@ MAX_SAMPLES = 16
 NOISY = 1.5 / 255
 """Standard deviation, in [0, 1], of what noise and compression changed in an image from which it is called noisy."""
 
+PIXEL_MM = (0.01, 50.0)
+"""Distances of an LR image's pixels that are believed, in mm."""
+
 UNKNOWN = -1.0
 """The spread of a single sample, where it has no scatter, and an error that is not expected; JSON has no NaN."""
 
@@ -242,6 +245,8 @@ class Band:
     """Mean absolute error of an image over its mean doubt; None: scatter does not tell it."""
     noisy: float = 1.0
     """Factor on doubt where noise or compression changed more than ``NOISY`` of an image."""
+    strange: float = 1.0
+    """Factor on doubt where an image's pixels are told to be of another size than those trained on."""
     usual: float | None = None
     """Expected error, in [0, 1] of gray, that 99 of 100 images as trained on are below."""
 
@@ -286,7 +291,15 @@ class Preset:
     """Those of them that have a second file, ``INT8_FILE``, with convolutions in INT8, which passes the gate too."""
     faithful: bool = False
     """Whether results are made to reduce to the LR image unless a request says otherwise."""
+    pixel_mm: tuple[float, float] | None = None
+    """Least and greatest distance of pixels, in mm, in the LR images trained on; None: not stated."""
     reported: tuple[Reported, ...] = ()
+
+    def is_strange(self, pixel_mm: float | None) -> bool:
+        """Whether pixels of that size, where it is told, are none that the networks were trained on."""
+        if pixel_mm is None or self.pixel_mm is None:
+            return False
+        return not self.pixel_mm[0] <= pixel_mm <= self.pixel_mm[1]
 
     def openvino_file(self, model: str) -> str:
         """The file in a model's version folder that OpenVINO runs."""
@@ -332,6 +345,8 @@ BEST = Preset(
     alone=("unet_onnx",),
     int8=("vae_decoder", "superres_onnx"),
     faithful=True,
+    # chests of 340 to 430 mm, 64 to 256 pixels wide
+    pixel_mm=(1.3, 7.0),
 )
 
 PRESETS = {preset.name: preset for preset in (BEST, PAPER)}
@@ -442,6 +457,7 @@ def superres_model(preset: Preset) -> Model:
             Tensor("output", "STRING", (1,), optional=True),
             Tensor("faithful", "BOOL", (1,), optional=True),
             Tensor("degradation", "STRING", (1,), optional=True),
+            Tensor("pixel_mm", "FP32", (1,), optional=True, range=PIXEL_MM),
             Tensor("denoiser", "STRING", (1,), optional=True),
         ),
         outputs=(

@@ -263,14 +263,15 @@ class Samples:
         return scatter(self.images) if len(self.images) > 1 else None
 
 
-def combine(samples: Samples, image: Image, preset: Preset, output: Output) -> Result:
+def combine(samples: Samples, image: Image, preset: Preset, output: Output, pixel_mm: float | None = None) -> Result:
     """The samples of one image ⇒ its result: the first or their mean, with the calibrated spread."""
     images, band = samples.images, preset.band
-    noisy = np.float32(band.noisy if samples.history.noise > NOISY else 1.0)
+    noisy, strange = samples.history.noise > NOISY, preset.is_strange(pixel_mm)
+    wider = np.float32((band.noisy if noisy else 1.0) * (band.strange if strange else 1.0))
     upscaled = images[0] if output == "sample" else np.mean(images, axis=0)
     doubt, scale = samples.doubt(), band.scale(len(images))
-    spread = None if doubt is None or scale is None else np.float32(scale) * noisy * doubt
-    expected = None if samples.told is None or band.error is None else band.error * float(noisy * samples.told.mean())
+    spread = None if doubt is None or scale is None else np.float32(scale) * wider * doubt
+    expected = None if samples.told is None or band.error is None else band.error * float(wider * samples.told.mean())
     return Result(upscaled, spread, lr_error(upscaled, image, samples.history), samples.history, expected)
 
 
@@ -319,6 +320,7 @@ def upscale(
     output: Output = "sample",
     faithful: bool | None = None,
     degradation: str = "auto",
+    pixel_mm: Sequence[float | None] | None = None,
 ) -> list[Result]:
     """Upscale images of one shape together.
 
@@ -331,7 +333,9 @@ def upscale(
         output: "sample", the first, or "mean".
         faithful: whether results are made to reduce to the images; None: the preset's choice.
         degradation: how the images were reduced, one of ``DEGRADATIONS``.
+        pixel_mm: the distance of each image's pixels, in mm, where it is known.
     """
     faithful = preset.faithful if faithful is None else faithful
     all_samples = draw_samples(images, seeds, generate, preset, samples, faithful, degradation)
-    return [combine(of_one, image, preset, output) for of_one, image in zip(all_samples, images, strict=True)]
+    sizes = [None] * len(images) if pixel_mm is None else pixel_mm
+    return [combine(of_one, i, preset, output, mm) for of_one, i, mm in zip(all_samples, images, sizes, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ BASE = "1.2.840.10008.1.2.4"
 def read(data: bytes, choice: Choice | None = None) -> Source:
     notes: list[str] = []
     source = dicom.read(data, choice or Choice(), notes)
-    return Source(source.image, source.bits, tuple(notes))
+    return replace(source, notes=tuple(notes))
 
 
 def test_the_real_radiograph() -> None:
@@ -353,3 +354,25 @@ def test_a_gray_palette_is_gray_and_another_luminance(bits: int) -> None:
 def test_what_cannot_be_read(tags: dict[str, object], message: str) -> None:
     with pytest.raises(FormatError, match=message):
         read(to_bytes(make_dataset(RAMP, 12), **tags))
+
+
+@pytest.mark.parametrize(
+    ("tags", "mm"),
+    [
+        ({}, None),
+        ({"PixelSpacing": [0.5, 0.5]}, 0.5),
+        ({"PixelSpacing": [0.4, 0.9]}, 0.6),
+        ({"ImagerPixelSpacing": [0.14, 0.14]}, 0.14),
+        ({"ImagerPixelSpacing": [0.15, 0.15], "EstimatedRadiographicMagnificationFactor": 1.5}, 0.1),
+        ({"ImagerPixelSpacing": [0.14, 0.14], "PixelSpacing": [0.12, 0.12]}, 0.12),
+    ],
+)
+def test_the_size_of_pixels_in_the_patient(tags: dict[str, object], mm: float | None) -> None:
+    assert read(to_bytes(make_dataset(RAMP, 12), **tags)).pixel_mm == (None if mm is None else pytest.approx(mm))
+
+
+@pytest.mark.parametrize("spacing", [[0, 0], [-1, 1], [1000, 1000]])
+def test_an_absurd_size_of_pixels_is_ignored(spacing: list[float]) -> None:
+    source = read(to_bytes(make_dataset(RAMP, 12), PixelSpacing=spacing))
+    assert source.pixel_mm is None
+    assert any("mm: ignored" in note for note in source.notes)

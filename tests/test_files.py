@@ -76,6 +76,8 @@ def test_by_4_it_is_made_smaller_as_the_paper_does(tmp_path: Path) -> None:
     source = read_image(tmp_path / "a.png", downscale=4)
     np.testing.assert_allclose(source.image, downscale(image).clip(0, 1), atol=1e-6)
     assert source.notes == ("downscaled ×4 to 16×12, cubic",)
+    assert source.pixel_mm is None
+    assert read_image(tmp_path / "a.png", Choice(pixel_mm=0.15), downscale=4).pixel_mm == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("factor", [2, 3, 5, 8])

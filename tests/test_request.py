@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.request import BadRequest, Options, check_image, check_seconds, check_seed, gray_image
+from pipeline.request import BadRequest, Options, check_image, check_pixel_mm, check_seconds, check_seed, gray_image
 from pipeline.spec import BEST, MAX_SEED, PAPER
 
 
@@ -23,6 +23,16 @@ def test_defaults_are_the_presets() -> None:
     )
     papers_way = Options.of(PAPER, sampler="ddpm", start="noise")
     assert (papers_way.steps, papers_way.sampler, papers_way.start) == (300, "ddpm", "noise")
+
+
+@pytest.mark.parametrize("value", [0, -0.1, 50.1, np.nan, np.inf, True, "1", None, [1.0]])
+def test_a_size_that_pixels_cannot_have(value: Any) -> None:
+    with pytest.raises(BadRequest, match="'pixel_mm' is .*, allowed are 0.01 to 50 mm from pixel to pixel"):
+        check_pixel_mm(value)
+
+
+def test_a_size_that_pixels_can_have() -> None:
+    assert [check_pixel_mm(mm) for mm in (0.01, np.float32(0.5), 50)] == [0.01, 0.5, 50.0]
 
 
 def test_equal_options_group_together() -> None:

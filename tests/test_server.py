@@ -41,7 +41,7 @@ def tensor(name: str, array: NDArray[Any]) -> triton.InferInput:
     return result
 
 
-DTYPES = {"seed": np.int64, "steps": np.int32, "samples": np.int32, "faithful": np.bool_}
+DTYPES = {"seed": np.int64, "steps": np.int32, "samples": np.int32, "faithful": np.bool_, "pixel_mm": np.float32}
 """Of options that are no strings."""
 
 
@@ -124,6 +124,19 @@ def test_the_reduction_is_found_or_told_and_noise_is_seen(client: triton.Inferen
     assert np.abs(reduce(told["upscaled"][0], "lanczos") - images[0]).max() < 1 / 255
     noisy = images + 8 / 255 * np.random.default_rng(0).standard_normal(images.shape, dtype=np.float32)
     assert answer(client, noisy)["noise"][0, 0] > 4 / 255 > answer(client, images)["noise"][0, 0]
+
+
+def test_pixels_of_a_size_not_trained_on_widen_the_band(client: triton.InferenceServerClient) -> None:
+    images = smooth_images(32, 32)
+    usual, strange = (answer(client, images, pixel_mm=[mm]) for mm in (3.0, 20.0))
+    np.testing.assert_array_equal(usual["upscaled"], strange["upscaled"])
+    np.testing.assert_allclose(strange["spread"], DEFAULT.band.strange * usual["spread"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("mm", [0.0, -1.0, 1e6, np.nan])
+def test_a_size_that_pixels_cannot_have_is_refused(client: triton.InferenceServerClient, mm: float) -> None:
+    with pytest.raises(InferenceServerException, match="'pixel_mm' is .*, allowed are 0.01 to 50 mm from pixel"):
+        request(client, smooth_images(16, 16), pixel_mm=[mm])
 
 
 def test_what_the_reduction_cannot_be_is_refused(client: triton.InferenceServerClient) -> None:

@@ -196,6 +196,18 @@ def test_scatter_is_the_deviation_around_a_pixel_and_never_zero(rng: np.random.G
     assert 0 < scatter([drawn[0]] * 2).max() < 0.5 / 255
 
 
+def test_the_band_is_wider_where_pixels_are_of_a_size_not_trained_on() -> None:
+    preset = replace(BEST, band=replace(BEST.band, strange=2.0), pixel_mm=(1.3, 7.0))
+    sizes = (None, 1.3, 7.0, 0.2, 20.0)
+    found = upscale([IMAGE] * 5, [3] * 5, telling(history(0)), preset, pixel_mm=sizes)
+    usual = found[0].spread, found[0].expected_error
+    assert usual[0] is not None and usual[1] is not None
+    for result, wider in zip(found, (1, 1, 1, 2, 2), strict=True):
+        assert result.spread is not None
+        np.testing.assert_allclose(result.spread, wider * usual[0], rtol=1e-5)
+        assert result.expected_error == pytest.approx(wider * usual[1])
+
+
 def test_faithful_results_reduce_to_the_image() -> None:
     for options in ({}, {"samples": 4, "output": "mean"}):
         (result,) = upscale([IMAGE], [0], noisy(0.05), BEST, **options)  # type: ignore[arg-type]

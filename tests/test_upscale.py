@@ -235,6 +235,17 @@ def test_how_an_image_was_reduced_may_be_told_and_is_kept_with_the_result(at: li
         assert "found=lanczos" in upscaled.text["Parameters"]
 
 
+def test_pixels_of_a_size_not_trained_on_are_noted(
+    at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = picture(tmp_path / "a.png")
+    assert main([str(image), "--pixel-mm", "0.14", *at]) == 0
+    assert "pixels of 0.14 mm, the networks were trained on" in capsys.readouterr().out
+    with PILImage.open(tmp_path / "a_x4.png") as upscaled:
+        assert "pixel_mm=0.14" in upscaled.text["Parameters"]
+        assert "pixels of 0.14 mm" in upscaled.text["Notes"]
+
+
 def test_what_was_unusual_is_printed_and_kept(
     at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -508,6 +519,8 @@ def test_empty_folder(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--samples", "17"], "'samples' is 17, allowed are 1 to 16"),
         (["--samples", "1", "--mean"], "'output' is 'mean', which needs 'samples' of 2 or more"),
         (["--degradation", "blur"], "--degradation: invalid choice: 'blur' (choose from"),
+        (["--pixel-mm", "0"], "--pixel-mm: must be 0.01 to 50, got 0"),
+        (["--pixel-mm", "nan"], "--pixel-mm: must be 0.01 to 50, got nan"),
         (["--samples", "3"], "--samples: goes with --mean or --uncertainty"),
         (["--uncertainty", "u.jpg"], "--uncertainty: 'u.jpg', needed is a name that ends in .png"),
         (["--uncertainty", "u.png", "another.png"], "--uncertainty: goes with one image"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import warnings
 from typing import Any
 
@@ -15,7 +16,7 @@ from pydicom.pixels import pixel_array
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from pipeline.formats import dicom_codecs
-from pipeline.formats.dicom_display import Mask, first_number, from_palette, to_gray
+from pipeline.formats.dicom_display import Mask, first_number, from_palette, numbers, places, to_gray
 from pipeline.formats.source import (
     Choice,
     FormatError,
@@ -26,6 +27,7 @@ from pipeline.formats.source import (
     luminance,
     not_finite,
 )
+from pipeline.spec import PIXEL_MM
 
 PIXELS = {"PixelData": "", "FloatPixelData": "Float", "DoubleFloatPixelData": "DoubleFloat"}
 """What may hold the pixels ⇒ what its padding values' names begin with."""
@@ -72,17 +74,39 @@ def _read(data: bytes, choice: Choice, notes: list[str]) -> Source:
     frame = choose_one("frame", choice.frame, frames, notes)
     bits = 8 if dataset.get("BitsStored", 16) <= 8 else 16
     stored, uncut = stored_values(dataset, keyword, frame, notes)
+    size = pixel_mm(dataset, frame, notes)
     if kind in COLOUR:
         gray = luminance(stored, notes) / (2**dataset.BitsStored - 1)
-        return Source(gray.clip(0, 1).astype(np.float32), bits)
+        return Source(gray.clip(0, 1).astype(np.float32), bits, pixel_mm=size)
     if kind == PALETTE:
-        return Source(from_palette(stored, dataset, notes), bits)
+        return Source(from_palette(stored, dataset, notes), bits, pixel_mm=size)
     padding = find_padding(stored, uncut, dataset, keyword, notes)
     if stored.dtype.kind == "f":
         outside = not_finite(stored, notes)
         stored, padding = np.where(outside, 0, stored), outside if padding is None else outside | padding
         bits = 16
-    return Source(to_gray(stored, padding, dataset, frame, choice.window, notes), bits)
+    return Source(to_gray(stored, padding, dataset, frame, choice.window, notes), bits, pixel_mm=size)
+
+
+def pixel_mm(dataset: Dataset, frame: int, notes: list[str]) -> float | None:
+    """The distance of the pixels in the patient, in mm; None where the file tells none that can be believed.
+
+    PixelSpacing is that, or else the detector's own, which projection has enlarged (PS3.3 10.7.1.3).
+    """
+    measures = places(dataset, frame, "PixelMeasuresSequence")
+    found = next(filter(None, (numbers(place, "PixelSpacing", notes) for place in measures)), [])
+    enlarged = 1.0
+    if not found:
+        found = numbers(dataset, "ImagerPixelSpacing", notes)
+        enlarged = first_number(dataset, "EstimatedRadiographicMagnificationFactor", notes) or 1.0
+    if not found:
+        return None
+    sizes = [(mm or 0.0) / enlarged for mm in found]
+    low, high = PIXEL_MM
+    if not all(low <= mm <= high for mm in sizes):
+        notes.append(f"pixels of {'×'.join(f'{mm:g}' for mm in sizes)} mm: ignored")
+        return None
+    return math.prod(sizes) ** (1 / len(sizes))
 
 
 def _class_of(dataset: Dataset) -> str:

@@ -35,6 +35,8 @@ class Choice:
     """of DICOM, from 1"""
     page: int | None = None
     """of TIFF and .npy, from 1"""
+    pixel_mm: float | None = None
+    """distance of the file's pixels, in mm"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Source:
     """8 or 16: the depth in which the result should be written"""
     notes: tuple[str, ...] = ()
     """what was decided or changed in reading, for the user"""
+    pixel_mm: float | None = None
+    """distance of the pixels, in mm, where it is known"""
 
 
 CHOSEN = {"window": "DICOM", "frame": "DICOM", "page": "TIFF or .npy"}

@@ -20,11 +20,11 @@ import triton_python_backend_utils as pb_utils
 
 from pipeline.backends.batches import given
 from pipeline.backends.failures import Failures, Unavailable
-from pipeline.request import STOPPING, BadRequest, Options, check_image, check_seed, is_not_serving
+from pipeline.request import STOPPING, BadRequest, Options, check_image, check_pixel_mm, check_seed, is_not_serving
 from pipeline.spec import OTHER, PRESETS, UNKNOWN, Model, Preset, onnx_models, plan_models
 from pipeline.superres import Array, Networks, Result, generator, networks_of, upscale
 
-OPTIONS = ("seed", "steps", "sampler", "start", "samples", "output", "faithful", "degradation", "denoiser")
+OPTIONS = ("steps", "sampler", "start", "samples", "output", "faithful", "degradation", "denoiser")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Job:
     row: int
     image: Array
     seed: int
+    pixel_mm: float | None
     options: Options
 
 
@@ -158,16 +159,18 @@ class TritonPythonModel:
             output=options.output,
             faithful=options.faithful,
             degradation=options.degradation,
+            pixel_mm=[job.pixel_mm for job in jobs],
         )
 
     def _decode(self, index: int, request: Any) -> list[Job]:
         images = given(request, "image").as_numpy()
         check_image(images)
-        seeds, *options = (values(request, n, len(images)) for n in OPTIONS)
+        seeds, sizes, *options = (values(request, n, len(images)) for n in ("seed", "pixel_mm", *OPTIONS))
         jobs = []
-        for row, (image, seed, *chosen) in enumerate(zip(images, seeds, *options, strict=True)):
+        for row, (image, seed, mm, *chosen) in enumerate(zip(images, seeds, sizes, *options, strict=True)):
             check_seed(seed or 0)
-            jobs.append(Job(index, row, image, seed or 0, Options.of(self.preset, *chosen)))
+            pixel_mm = None if mm is None else check_pixel_mm(mm)
+            jobs.append(Job(index, row, image, seed or 0, pixel_mm, Options.of(self.preset, *chosen)))
         plan = plan_models(self.preset).denoiser
         if any(job.options.denoiser == "trt" for job in jobs) and not is_ready(plan):
             raise BadRequest(
