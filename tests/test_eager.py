@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from pipeline import eager
-from pipeline.images import psnr
+from pipeline.images import from_integers, psnr, upsample
 from pipeline.onnx_networks import onnx_networks
 from pipeline.spec import BEST, DEFAULT, PAPER
 from pipeline.superres import generator, upscale
+from train.degrade import ROWS, Gray, degrade
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +44,37 @@ def test_the_shipped_onnx_files_are_the_shipped_weights(pipeline: eager.Eager, s
     (served,) = upscale([image], [3], generator(networks, DEFAULT, **options), DEFAULT)
     (reference,) = upscale([image], [3], pipeline.generator(**options), DEFAULT)
     assert psnr(served.upscaled, reference.upscaled) > 50
+
+
+def flat(_rng: np.random.Generator) -> Gray:
+    return np.full((512, 512), 235, np.uint8)
+
+
+def handwriting(rng: np.random.Generator) -> Gray:
+    page = np.full((512, 512), 240, np.uint8)
+    for line in range(40, 512, 45):
+        points = np.cumsum(np.stack([rng.uniform(3, 9, 70), rng.normal(0, 7, 70)], axis=1), axis=0)
+        points[:, 1] = line + 12 * np.sin(points[:, 0] / 7) + rng.normal(0, 3, 70)
+        cv2.polylines(page, [points.astype(np.int32)], False, 40, 2, cv2.LINE_AA)
+    return page
+
+
+def chessboard(_rng: np.random.Generator) -> Gray:
+    y, x = np.mgrid[:512, :512] // 7
+    return np.where((x + y) % 2, 255, 0).astype(np.uint8)
+
+
+@pytest.mark.parametrize("page", [flat, handwriting, chessboard])
+@pytest.mark.parametrize("degradation", ["cubic", "area"])
+def test_what_is_no_radiograph_is_not_below_bicubic_or_it_is_told(
+    pipeline: eager.Eager, page: Callable[[np.random.Generator], Gray], degradation: str, rng: np.random.Generator
+) -> None:
+    lr, hr = (from_integers(image) for image in degrade(page(rng), ROWS[degradation], rng))
+    (result,) = upscale([lr], [0], pipeline.generator(), DEFAULT)
+    ours, bicubic = (psnr(image, hr) for image in (result.upscaled, upsample(lr)))
+    expected, usual = result.expected_error, DEFAULT.band.usual
+    assert expected is not None and usual is not None
+    assert ours > bicubic - 0.3 or expected > usual or result.history.reduction is None
 
 
 def test_another_presets_onnx_files_are_refused() -> None:

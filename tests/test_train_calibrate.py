@@ -112,7 +112,8 @@ def test_what_is_observed_is_what_the_pipeline_draws(data: Path) -> None:
 def test_command(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrate.main(["--data", str(data), "--limit", "1", "--degradation", "cubic", "area"]) == 0
     text = capsys.readouterr().out
-    assert "1 images of 1 patients, split val; preset best" in text
+    assert "1 images of 1 patients, 256 pixels, split val; preset best" in text
+    assert "\n| 256, area | 1 |" in text
     assert "fitted to these images: Band(scales=((1, " in text
     assert calibrate.main(["--data", str(data), "--weights", "nowhere"]) == 1
     assert capsys.readouterr().err.startswith("error: cannot read 'nowhere/vae.safetensors'")

@@ -73,6 +73,8 @@ def test_run_on_the_command_line() -> None:
     assert parse_run("ddim:4:noise:mean16:free") == Run("ddim", 4, "noise", 16, "mean", False)
     assert str(parse_run("ddim:1:noise:mean2:free")) == "DDIM, 1 step, from pure noise, mean of 2, not projected"
     assert parse_run("ddim:4:noise:faithful").faithful
+    assert parse_run("ddim:1:noise:area").degradation == "area"
+    assert str(parse_run("ddim:1:noise:area")) == "DDIM, 1 step, from pure noise, told area"
     assert parse_runtimes("torch,onnx") == ("torch", "onnx")
 
 

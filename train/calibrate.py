@@ -2,7 +2,7 @@
 
 python -m train.calibrate --data data/nih
 python -m train.calibrate --data data/nih --split test --degradation cubic area jpeg50 noise5
-python -m train.calibrate --data data/nih-large --split all --hr-size 512 --limit 24
+python -m train.calibrate --data data/nih --limit 24 --hr-size 256 512
 python -m train.calibrate --data data/iu --split all --limit 64 --preset paper
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,30 +148,35 @@ def report(rows: Mapping[str, Scatter], band: Band) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m train.calibrate")
     add_choice(parser, split="val")
-    add_degradations(parser, default=list(ROWS))
+    add_degradations(parser, default=list(ROWS), several=True)
     parser.add_argument("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
     parser.add_argument("--weights", type=Path, help="default: weights/PRESET")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
     args: argparse.Namespace = parser.parse_args(argv)
     try:
         preset = PRESETS[args.preset]
-        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares, args.hr_size)
+        index = read_index(args.index)
+        chosen = [choose(args.data, args.split, args.limit, index, args.shares, size) for size in args.hr_size]
         weights = args.weights or Path("weights") / preset.name
         system = eager.load(weights, preset, device=choose_device(args.device))
         told = preset.vae.sees_lr
-        rows = {}
+        rows: dict[str, Scatter] = {}
         # other presets take every image for the protocol's
-        for name in args.degradation if told else [PROTOCOL]:
-            rows[name] = scatter(degraded(pairs, name), system, COUNTS if name == PROTOCOL else (1,))
+        for (pairs, _), name in product(chosen, args.degradation if told else [PROTOCOL]):
+            counts = COUNTS if pairs is chosen[0][0] and name == PROTOCOL else (1,)
+            rows[f"{pairs.data.hr_size}, {name}"] = scatter(degraded(pairs, name), system, counts)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}; preset {preset.name}\n")
+    for pairs, patients in chosen:
+        of = f"{len(pairs)} images of {len(set(patients))} patients"
+        print(f"{of}, {pairs.data.hr_size} pixels, split {args.split}; preset {preset.name}")
+    print()
     print(report(rows, preset.band))
-    if PROTOCOL in rows:
+    if PROTOCOL in args.degradation:
         print(f"\nfitted to these images: {fit(rows, told)}")
     if told:
         every = [o for found in rows.values() for o in found[1]]

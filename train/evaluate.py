@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,8 +137,8 @@ def add_choice(parser: argparse.ArgumentParser, split: str = "test") -> None:
     add("--limit", type=int, help="only so many images, evenly spread")
 
 
-def add_degradations(parser: argparse.ArgumentParser, default: list[str]) -> None:
-    """Add the options that say how LR images are made, and of what size."""
+def add_degradations(parser: argparse.ArgumentParser, default: list[str], several: bool = False) -> None:
+    """Add the options that say how LR images are made, and of what size, or of which sizes."""
     parser.add_argument(
         "--degradation",
         nargs="+",
@@ -146,8 +147,9 @@ def add_degradations(parser: argparse.ArgumentParser, default: list[str]) -> Non
         metavar="NAME",
         help=f"how LR images come from HR, of {', '.join(ROWS)} (default: {', '.join(default)})",
     )
+    number: dict[str, Any] = {"nargs": "+", "default": [HR_SIZE]} if several else {"default": HR_SIZE}
     parser.add_argument(
-        "--hr-size", type=int, default=HR_SIZE, metavar="N", help="side of the HR images (default: %(default)s)"
+        "--hr-size", type=int, metavar="N", help=f"side of the HR images (default: {HR_SIZE})", **number
     )
 
 
@@ -174,7 +176,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=parse_run,
         nargs="+",
         metavar="SAMPLER:STEPS:START",
-        help="such as ddim:4:noise, ddim:4:noise:mean16, or :free, :faithful (default: the preset's)",
+        help="such as ddim:4:noise, ddim:4:noise:mean16, or :free, :faithful, or :area, which is told of LR images "
+        "(default: the preset's)",
     )
     add("--lpips", nargs="+", choices=NETS, default=NETS, help="backbones (default: both; VGG is slow)")
     add("--device", choices=DEVICES, default="auto", help="of PyTorch; auto takes a GPU where there is one")

@@ -18,7 +18,7 @@ from pipeline.images import Image, to_network, upsample
 from pipeline.onnx_networks import onnx_networks
 from pipeline.request import BadRequest, Options
 from pipeline.sampler import Seed
-from pipeline.spec import Output, Preset, SamplerName, Start
+from pipeline.spec import REDUCTIONS, Output, Preset, SamplerName, Start
 from pipeline.superres import Array, Drawn, Generate, as_drawn, generator, upscale
 
 RUNTIMES = {"bicubic": "bicubic", "torch": "PyTorch", "onnx": "ONNX", "server": "Triton", "trt": "TensorRT"}
@@ -39,6 +39,7 @@ class Run:
     samples: int = 1
     output: Output = "sample"
     faithful: bool | None = None
+    degradation: str = "auto"
 
     def __str__(self) -> str:
         start = "pure noise" if self.start == "noise" else "the LR latent"
@@ -48,6 +49,8 @@ class Run:
             parts.append(f"mean of {self.samples}")
         if self.faithful is not None:
             parts.append("faithful" if self.faithful else "not projected")
+        if self.degradation != "auto":
+            parts.append(f"told {self.degradation}")
         return ", ".join(parts)
 
 
@@ -62,9 +65,10 @@ def name_of(runtime: str, run: Run) -> str:
 
 
 def parse_run(text: str) -> Run:
-    """``SAMPLER:STEPS:START``, such as ``ddim:50:lr``, and then any of ``meanN``, ``faithful`` and ``free``."""
+    """``SAMPLER:STEPS:START``, as ``ddim:50:lr``, then any of ``meanN``, ``faithful``, ``free`` and a reduction."""
     refused = argparse.ArgumentTypeError(
-        f"'{text}', needed is ddpm|ddim:STEPS:noise|lr, such as ddim:4:noise, and then any of :mean16, :faithful, :free"
+        f"'{text}', needed is ddpm|ddim:STEPS:noise|lr, such as ddim:4:noise, and then any of :mean16, :faithful, "
+        f":free, or what is told of LR images, :{', :'.join(REDUCTIONS)}"
     )
     sampler, steps, start, *more = [*text.split(":"), "", "", ""][: max(3, text.count(":") + 1)]
     if sampler not in ("ddpm", "ddim") or start not in ("noise", "lr") or not steps.isdecimal():
@@ -73,6 +77,8 @@ def parse_run(text: str) -> Run:
     for word in more:
         if word in ("faithful", "free"):
             options["faithful"] = word == "faithful"
+        elif word in REDUCTIONS:
+            options["degradation"] = word
         elif word.startswith("mean") and word[4:].isdecimal():
             options |= {"samples": int(word[4:]), "output": "mean"}
         else:
