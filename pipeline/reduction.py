@@ -27,6 +27,8 @@ TRUSTED = 1.0 * LEVEL
 """Standard deviation of what an LR image may be off below which results reduce to it exactly."""
 EXPECTED = 1.5 * LEVEL
 """Standard deviation of what the networks' images, reduced, are off."""
+FARTHEST = 3.0
+"""Standard deviations of what an LR image may be off that a result may be off from it."""
 LEAST_PIXELS = 32 * 32
 """Of an LR image that tells how it was made."""
 RIVAL = 0.5
@@ -161,8 +163,8 @@ def faithful_to(lr: Image, image: Image, history: History) -> Image:
 
     x + w·D⁺(lr - D·x·Dᵀ)D⁺ᵀ is, with w = 1, the nearest image that reduces to ``lr``. Where noise or compression made
     ``lr`` itself wrong, or its reduction is not known for sure, w is Wiener's: the variance of what the networks get
-    wrong over that and ``doubt_of``. Clipping moves the image a little off again, so the two take turns. Where ``lr``
-    is 0 or 1, D·x·Dᵀ may lie beyond, as LR images are clipped.
+    wrong over that and ``doubt_of``; but no pixel is left farther off than doubt makes likely. Clipping moves the image
+    a little off again, so the two take turns. Where ``lr`` is 0 or 1, D·x·Dᵀ may lie beyond, as LR images are clipped.
 
     Args:
         lr: float32 [H, W] in [0, 1].
@@ -176,8 +178,9 @@ def faithful_to(lr: Image, image: Image, history: History) -> Image:
     missing = lr - np.clip(reduced, 0.0, 1.0)
     doubt = doubt_of(image, reduced, history)
     if doubt >= TRUSTED:
-        weight = np.float32(EXPECTED**2 / (EXPECTED**2 + doubt**2))
-        return np.clip(image + weight * enlarge(missing, name), 0.0, 1.0)
+        left = missing * np.float32(doubt**2 / (EXPECTED**2 + doubt**2))
+        missing -= left.clip(-FARTHEST * doubt, FARTHEST * doubt)
+        return np.clip(image + enlarge(missing, name), 0.0, 1.0)
     image = np.clip(image + enlarge(missing, name), 0.0, 1.0)
     for far in TURNS:
         missing = lr - np.clip(reduce(image, name), 0.0, 1.0)

@@ -102,6 +102,14 @@ def test_the_noisier_the_lr_image_the_less_it_is_followed(rng: np.random.Generat
     assert errors[-1] > 0.95 * np.abs(lr - 0.5).max()
 
 
+@pytest.mark.parametrize("name", ["area", "lanczos"])
+def test_what_noise_cannot_have_changed_is_followed(name: ReductionName) -> None:
+    lr = np.full((16, 16), 0.5, np.float32)
+    lr[8, 8] = 0.9
+    found = faithful_to(lr, np.full((64, 64), 0.5, np.float32), History(name, 5 * LEVEL))
+    assert lr_error(found, lr, History(name)) < 3.1 * 5 * LEVEL
+
+
 def test_a_reduction_that_may_be_another_is_followed_less(rng: np.random.Generator) -> None:
     image = rng.random((64, 64), dtype=np.float32)
     lr = np.clip(reduce(image, "area") + 0.05, 0, 1)
