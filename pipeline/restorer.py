@@ -14,12 +14,25 @@ from pipeline.blocks import Residual, conv3
 from pipeline.spec import HISTORY, RestorerSpec
 
 GAIN = 8.0
-LEAST_VARIANCE = 1e-6
-"""Of features: below that they are flat."""
+SQUARE = 8
+"""Side of the squares whose frequencies tell an image's history, in pixels."""
+STRIDE = 2
+LEAST_POWER = 0.02
+"""Added to the power of a frequency, in gray levels squared: below that, rounding hides what there is."""
+
+
+def cosines() -> Tensor:
+    """The discrete cosine transform (type II) of a square, under a sine window: [SQUARE², 1, SQUARE, SQUARE]."""
+    x = torch.arange(SQUARE) + 0.5
+    waves = torch.cos(torch.pi / SQUARE * x * torch.arange(SQUARE)[:, None]) * torch.sin(torch.pi / SQUARE * x)
+    waves = waves / waves.norm(dim=1, keepdim=True)
+    return torch.einsum("ai,bj->abij", waves, waves).flatten(0, 1)[:, None]
 
 
 class Restorer(nn.Module):
     """LR image ⇒ (restored LR image, history); no normalisation, so that any size is treated alike."""
+
+    cosines: Tensor
 
     def __init__(self, spec: RestorerSpec) -> None:
         super().__init__()
@@ -28,8 +41,15 @@ class Restorer(nn.Module):
         self.stem = conv3(2 * folded, w)
         self.blocks = nn.Sequential(*(Residual(w) for _ in range(spec.blocks)))
         self.out = conv3(w, folded)
-        self.look = nn.Sequential(conv3(2 * folded, w), nn.SiLU(), conv3(w, w))
-        self.head = nn.Sequential(nn.Linear(2 * w, w), nn.SiLU(), nn.Linear(w, HISTORY))
+        told, hidden = 2 * SQUARE**2, spec.hidden
+        self.head = nn.Sequential(
+            nn.Linear(told, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden // 2),
+            nn.SiLU(),
+            nn.Linear(hidden // 2, HISTORY),
+        )
+        self.register_buffer("cosines", cosines(), persistent=False)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 # PyTorch's own are too small for a network without normalisation to learn fast
@@ -49,15 +69,26 @@ class Restorer(nn.Module):
             logits of every one of ``REDUCTIONS`` and of "another", and the logarithm of the standard deviation, in
             gray levels of 255, of what noise and compression changed.
         """
-        # noise and edges are small against gray values: brought to their size
-        detail = GAIN * (lr - F.avg_pool2d(F.pad(lr, (2, 2, 2, 2), mode="replicate"), 5, stride=1))
+        detail = detail_of(lr)
         squares = F.pixel_unshuffle(torch.cat([lr, detail], dim=1), self.spec.fold)
         features = self.blocks(self.stem(squares))
         restored: Tensor = lr + F.pixel_shuffle(self.out(features), self.spec.fold).float() / GAIN
-        # on its own: what tells noise from texture is what the blocks take away
-        found = self.look(squares).float()
-        moments = torch.cat([found.mean(dim=(2, 3)), (found.var(dim=(2, 3)) + LEAST_VARIANCE).log()], dim=1)
-        return restored, self.head(moments).float()
+        return restored, self.history(detail)
+
+    def history(self, detail: Tensor) -> Tensor:
+        """What ``forward`` tells of the history, of ``detail_of`` LR images.
+
+        How strong each frequency is tells how far a reduction let it through, and what noise and rounding added: the
+        mean of its power over the image, and that of the power's logarithm, which a few edges do not govern.
+        """
+        power = F.conv2d(127.5 / GAIN * detail, self.cosines, stride=STRIDE).square() + LEAST_POWER
+        found = torch.cat([power.mean(dim=(2, 3)).log(), power.log().mean(dim=(2, 3))], dim=1)
+        return self.head(found / 2).float()
+
+
+def detail_of(lr: Tensor) -> Tensor:
+    """LR images less their local mean, times GAIN: noise and edges, which are small against gray values."""
+    return GAIN * (lr - F.avg_pool2d(F.pad(lr, (2, 2, 2, 2), mode="replicate"), 5, stride=1))
 
 
 def told(history: Tensor) -> Tensor:

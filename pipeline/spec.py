@@ -152,6 +152,8 @@ class RestorerSpec:
     blocks: int = 4
     fold: int = 2
     """It works on squares of so many pixels each way."""
+    hidden: int = 128
+    """Width of what tells the history."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.restorer import Restorer, told
+from pipeline.restorer import SQUARE, STRIDE, Restorer, cosines, told
 from pipeline.spec import HISTORY, RestorerSpec
 
 
@@ -28,6 +28,13 @@ def test_an_image_is_restored_alike_alone_and_in_a_batch() -> None:
     torch.testing.assert_close(together[0][1:2], alone[0])
     torch.testing.assert_close(together[1][1:2], alone[1])
     assert not torch.allclose(together[0], lr)
+
+
+def test_white_noise_is_as_strong_in_every_frequency() -> None:
+    noise = 5 * torch.randn(1, 1, 256, 256, generator=torch.Generator().manual_seed(0))
+    power = torch.nn.functional.conv2d(noise, cosines(), stride=STRIDE).square().mean(dim=(0, 2, 3))
+    assert len(power) == SQUARE**2
+    torch.testing.assert_close(power, torch.full_like(power, 25.0), rtol=0.1, atol=0)
 
 
 def test_what_is_told_is_probabilities_and_a_deviation_of_gray() -> None:

@@ -40,8 +40,17 @@ def test_every_number_is_the_mean_by_the_shares(folders: list[Path], tmp_path: P
             torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_the_restorer_may_have_shares_of_its_own(folders: list[Path], tmp_path: Path) -> None:
+    options = ["--shares", "0.75", "0.25", "--restorer-shares", "0", "1", "--out", str(tmp_path / "mine")]
+    assert average.main([*map(str, folders), *options]) == 0
+    one, other, mine = (average.load_pair(folder, BEST)[0] for folder in (*folders, tmp_path / "mine"))
+    torch.testing.assert_close(mine.restorer.state_dict(), other.restorer.state_dict())
+    expected = 0.75 * one.out.weight + 0.25 * other.out.weight
+    torch.testing.assert_close(mine.out.weight, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_shares_are_equal_if_none_are_given() -> None:
-    assert average.check_shares([], 4) == [0.25] * 4
+    assert average.check_shares("--shares", [], 4) == [0.25] * 4
 
 
 def test_its_metadata_tell_of_what_it_is(folders: list[Path], tmp_path: Path) -> None:
@@ -58,8 +67,9 @@ def test_its_metadata_tell_of_what_it_is(folders: list[Path], tmp_path: Path) ->
     ("more", "message"),
     [
         (["--shares", "0.5"], "--shares gives 1 for 2 folders"),
-        (["--shares", "0.5", "0.6"], "--shares 0.5 0.6: they must be above 0 and sum to 1"),
-        (["--shares", "1", "0"], "--shares 1 0: they must be above 0 and sum to 1"),
+        (["--shares", "0.5", "0.6"], "--shares 0.5 0.6: must be 0 or more and sum to 1"),
+        (["--shares", "1.5", "-0.5"], "--shares 1.5 -0.5: must be 0 or more and sum to 1"),
+        (["--restorer-shares", "1"], "--restorer-shares gives 1 for 2 folders"),
     ],
 )
 def test_impossible_shares_are_one_line(

@@ -35,6 +35,13 @@ def test_only_the_restorer_learns_and_the_networks_stay_a_pair(data: Path, tmp_p
     assert list((tmp_path / "run" / "samples").glob("*.png"))
 
 
+def test_what_tells_the_history_can_learn_alone(data: Path, tmp_path: Path) -> None:
+    assert restore.main([*arguments(data, tmp_path, 2), "--only-history"]) == 0
+    before, after = (load_file(folder / "vae.safetensors") for folder in (WEIGHTS, tmp_path / "out"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.startswith("restorer.head.")}
+
+
 def test_other_presets_have_none(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert restore.main([*arguments(data, tmp_path, 1), "--preset", "paper"]) == 1
     assert "only presets whose networks see the LR image itself" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 python -m train.average weights/one weights/other --out weights/mine
 python -m train.average weights/a weights/b weights/c --shares 0.5 0.4 0.1 --out weights/mine
+python -m train.average weights/a weights/b --shares 0.8 0.2 --restorer-shares 0 1 --out weights/mine
 """
 
 from __future__ import annotations
@@ -38,48 +39,58 @@ def load_pair(folder: Path, preset: Preset) -> tuple[DetailVAE, UNet]:
     return vae, load_unet(folder, preset)
 
 
-def check_shares(shares: Sequence[float], count: int) -> list[float]:
+def check_shares(option: str, shares: Sequence[float], count: int) -> list[float]:
     """The shares, or equal ones where there are none.
 
     Raises:
-        ValueError: they are not as many as the folders, not above 0, or do not sum to 1.
+        ValueError: they are not as many as the folders, below 0, or do not sum to 1.
     """
     shares = list(shares) or [1 / count] * count
     if len(shares) != count:
-        raise ValueError(f"--shares gives {len(shares)} for {count} folders")
-    if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"--shares {' '.join(f'{share:g}' for share in shares)}: they must be above 0 and sum to 1")
+        raise ValueError(f"{option} gives {len(shares)} for {count} folders")
+    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"{option} {' '.join(f'{share:g}' for share in shares)}: must be 0 or more and sum to 1")
     return shares
 
 
 @torch.no_grad()
-def average(modules: Sequence[M], shares: Sequence[float]) -> M:
-    """The first module with the weighted mean of all modules' parameters and buffers."""
+def average(modules: Sequence[M], shares: Sequence[float], restorer_shares: Sequence[float]) -> M:
+    """The first module with the weighted mean of all modules' parameters and buffers, by other shares in a restorer."""
     states = [module.state_dict() for module in modules]
     mean = {
-        name: sum(share * state[name].double() for share, state in zip(shares, states, strict=True))
+        name: sum(
+            share * state[name].double()
+            for share, state in zip(restorer_shares if name.startswith("restorer.") else shares, states, strict=True)
+        )
         for name in states[0]
     }
     modules[0].load_state_dict(mean)
     return modules[0]
 
 
-def average_folders(folders: Sequence[Path], shares: Sequence[float], preset: Preset, out: Path) -> None:
-    """Write the average of weights folders, and what it is of.
+def average_folders(
+    folders: Sequence[Path],
+    shares: Sequence[float],
+    preset: Preset,
+    out: Path,
+    restorer_shares: Sequence[float] = (),
+) -> None:
+    """Write the average of weights folders, and what it is of; ``restorer_shares`` are ``shares`` if there are none.
 
     Raises:
         ValueError: folders or shares that cannot be averaged.
         OSError: it cannot be written.
     """
-    shares = check_shares(shares, len(folders))
+    shares = check_shares("--shares", shares, len(folders))
+    restorer_shares = check_shares("--restorer-shares", restorer_shares or shares, len(folders))
     if out.resolve() in [folder.resolve() for folder in folders]:
         raise ValueError(f"--out '{out}' is one of the folders that are averaged")
     pairs = [load_pair(folder, preset) for folder in folders]
     of = [
-        {"weights": folder.name, "share": share, "vae": digest(vae), "unet": digest(unet)}
-        for folder, share, (vae, unet) in zip(folders, shares, pairs, strict=True)
+        {"weights": folder.name, "share": share, "restorer": of_restorer, "vae": digest(vae), "unet": digest(unet)}
+        for folder, share, of_restorer, (vae, unet) in zip(folders, shares, restorer_shares, pairs, strict=True)
     ]
-    vae, unet = (average(networks, shares) for networks in zip(*pairs, strict=True))
+    vae, unet = (average(networks, shares, restorer_shares) for networks in zip(*pairs, strict=True))
     assert isinstance(vae, DetailVAE) and isinstance(unet, UNet)
     told = {"preset": preset.name, "average_of": of, **origin("cpu")}
     out.mkdir(parents=True, exist_ok=True)
@@ -92,11 +103,12 @@ def main(argv: list[str] | None = None) -> int:
     presets = [name for name, preset in PRESETS.items() if isinstance(preset.vae, DetailVAESpec)]
     parser.add_argument("folders", type=Path, nargs="+", metavar="WEIGHTS", help="weights folders")
     parser.add_argument("--shares", type=float, nargs="+", default=[], help="one of each folder; default: equal ones")
+    parser.add_argument("--restorer-shares", type=float, nargs="+", default=[], help="likewise (default: --shares)")
     parser.add_argument("--preset", choices=presets, default=DEFAULT.name, help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="where the weights go")
     args: argparse.Namespace = parser.parse_args(argv)
     try:
-        average_folders(args.folders, args.shares, PRESETS[args.preset], args.out)
+        average_folders(args.folders, args.shares, PRESETS[args.preset], args.out, args.restorer_shares)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pipeline.detail_vae import DetailVAE
 from pipeline.reduction import Matrix, inverse, matrix
-from pipeline.restorer import Restorer
+from pipeline.restorer import Restorer, detail_of
 from pipeline.spec import PAPER, REDUCTIONS, SCALE, Prediction, Preset, ReductionName
 from pipeline.superres import draw_latents
 from pipeline.unet import UNet
@@ -381,13 +381,13 @@ class DoubtLoss(nn.Module):
 
 
 class HistoryLoss(nn.Module):
-    """What the restorer is trained on: its error to the protocol's LR image, and the history's terms."""
+    """What the restorer is trained on: its error to the protocol's LR image and the history's terms, or these alone."""
 
     GAIN = 20.0
 
-    def __init__(self, restorer: Restorer) -> None:
+    def __init__(self, restorer: Restorer, only_told: bool = False) -> None:
         super().__init__()
-        self.restorer = restorer
+        self.restorer, self.only_told = restorer, only_told
         self.weights = {"restored": 1.0, "reduction": 0.005, "noise": 0.005}
 
     def forward(self, lr: Tensor, protocol: Tensor, reduction: Tensor, noise: Tensor) -> dict[str, Tensor]:
@@ -399,6 +399,8 @@ class HistoryLoss(nn.Module):
             reduction: int64 [B], the reductions' numbers.
             noise: [B], standard deviation of what noise and compression changed, in gray levels.
         """
+        if self.only_told:
+            return total(self.weights, self.told(self.restorer.history(detail_of(lr)), reduction, noise))
         restored, history = self.restorer(lr)
         return total(self.weights, self.terms(restored, history, protocol, reduction, noise))
 
@@ -406,8 +408,12 @@ class HistoryLoss(nn.Module):
         self, restored: Tensor, history: Tensor, protocol: Tensor, reduction: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
         """What a restorer's outputs lack."""
+        error = F.smooth_l1_loss(self.GAIN * restored, self.GAIN * protocol) / self.GAIN
+        return {"restored": error, **self.told(history, reduction, noise)}
+
+    def told(self, history: Tensor, reduction: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """What is wrong with a history."""
         return {
-            "restored": F.smooth_l1_loss(self.GAIN * restored, self.GAIN * protocol) / self.GAIN,
             "reduction": F.cross_entropy(history[:, :-1], reduction),
             "noise": (history[:, -1] - noise.log()).abs().mean(),
         }

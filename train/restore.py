@@ -2,6 +2,7 @@
 
 python -m train.restore --data data/nih
 python -m train.restore --data data/nih --resume
+python -m train.restore --data data/nih --only-history --weights weights/best-tuned --out weights/best-told
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Restoring(Training):
     batch: int = option(32, "squares per step")
     rate: float = option(2e-3, "peak learning rate of AdamW; cosine to 0")
     crop: int = option(192, "side of the squares, in HR pixels")
+    only_history: bool = option(False, "train what tells the history, and leave restored images as they are")
 
 
 def arguments(batch: Batch) -> tuple[Tensor, ...]:
@@ -61,7 +63,10 @@ def train_restorer(config: Restoring) -> None:
     accelerator = make_accelerator(config)
     files, description = split_files(config)
     vae, unet, inputs = detail_networks(preset, config.weights or Path(f"weights/{preset.name}-untuned"), files)
-    loss = HistoryLoss(vae.restorer)
+    if config.only_history:
+        vae.restorer.requires_grad_(False)
+        vae.restorer.head.requires_grad_(True)
+    loss = HistoryLoss(vae.restorer, config.only_history)
     announce(config, accelerator, description, vae.restorer)
     scans = read_scans(config, files)
     held_out = draw_samples(scans["val"], config.crop, [(config.seed, 1, i) for i in range(HELD_OUT)])
@@ -72,7 +77,9 @@ def train_restorer(config: Restoring) -> None:
 
     def validate(restorer: Restorer) -> float:
         with torch.no_grad():
-            return float(HistoryLoss(restorer)(*to_device(arguments(held_out), device_of(restorer)))["loss"])
+            return float(
+                HistoryLoss(restorer, config.only_history)(*to_device(arguments(held_out), device_of(restorer)))["loss"]
+            )
 
     task = Task(
         name="restore",
