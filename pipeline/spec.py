@@ -331,11 +331,11 @@ PAPER = Preset(
 BEST = Preset(
     name="best",
     band=Band(
-        scales=((1, 0.923), (2, 0.9), (3, 0.892), (4, 0.888), (8, 0.882), (16, 0.879)),
-        error=0.432,
-        noisy=1.151,
+        scales=((1, 1.009), (2, 0.987), (3, 0.98), (4, 0.976), (8, 0.972), (16, 0.969)),
+        error=0.459,
+        noisy=0.977,
         strange=1.25,
-        usual=0.0275,
+        usual=0.0228,
     ),
     data=DataSpec(channels=1),
     augmentation=AugmentationSpec(share=0.5, horizontal_flip=1.0, rotations=(0,), random_resized_crop=0.0, cutout=0.0),
