@@ -331,11 +331,11 @@ PAPER = Preset(
 BEST = Preset(
     name="best",
     band=Band(
-        scales=((1, 1.009), (2, 0.987), (3, 0.98), (4, 0.976), (8, 0.972), (16, 0.969)),
-        error=0.459,
-        noisy=0.977,
+        scales=((1, 1.005), (2, 0.981), (3, 0.974), (4, 0.969), (8, 0.964), (16, 0.962)),
+        error=0.457,
+        noisy=0.971,
         strange=1.25,
-        usual=0.0228,
+        usual=0.0227,
     ),
     data=DataSpec(channels=1),
     augmentation=AugmentationSpec(share=0.5, horizontal_flip=1.0, rotations=(0,), random_resized_crop=0.0, cutout=0.0),
