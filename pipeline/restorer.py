@@ -62,7 +62,7 @@ class Restorer(nn.Module):
         """Restore LR images.
 
         Args:
-            lr: [B, 1, h, w] in [-1, 1], sides multiples of ``spec.fold``.
+            lr: [B, 1, h, w] in [-1, 1], sides multiples of ``spec.fold``, SQUARE or more.
 
         Returns:
             The restored images [B, 1, h, w] in about [-1, 1], and what is told of their history, [B, HISTORY]: the

@@ -27,7 +27,9 @@ def test_an_image_costs_one_unet_a_step_and_what_is_around() -> None:
 
 def test_four_times_the_pixels_cost_four_times() -> None:
     small, large = (arithmetic.arithmetic(BEST, side) for side in (64, 128))
-    assert large.decoder == pytest.approx(4 * small.decoder, rel=1e-5)  # but for what is told of the whole image
+    assert large.decoder == pytest.approx(
+        4 * small.decoder, rel=2e-4
+    )  # but for what is told of the whole image and its border
 
 
 @pytest.mark.parametrize(

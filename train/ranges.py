@@ -27,8 +27,7 @@ from train.data import PairDataset, read_index
 from train.degrade import ROWS
 from train.evaluate import add_choice, choose
 
-RESTORER = ("vae.restorer.stem", "vae.restorer.out")
-EXACT = ("unet.stem", "unet.out", "vae.from_latent.0", "vae.from_lr", "vae.out", *RESTORER)
+EXACT = ("unet.stem", "unet.out", "vae.from_latent.0", "vae.from_lr", "vae.out", "vae.restorer")
 """Convolutions that take in what comes from outside or make what is seen: these few cost little, and errors show."""
 
 
