@@ -58,7 +58,7 @@ def test_ranges_hold_what_each_channel_sees(system: eager.Eager, data: Path) -> 
 def test_what_comes_in_and_what_is_seen_stays_exact(system: eager.Eager) -> None:
     names = quantizable(whole_of(system))
     assert not [name for name in names if name in EXACT]
-    assert len(names) == 48
+    assert len(names) == 42
 
 
 def test_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +66,7 @@ def test_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (weights / RANGES_FILE).unlink()
     arguments = ["--data", str(data), "--weights", str(weights), "--limit", "1"]
     assert ranges.main(arguments) == 0
-    assert "1 images of 1 patients, split train: 48 convolutions; wrote" in capsys.readouterr().out
+    assert "1 images of 1 patients, split train: 42 convolutions; wrote" in capsys.readouterr().out
     assert ranges.main(["--data", str(tmp_path / "none")]) == 1
     assert capsys.readouterr().err.startswith("error: ")
 
