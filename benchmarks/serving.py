@@ -100,6 +100,7 @@ class Target:
             "output": ["sample"],
             "faithful": [self.preset.faithful],
             "degradation": ["auto"],
+            "pixel_mm": [5.5],
             "denoiser": [denoiser],
         }
         path = self.folder / f"{denoiser}.json"
