@@ -18,18 +18,22 @@ import numpy as np
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
+from pipeline.drain import Door
 from pipeline.spec import SCALE, Preset, superres_model
 
 Address = tuple[str, int]
 
 ANSWER_LIMIT = 60
 """Seconds that the server may take for the image that it is asked for."""
-EXIT_LIMIT = 40
-"""Seconds that it may take to end: Triton itself gives requests under way 30."""
+DRAIN_LIMIT = 25
+"""Seconds that requests under way have to end before the server hears that it is to stop."""
+EXIT_LIMIT = 60
+"""Seconds that it may take to end: Triton itself gives requests under way 30 more."""
 POLL = 0.02
 """Seconds between two looks at a server that starts."""
 ORPHANS_LIMIT = 2
 """Seconds that what it started may outlive it."""
+AWAITED = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -144,6 +148,19 @@ def end(server: subprocess.Popen[bytes]) -> None:
         server.kill()
 
 
+def next_signal(server: subprocess.Popen[bytes], limit: float = math.inf) -> int | None:
+    """The next SIGINT or SIGTERM to this process, which blocks them; None where the server ends first.
+
+    Nor is there one after ``limit`` seconds.
+    """
+    deadline = time.monotonic() + limit
+    while server.poll() is None and (left := min(1, deadline - time.monotonic())) > 0:
+        received = signal.sigtimedwait(AWAITED, left)
+        if received and received.si_signo != signal.SIGCHLD:
+            return received.si_signo
+    return None
+
+
 def supervise(
     command: Sequence[str | Path],
     environment: Mapping[str, str],
@@ -151,7 +168,8 @@ def supervise(
 ) -> int:
     """Run a server in the foreground, with this process's output, until it and all that it started have ended.
 
-    SIGINT and SIGTERM are handed on. Ctrl-C reaches the server by itself too: Triton heeds the first signal only.
+    The first SIGINT or SIGTERM is handed on once what is under way has ended (``pipeline.drain``), or at once when a
+    second one comes. Ctrl-C reaches the server by itself too.
 
     Args:
         command: its command line.
@@ -164,11 +182,11 @@ def supervise(
     Raises:
         OSError: it cannot be run.
     """
-    awaited = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
     # blocked in every thread from here on: what comes while nobody waits for it is not lost
-    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    server = start(command, environment)
+    door = Door()
+    server = start(command, {**environment, **door.environment})
     stopping, failures = threading.Event(), []
 
     def look() -> None:
@@ -183,11 +201,14 @@ def supervise(
 
     looking = threading.Thread(target=look)
     looking.start()
-    while server.poll() is None:
-        received = signal.sigtimedwait(awaited, 1)
-        if received and received.si_signo != signal.SIGCHLD:
-            stopping.set()
-            server.send_signal(received.si_signo)
+    if number := next_signal(server):
+        stopping.set()
+        door.close()
+        deadline = time.monotonic() + DRAIN_LIMIT
+        while not door.all_left() and time.monotonic() < deadline and not next_signal(server, POLL):
+            pass
+        server.send_signal(number)
+    server.wait()
     looking.join()
     end_orphans()
     status = server.returncode

@@ -66,6 +66,43 @@ def test_a_signal_is_handed_on_whenever_it_comes(number: signal.Signals) -> None
     assert (process.returncode, errors) == (128 + number, "")
 
 
+WORK = """
+import sys, time
+from pipeline.drain import Closed, working
+try:
+    while True:
+        with working():
+            print("begun", flush=True)
+            time.sleep(float(sys.argv[1]))
+            print("ended", flush=True)
+except Closed:
+    print("refused", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_is_under_way_ends_and_nothing_begins_before_the_server_hears_a_signal() -> None:
+    process = supervise(sys.executable, "-c", WORK, "0.3")
+    assert process.stdout is not None
+    lines = {process.stdout.readline(), process.stdout.readline()}
+    assert lines == {"ready\n", "begun\n"}
+    process.terminate()
+    output, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (128 + signal.SIGTERM, "")
+    assert output in ("ended\n", "ended\nrefused\n")
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    process = supervise(sys.executable, "-c", WORK, "60")
+    assert process.stdout is not None
+    assert {process.stdout.readline(), process.stdout.readline()} == {"ready\n", "begun\n"}
+    process.terminate()
+    time.sleep(0.2)  # two at once would be one
+    process.terminate()
+    output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output, errors) == (128 + signal.SIGTERM, "", "")
+
+
 def test_a_server_that_fails_its_check_is_stopped() -> None:
     process = supervise("sleep", "60", check="fails")
     output, errors = process.communicate(timeout=20)

@@ -20,6 +20,7 @@ import triton_python_backend_utils as pb_utils
 
 from pipeline.backends.batches import given
 from pipeline.backends.failures import Failures, Unavailable
+from pipeline.drain import Closed, working
 from pipeline.request import STOPPING, BadRequest, Options, check_image, check_pixel_mm, check_seed, is_not_serving
 from pipeline.spec import OTHER, PRESETS, UNKNOWN, Model, Preset, onnx_models, plan_models
 from pipeline.superres import Array, Networks, Result, generator, networks_of, upscale
@@ -122,6 +123,13 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Upscale all images, together where shape and options agree; an error answers its own requests only."""
+        try:
+            with working():
+                return self._execute(requests)
+        except Closed:
+            return [self.failures.answer(Unavailable(STOPPING), request, STOPPING) for request in requests]
+
+    def _execute(self, requests: list[Any]) -> list[Any]:
         errors: dict[int, Exception] = {}
         groups: dict[Any, list[Job]] = defaultdict(list)
         for index, request in enumerate(requests):
