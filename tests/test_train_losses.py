@@ -179,13 +179,13 @@ def test_vgg_counts_where_it_has_a_weight() -> None:
 class TestFewSteps:
     """The few-step loss."""
 
-    def loss(self, diversity: float = 0.0, faithful_share: float = 0.0) -> FewStepLoss:
+    def loss(self, diversity: float = 0.0, faithful_share: float = 0.0, **factors: float) -> FewStepLoss:
         torch.manual_seed(0)
         vae = DetailVAE(BEST.vae)  # type: ignore[arg-type]
         # a decoder that has learnt something: a new one hardly looks at the latent
         with torch.no_grad():
             vae.out.weight.mul_(30)
-        return FewStepLoss(UNet(BEST.unet), vae, Perceptual(0.2), BEST, diversity, faithful_share)
+        return FewStepLoss(UNet(BEST.unet), vae, Perceptual(0.2), BEST, diversity, faithful_share, **factors)
 
     def arguments(self, noise: float = 0.3) -> tuple[Tensor, ...]:
         """Two pairs, one by the protocol, one by area, with so much noise, in gray levels."""
@@ -206,9 +206,26 @@ class TestFewSteps:
         np.testing.assert_allclose((found[:, 0].numpy() + 1) / 2, expected, atol=1e-4)
 
     def test_samples_that_differ_cost_less_where_diversity_is_wanted(self) -> None:
-        plain, diverse = (self.loss(diversity)(*self.arguments(), 2, 1.0, WHERE) for diversity in (0.0, 0.3))
-        assert plain["apart"] > 0
-        torch.testing.assert_close(diverse["loss"], plain["loss"] - 0.3 * plain["apart"])
+        little, much = (self.loss(diversity)(*self.arguments(), 2, 1.0, WHERE) for diversity in (0.1, 0.3))
+        assert little["apart"] > 0
+        torch.testing.assert_close(much["loss"], little["loss"] - 0.2 * little["apart"])
+
+    def test_one_sample_is_drawn_where_no_difference_is_wanted(self) -> None:
+        x, lr, *given, noise = self.arguments()
+        one, again = (self.loss()(x, lr, *given, n, 1, 1.0, WHERE) for n in (noise, torch.stack([noise[0]] * 2)))
+        assert one["apart"] == 0
+        assert one["loss"] == again["loss"], "the second noise counts for nothing"
+
+    @pytest.mark.parametrize(("noise", "factor"), [(0.3, "averaged"), (5.0, "changed")])
+    def test_lpips_counts_by_an_images_history(self, noise: float, factor: str) -> None:
+        """Of one image by the protocol and one by area."""
+        plain, doubled, tripled = (self.loss(**{factor: n})(*self.arguments(noise), 1, 1.0, WHERE) for n in (1, 2, 3))
+        assert doubled["lpips"] > plain["lpips"]
+        torch.testing.assert_close(tripled["lpips"] - doubled["lpips"], doubled["lpips"] - plain["lpips"])
+        other = self.loss(**{"changed" if factor == "averaged" else "averaged": 5.0})
+        assert other(*self.arguments(noise), 1, 1.0, WHERE)["lpips"] == plain["lpips"]
+        share = float(doubled["lpips"] / plain["lpips"]) - 1
+        assert (0.2 < share < 0.8) if factor == "averaged" else share == pytest.approx(1)
 
     def test_every_step_learns(self) -> None:
         loss = self.loss()

@@ -282,8 +282,9 @@ class FewStepLoss(nn.Module):
 
     L1 + LPIPS of two samples of every image, less ``diversity`` times the mean absolute difference of the two. With
     LPIPS weighing nothing and ``diversity`` ½ that is the fair CRPS, which is smallest for samples of the posterior;
-    with 0, the two would fall together. LPIPS counts ``changed`` times where noise or compression changed the LR image:
-    L1 alone would leave those blurred. The restorer before them learns with them, and goes on learning the history.
+    with 0, the two would fall together: one sample then is enough. LPIPS counts ``changed`` times where noise or
+    compression changed the LR image, which L1 alone would leave blurred, and ``averaged`` times where another reduction
+    than the protocol's made it. The restorer before them learns with them, and goes on learning the history.
     """
 
     def __init__(
@@ -294,10 +295,12 @@ class FewStepLoss(nn.Module):
         preset: Preset,
         diversity: float,
         faithful_share: float,
+        averaged: float = 1.0,
         changed: float = 1.0,
     ) -> None:
         super().__init__()
-        self.changed = changed
+        self.samples = 2 if diversity else 1
+        self.averaged, self.changed = averaged, changed
         self.networks = Networks(unet, vae)
         self.history = HistoryLoss(vae.restorer)
         self.perceptual, self.preset, self.faithful_share = perceptual, preset, faithful_share
@@ -324,7 +327,7 @@ class FewStepLoss(nn.Module):
             protocol: LR images as the paper's protocol makes them.
             reduction: int64 [B], how ``lr`` was made, see ``HistoryLoss``.
             level: [B], standard deviation of what noise and compression changed in ``lr``, in gray levels.
-            noise: standard normal, [2, B, 4, h/2, w/2].
+            noise: standard normal, [2, B, 4, h/2, w/2]: of both samples.
             steps: of the sampler.
             chance: uniform in [0, 1): below ``faithful_share`` the samples of clean LR images are projected onto them.
             where: see ``Perceptual``.
@@ -332,17 +335,20 @@ class FewStepLoss(nn.Module):
         vae = self.networks.vae
         restored, told = vae.restorer(lr)
         history = self.history.terms(restored, told, protocol, reduction, level)
-        twice = torch.cat([restored, restored])
-        y = vae.image(self.networks.draw(twice, noise.flatten(0, 1), steps, self.preset), twice)
-        target, emphasis = torch.cat([x, x]), torch.where(level < CLEAN, 1.0, self.changed)
+        again = [self.samples, 1, 1, 1]
+        seen = restored.repeat(again)
+        y = vae.image(self.networks.draw(seen, noise[: self.samples].flatten(0, 1), steps, self.preset), seen)
+        clean = level < CLEAN
         if chance < self.faithful_share:
-            clean = (reduction < len(REDUCTIONS)) & (level < CLEAN)
-            y = project(y, *(torch.cat([a, a]) for a in (lr, reduction, clean)))
-        one, other = y.chunk(2)
+            known = clean & (reduction < len(REDUCTIONS))
+            y = project(y, lr.repeat(again), reduction.repeat(self.samples), known.repeat(self.samples))
+        of_protocol = reduction == REDUCTIONS.index("cubic")
+        factor = torch.where(clean, torch.where(of_protocol, 1.0, self.averaged), self.changed)
+        target = x.repeat(again)
         terms = {
             "l1": (y - target).abs().mean(),
-            **self.perceptual(y, target, where, torch.cat([emphasis, emphasis])),
-            "apart": (one - other).abs().mean(),
+            **self.perceptual(y, target, where, factor.repeat(self.samples)),
+            "apart": (y[: len(x)] - y[-len(x) :]).abs().mean(),
             **history,
         }
         return total(self.weights, terms)

@@ -4,6 +4,7 @@ python -m train.tune --data data/nih
 python -m train.tune --data data/nih --resume
 python -m train.tune --data data/nih --diversity 0.5 --run-dir runs/tune-diverse --out weights/diverse
 python -m train.tune --data data/nih --weights weights/best --out weights/better --run-dir runs/tune-more
+python -m train.tune --data data/nih --weights weights/best --only-restorer --diversity 0 --averaged 0.4 --changed 3
 """
 
 from __future__ import annotations
@@ -45,15 +46,18 @@ class Tuning(Training):
     weights: Path | None = option(None, "folder with both networks to start from (default: weights/PRESET-restoring)")
     out: Path | None = option(None, "where the weights go (default: weights/PRESET-tuned)")
     steps: int = option(6000, "optimiser steps")
-    batch: int = option(8, "squares a step, over all processes; two samples are drawn of each")
+    batch: int = option(8, "squares a step, over all processes; two samples are drawn of each, without diversity one")
     rate: float = option(2e-4, "peak learning rate of AdamW; cosine to 0")
     crop: int = option(192, "side of the squares that are upscaled, in HR pixels")
     sampler_steps: str = option("1,2,4", "numbers of denoising steps that are trained, in turn")
     lpips: float = option(0.065, "weight of LPIPS (AlexNet) beside L1")
+    averaged: float = option(1.0, "factor on LPIPS (AlexNet) of clean LR images that the protocol did not make")
     changed: float = option(1.0, "factor on LPIPS (AlexNet) where noise or compression changed the LR image")
     vgg: float = option(0.01, "weight of LPIPS (VGG16), computed on some of the samples")
     diversity: float = option(0.12, "weight of the difference of two samples of an image, which is to be large")
-    freeze_decoder: bool = option(False, "train the U-Net alone")
+    only_restorer: bool = option(
+        False, "train what restores LR images, and leave the history and all others as they are"
+    )
     faithful_share: float = option(0.75, "share of the steps that project samples onto their LR images")
 
 
@@ -100,7 +104,8 @@ def validation_loss(
 ) -> float:
     """The training's loss, less diversity, of one sample of each square at the preset's own number of steps."""
     device = device_of(networks)
-    loss = FewStepLoss(networks.unet, networks.vae, perceptual, preset, 0.0, 1.0, config.changed).to(device)
+    loss = FewStepLoss(networks.unet, networks.vae, perceptual, preset, 0.0, 1.0, config.averaged, config.changed)
+    loss = loss.to(device)
     z, total = config.crop // preset.vae.factor, 0.0
     for first in range(0, len(held_out.lr), config.batch):
         part = held_out.part(first, config.batch)
@@ -135,12 +140,16 @@ def tune(config: Tuning) -> None:
     files, description = split_files(config)
     vae, unet, inputs = detail_networks(preset, weights, files)
     announce(config, accelerator, description, unet)
-    unet.train().requires_grad_(True)
-    vae.train().requires_grad_(not config.freeze_decoder)
+    unet.train().requires_grad_(not config.only_restorer)
+    vae.train().requires_grad_(not config.only_restorer)
+    vae.restorer.requires_grad_(True)
+    vae.restorer.head.requires_grad_(not config.only_restorer)
     vae.encoder.requires_grad_(False)
     vae.doubt.requires_grad_(False)
     perceptual = Perceptual(config.lpips, config.vgg)
-    loss = FewStepLoss(unet, vae, perceptual, preset, config.diversity, config.faithful_share, config.changed)
+    loss = FewStepLoss(
+        unet, vae, perceptual, preset, config.diversity, config.faithful_share, config.averaged, config.changed
+    )
     scans = read_scans(config, files)
     held_out = draw_samples(scans["val"], config.crop, [(config.seed, 1, i) for i in range(VALIDATION_SQUARES)])
 
