@@ -55,9 +55,10 @@ class Doubt(nn.Module):
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
-        self.conv = conv3(features + 2, width)
+        self.conv = conv3(features, width)
+        self.lr = conv3(2, width)
         self.history = nn.Linear(HISTORY, width)
-        self.up = nn.Sequential(nn.SiLU(), conv3(width, SCALE**2), nn.PixelShuffle(SCALE))
+        self.up = nn.Sequential(nn.SiLU(), conv3(width, SCALE**2), nn.ELU(), nn.PixelShuffle(SCALE))
 
     def forward(self, features: Tensor, lr: Tensor, restored: Tensor, history: Tensor) -> Tensor:
         """The half-width, in [0, 1] of gray, that nine of ten errors are within: [B, 1, 4h, 4w].
@@ -69,8 +70,8 @@ class Doubt(nn.Module):
             history: as the restorer tells it, [B, HISTORY], before ``told``.
         """
         # what was changed is a small part of the gray values
-        seen = torch.cat([features, lr, 10 * (lr - restored)], dim=1)
-        levels: Tensor = F.softplus(self.up(self.conv(seen) + self.history(history)[:, :, None, None]).float())
+        seen = self.lr(torch.cat([lr, 10 * (lr - restored)], dim=1))
+        levels: Tensor = 1 + self.up(self.conv(features) + seen + self.history(history)[:, :, None, None]).float()
         return levels / 255
 
 
@@ -99,7 +100,8 @@ class DetailVAE(nn.Module):
         self.from_latent = nn.Sequential(conv3(z, w), Residual(w), conv3(w, shrink**2 * w), nn.PixelShuffle(shrink))
         self.from_lr = conv3(spec.channels, w)
         self.blocks = nn.Sequential(*(Residual(w) for _ in range(spec.decoder_blocks)))
-        self.up = nn.Sequential(conv3(w, SCALE**2 * spec.tail), nn.PixelShuffle(SCALE), nn.SiLU())
+        # SiLU before the shuffle: runtimes then make it a part of the convolution
+        self.up = nn.Sequential(conv3(w, SCALE**2 * spec.tail), nn.SiLU(), nn.PixelShuffle(SCALE))
         self.out = small(conv3(spec.tail, spec.channels))
         self.restorer = Restorer(spec.restorer)
         self.doubt = Doubt(w, spec.doubt)

@@ -52,8 +52,8 @@ def upsample(image: Image, factor: int = SCALE) -> Image:
 
 def pad_to_multiple(image: Image, multiple: int) -> Image:
     """Pad at the bottom and right by reflection until ``multiple`` divides both sides."""
-    height, width = image.shape
-    return np.pad(image, ((0, -height % multiple), (0, -width % multiple)), mode="reflect")
+    bottom, right = (-side % multiple for side in image.shape)
+    return np.pad(image, ((0, bottom), (0, right)), mode="reflect") if bottom or right else image
 
 
 def to_network(image: Image, channels: int) -> NDArray[np.float32]:

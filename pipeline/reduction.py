@@ -117,7 +117,9 @@ def enlarge(lr: Image, name: ReductionName) -> Image:
     h, w = lr.shape
     if name in PILLOW:
         return inverse(name, h) @ lr @ inverse(name, w).T
-    return cv2.resize(lr, (SCALE * w, SCALE * h), interpolation=cv2.INTER_NEAREST) * stamps(name, h, w)
+    found: Image = cv2.resize(lr, (SCALE * w, SCALE * h), interpolation=cv2.INTER_NEAREST)
+    found *= stamps(name, h, w)
+    return found
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,8 @@ def faithful_to(lr: Image, image: Image, history: History) -> Image:
     if doubt >= TRUSTED:
         left = missing * np.float32(doubt**2 / (EXPECTED**2 + doubt**2))
         missing -= left.clip(-FARTHEST * doubt, FARTHEST * doubt)
-        return np.clip(image + enlarge(missing, name), 0.0, 1.0)
-    image = np.clip(image + enlarge(missing, name), 0.0, 1.0)
+        return moved(image, missing, name)
+    image = moved(image, missing, name)
     for far in TURNS:
         missing = lr - np.clip(reduce(image, name), 0.0, 1.0)
         off = np.abs(missing) >= SMALLEST
@@ -191,24 +193,33 @@ def faithful_to(lr: Image, image: Image, history: History) -> Image:
             # no pixel of LR looks at another's: those that are met already stay so
             h, w = lr.shape
             squares = image.reshape(h, SCALE, w, SCALE).transpose(0, 2, 1, 3)
-            squares[off] = settled(squares[off], lr[off], name)
+            squares[off] = settled(squares[off].reshape(-1, SCALE**2), lr[off], name).reshape(-1, SCALE, SCALE)
             break
-        image = np.clip(image + far * enlarge(missing, name), 0.0, 1.0)
+        image = moved(image, np.float32(far) * missing, name)
     return image
 
 
-def settled(squares: Image, lr: Image, name: ReductionName) -> Image:
-    """The nearest squares in [0, 1], of squares [N, 4, 4] in [0, 1], that reduce to N pixels of LR, if there are any.
+def moved(image: Image, missing: Image, name: ReductionName) -> Image:
+    """image + D⁺·missing·D⁺ᵀ in [0, 1], in an array of its own."""
+    found = enlarge(missing, name)
+    found += image
+    return np.clip(found, 0.0, 1.0, out=found)
+
+
+def settled(squares: Image, lr: NDArray[np.float32], name: ReductionName) -> Image:
+    """The nearest squares in [0, 1], of squares [N, 16] in [0, 1], that reduce to N pixels of LR, if there are any.
 
     They are x + μ·d, clipped, with d what a pixel weighs and one μ a square, which Newton's method finds.
     """
-    d = np.outer(weights(name), weights(name))
-    found, mu = squares, np.zeros((len(lr), 1, 1), np.float32)
+    d = np.outer(weights(name), weights(name)).ravel()
+    found, mu = squares, np.zeros(len(lr), np.float32)
     for _ in TURNS:
-        missing = (lr - np.clip((d * found).sum(axis=(1, 2)), 0.0, 1.0))[:, None, None]
-        free = np.where(missing * d > 0, found < 1, found > 0)
-        mu += missing / np.maximum((free * d**2).sum(axis=(1, 2), keepdims=True), LEAST_SLOPE)
-        found = np.clip(squares + mu * d, 0.0, 1.0)
+        missing = lr - np.clip(found @ d, 0.0, 1.0)
+        if np.abs(missing).max() < SMALLEST:
+            break
+        free = np.where(np.outer(missing, d) > 0, found < 1, found > 0)
+        mu += missing / np.maximum(free @ d**2, LEAST_SLOPE)
+        found = np.clip(squares + np.outer(mu, d), 0.0, 1.0)
     return found
 
 

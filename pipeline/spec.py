@@ -331,11 +331,11 @@ PAPER = Preset(
 BEST = Preset(
     name="best",
     band=Band(
-        scales=((1, 1.005), (2, 0.981), (3, 0.974), (4, 0.969), (8, 0.964), (16, 0.962)),
-        error=0.457,
-        noisy=0.971,
+        scales=((1, 1.024), (2, 1.001), (3, 0.993), (4, 0.989), (8, 0.983), (16, 0.98)),
+        error=0.466,
+        noisy=0.957,
         strange=1.25,
-        usual=0.0227,
+        usual=0.0229,
     ),
     data=DataSpec(channels=1),
     augmentation=AugmentationSpec(share=0.5, horizontal_flip=1.0, rotations=(0,), random_resized_crop=0.0, cutout=0.0),

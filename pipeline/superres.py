@@ -246,6 +246,11 @@ def scatter(drawn: Sequence[Image]) -> Image:
     return np.sqrt(variance) + FLOOR
 
 
+def mean(arrays: Sequence[Image]) -> Image:
+    """Of arrays of one shape; of one it is that itself."""
+    return arrays[0] if len(arrays) == 1 else np.mean(arrays, axis=0)
+
+
 @dataclass(frozen=True)
 class Samples:
     """The samples of one image."""
@@ -268,7 +273,7 @@ def combine(samples: Samples, image: Image, preset: Preset, output: Output, pixe
     images, band = samples.images, preset.band
     noisy, strange = samples.history.noise > NOISY, preset.is_strange(pixel_mm)
     wider = np.float32((band.noisy if noisy else 1.0) * (band.strange if strange else 1.0))
-    upscaled = images[0] if output == "sample" else np.mean(images, axis=0)
+    upscaled = images[0] if output == "sample" else mean(images)
     doubt, scale = samples.doubt(), band.scale(len(images))
     spread = None if doubt is None or scale is None else np.float32(scale) * wider * doubt
     expected = None if samples.told is None or band.error is None else band.error * float(wider * samples.told.mean())
@@ -306,7 +311,7 @@ def draw_samples(
             if found.doubt is not None:
                 doubts.append(crop(found.doubt[row], images[i]))
             if len(of_one) == samples:
-                yield Samples(of_one, history, np.mean(doubts, axis=0) if doubts else None)
+                yield Samples(of_one, history, mean(doubts) if doubts else None)
                 of_one, doubts = [], []
 
 

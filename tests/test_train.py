@@ -389,6 +389,7 @@ def test_a_stopped_tuning_continues_to_the_same_bits(
         ({"sampler_steps": "few"}, r"--sampler-steps 'few': needed are numbers"),
         ({"diversity": 2.0}, r"--diversity is 2, allowed are 0 to 1"),
         ({"faithful_share": 1.5}, r"--faithful-share is 1\.5, allowed are 0 to 1"),
+        ({"freeze_decoder": True, "only_restorer": True}, r"--freeze-decoder and --only-restorer leave nothing"),
     ],
 )
 def test_impossible_settings_of_tuning(

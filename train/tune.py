@@ -55,6 +55,7 @@ class Tuning(Training):
     changed: float = option(1.0, "factor on LPIPS (AlexNet) where noise or compression changed the LR image")
     vgg: float = option(0.01, "weight of LPIPS (VGG16), computed on some of the samples")
     diversity: float = option(0.12, "weight of the difference of two samples of an image, which is to be large")
+    freeze_decoder: bool = option(False, "train the U-Net alone")
     only_restorer: bool = option(
         False, "train what restores LR images, and leave the history and all others as they are"
     )
@@ -131,6 +132,8 @@ def tune(config: Tuning) -> None:
     if config.crop % multiple or not multiple <= config.crop <= most:
         raise ValueError(f"--crop {config.crop}: it must be a multiple of {multiple} up to {most}")
     numbers = numbers_of_steps(config.sampler_steps, preset.diffusion.T)
+    if config.freeze_decoder and config.only_restorer:
+        raise ValueError("--freeze-decoder and --only-restorer leave nothing to train")
     check_shares(faithful_share=config.faithful_share, diversity=config.diversity)
     weights = config.weights or Path(f"weights/{preset.name}-restoring")
     out = config.out or Path(f"weights/{preset.name}-tuned")
@@ -141,9 +144,10 @@ def tune(config: Tuning) -> None:
     vae, unet, inputs = detail_networks(preset, weights, files)
     announce(config, accelerator, description, unet)
     unet.train().requires_grad_(not config.only_restorer)
-    vae.train().requires_grad_(not config.only_restorer)
-    vae.restorer.requires_grad_(True)
-    vae.restorer.head.requires_grad_(not config.only_restorer)
+    vae.train().requires_grad_(not (config.only_restorer or config.freeze_decoder))
+    if config.only_restorer:
+        for part in (vae.restorer.stem, vae.restorer.blocks, vae.restorer.out):
+            part.requires_grad_(True)
     vae.encoder.requires_grad_(False)
     vae.doubt.requires_grad_(False)
     perceptual = Perceptual(config.lpips, config.vgg)
