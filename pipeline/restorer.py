@@ -6,6 +6,9 @@ that: it sees what it was trained on.
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -90,10 +93,10 @@ class Restorer(nn.Module):
 def detail_of(lr: Tensor) -> Tensor:
     """LR images less their local mean, times GAIN: noise and edges, which are small against gray values."""
     (h, w), reach = lr.shape[2:], 2
-    mean = F.pad(lr, [reach] * 4, mode="replicate")
+    padded, count = F.pad(lr, [reach] * 4, mode="replicate"), 2 * reach + 1
     # sums are faster than pooling of one channel
-    mean = sum(mean.narrow(2, k, h) for k in range(2 * reach + 1)) / (2 * reach + 1)
-    mean = sum(mean.narrow(3, k, w) for k in range(2 * reach + 1)) / (2 * reach + 1)
+    rows = reduce(add, [padded.narrow(2, k, h) for k in range(count)]) / count
+    mean = reduce(add, [rows.narrow(3, k, w) for k in range(count)]) / count
     return GAIN * (lr - mean)
 
 
