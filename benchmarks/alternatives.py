@@ -39,15 +39,15 @@ from tritonclient.utils import InferenceServerException
 
 from benchmarks.peers import CACHE, PeerError, real_esrgan
 from client import Client, UpscaleError
-from pipeline import eager
+from pipeline import ROOT
 from pipeline.command_line import make_parser
-from pipeline.images import Image
-from pipeline.local_server import ServerError, running_server
-from pipeline.sampler import Seed, image_noise
-from pipeline.schedule import make_schedule
-from pipeline.serve import ROOT
+from pipeline.method.images import Image
+from pipeline.method.sampler import Seed, image_noise
+from pipeline.method.schedule import make_schedule
+from pipeline.method.superres import Array, Drawn, Generate, as_drawn, condition, upscale
+from pipeline.networks import eager
+from pipeline.serving.local_server import ServerError, running_server
 from pipeline.spec import Preset
-from pipeline.superres import Array, Drawn, Generate, as_drawn, condition, upscale
 from pipeline.triton_config import preset_of
 
 WAYS = {
@@ -81,7 +81,7 @@ def make_scheduler(preset: Preset, steps: int) -> DDIMScheduler:
 
 
 def diffusers_loop(system: eager.Eager, steps: int) -> Generate:
-    """``pipeline.eager``'s networks in the loop that diffusers' documentation shows."""
+    """``pipeline.networks.eager``'s networks in the loop that diffusers' documentation shows."""
     preset = system.preset
     scheduler = make_scheduler(preset, steps)
 

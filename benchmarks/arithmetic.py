@@ -19,9 +19,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.command_line import make_parser
+from pipeline.networks.unet import UNet
+from pipeline.networks.vae import decode, make_vae, posterior
 from pipeline.spec import BEST, DEFAULT, PAPER, PRESETS, SCALE, Preset
-from pipeline.unet import UNet
-from pipeline.vae import decode, make_vae, posterior
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from benchmarks.gpu_networks import LeftOut, load
 from benchmarks.gpu_ways import PACKAGES, WAYS, Way, make_job, make_ways
 from pipeline.command_line import make_parser
-from pipeline.images import Image, psnr
+from pipeline.method.images import Image, psnr
 from pipeline.spec import LEAP, MAX_BATCH, PAPER, PRESETS
 
 EQUAL_DB = 150.0

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.builder import PlanError, Precision, Profile, Shape, by_api, cast
-from pipeline.detail_vae import DetailVAE
-from pipeline.eager import Eager
-from pipeline.fused import Denoise, Whole
+from pipeline.networks.detail_vae import DetailVAE
+from pipeline.networks.eager import Eager
+from pipeline.networks.fused import Denoise, Whole
 from pipeline.spec import Model, Preset
+from pipeline.tensorrt.builder import PlanError, Precision, Profile, Shape, by_api, cast
 
 Network = Callable[..., tuple[Tensor, ...]]
 """A model's inputs by name, float32 on the device ⇒ its output, which the next call may overwrite."""

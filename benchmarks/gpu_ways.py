@@ -21,13 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.gpu_networks import LeftOut, Network, by_onnxruntime, by_pytorch, by_tensorrt, graphed, load
-from pipeline import eager
-from pipeline.builder import Precision
-from pipeline.images import Image
-from pipeline.sampler import ETA, Seed, Step, image_noise, rows, trajectory
-from pipeline.schedule import add_noise, make_schedule
+from pipeline.method.images import Image
+from pipeline.method.sampler import ETA, Seed, Step, image_noise, rows, trajectory
+from pipeline.method.schedule import add_noise, make_schedule
+from pipeline.method.superres import Array, Drawn, as_drawn, network_lr, repeated, upsample_all, upscale
+from pipeline.networks import eager
 from pipeline.spec import LEAP, PAPER, Model, Preset, SamplerName, onnx_models
-from pipeline.superres import Array, Drawn, as_drawn, network_lr, repeated, upsample_all, upscale
+from pipeline.tensorrt.builder import Precision
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = {
@@ -239,7 +239,7 @@ def find_repository(preset: Preset, given: Path | None, stack: ExitStack) -> Pat
     if given:
         return given
     try:
-        from pipeline.export import export
+        from pipeline.export.command import export
     except ImportError as error:
         raise LeftOut(f"preset paper must be exported, and cannot be ({error}): --model-repository-paper") from error
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -256,8 +256,8 @@ def connect(preset: Preset, repository: Path, stack: ExitStack) -> Any:
     """
     try:
         from client import Client
-        from pipeline.local_server import running_server
         from pipeline.serve import ServeError, find_server
+        from pipeline.serving.local_server import running_server
         from pipeline.triton_config import config_files
     except ImportError as error:
         raise LeftOut(str(error)) from error

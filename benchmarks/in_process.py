@@ -12,9 +12,9 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from pipeline import eager
+from pipeline.method.superres import upscale
+from pipeline.networks import eager
 from pipeline.spec import PRESETS
-from pipeline.superres import upscale
 
 
 class TritonPythonModel:

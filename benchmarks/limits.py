@@ -34,9 +34,9 @@ from tqdm import tqdm
 from benchmarks import overhead
 from benchmarks.arithmetic import Arithmetic, arithmetic
 from client import UpscaleError
+from pipeline import ROOT
 from pipeline.command_line import make_parser
-from pipeline.local_server import ServerError, running_server
-from pipeline.serve import ROOT
+from pipeline.serving.local_server import ServerError, running_server
 from pipeline.spec import DEFAULT, PRESETS, Preset
 from pipeline.triton_config import preset_of
 

@@ -28,13 +28,14 @@ from tqdm import tqdm
 
 from client import Client, UpscaleError
 from client.direct import connect
-from pipeline import eager
+from pipeline import ROOT
 from pipeline.command_line import make_parser
-from pipeline.local_server import ServerError, running_server
-from pipeline.onnx_networks import Runtime, onnx_networks
-from pipeline.serve import ROOT, RUNTIMES
+from pipeline.method.superres import generator, upscale
+from pipeline.networks import eager
+from pipeline.runtimes.onnx_networks import Runtime, onnx_networks
+from pipeline.serve import RUNTIMES
+from pipeline.serving.local_server import ServerError, running_server
 from pipeline.spec import DEFAULT, SAMPLERS, SamplerName
-from pipeline.superres import generator, upscale
 
 TOGETHER = 16
 """Images under way in the measurement of throughput."""

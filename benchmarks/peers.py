@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.command_line import make_parser
-from pipeline.images import Image
+from pipeline.method.images import Image
 from pipeline.spec import PROTOCOL
 from pipeline.whole import whole_file
 from train.data import read_index

@@ -29,9 +29,10 @@ from tqdm import tqdm
 
 from benchmarks.perf_analyzer import Measurement, PerfAnalyzerError, measure
 from client import Client, UpscaleError
+from pipeline import ROOT
 from pipeline.command_line import make_parser
-from pipeline.local_server import ServerError, free_ports, running_server
-from pipeline.serve import ROOT, free_shared_memory
+from pipeline.serve import free_shared_memory
+from pipeline.serving.local_server import ServerError, free_ports, running_server
 from pipeline.spec import MAX_BATCH, SCALE, Preset, onnx_models
 
 Row = dict[str, Any]

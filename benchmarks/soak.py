@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from client import Client, ServerLost, ServerUnavailable, UpscaleError
 from pipeline.command_line import make_parser
-from pipeline.local_server import ServerError, running_server
+from pipeline.serving.local_server import ServerError, running_server
 from pipeline.spec import MAX_SIDE, MIN_SIDE
 
 PROC = Path("/proc")

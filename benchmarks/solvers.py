@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from pipeline import eager
 from pipeline.command_line import make_parser
-from pipeline.sampler import Seed, image_noise
-from pipeline.schedule import make_schedule
+from pipeline.method.sampler import Seed, image_noise
+from pipeline.method.schedule import make_schedule
+from pipeline.method.superres import Array, Drawn, Generate, as_drawn, condition
+from pipeline.networks import eager
 from pipeline.spec import BEST
-from pipeline.superres import Array, Drawn, Generate, as_drawn, condition
 from train.config import DEVICES, choose_device
 from train.data import read_index
 from train.evaluate import add_choice, choose, measure
@@ -35,7 +35,7 @@ LEAST_SIGNAL = 2.0**-24
 
 
 def dpm_solver(system: eager.Eager, steps: int) -> Generate:
-    """DPM-Solver++(2M), Lu et al. 2022, from pure noise, timesteps as ``pipeline.sampler.timesteps``."""
+    """DPM-Solver++(2M), Lu et al. 2022, from pure noise, timesteps as ``pipeline.method.sampler.timesteps``."""
     preset = system.preset
     alpha_bar = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar).float().clamp(min=LEAST_SIGNAL)
 

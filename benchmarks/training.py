@@ -26,8 +26,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.command_line import make_parser
-from pipeline.unet import UNet
-from pipeline.vae import make_vae
+from pipeline.networks.unet import UNet
+from pipeline.networks.vae import make_vae
 from train.config import DEVICES
 from train.degrade import Gray
 from train.loop import Run, Task, to_device

@@ -24,8 +24,9 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import address, request, wire
-from pipeline.images import Image
+from client import address, wire
+from pipeline.method import request
+from pipeline.method.images import Image
 from pipeline.spec import DEFAULT, NOISY, OTHER, PRESETS, UNKNOWN, Model, Preset, superres_model
 
 T = TypeVar("T")
@@ -349,7 +350,7 @@ class Client:
 
 
 def allowed(check: Callable[..., T], *args: Any, **options: Any) -> T:
-    """What a function of ``pipeline.request`` returns, with its error as one of this module's."""
+    """What a function of ``pipeline.method.request`` returns, with its error as one of this module's."""
     try:
         return check(*args, **options)
     except request.BadRequest as error:

@@ -18,13 +18,13 @@ from typing import Any
 from tqdm import tqdm
 
 from client.api import BadRequest, Client, ServerLost, Upscaled, UpscaleError, allowed
+from client.formats.source import FileError, Source
 from client.jobs import Finder, Job
+from client.pictures import CAUTION, comparison, uncertainty_map
+from client.png import write_png
+from client.reader import Reader
 from client.terminal import on_one_line
-from pipeline import request
-from pipeline.formats.source import FileError, Source
-from pipeline.pictures import CAUTION, comparison, uncertainty_map
-from pipeline.png import write_png
-from pipeline.reader import Reader
+from pipeline.method import request
 from pipeline.spec import MAX_SIDE, MIN_SIDE, SCALE, Preset
 
 SEVERAL = 8

@@ -15,9 +15,12 @@ from pathlib import Path
 from pydicom.data import get_testdata_file
 
 from client import UpscaleError
-from pipeline.files import read_image
-from pipeline.formats.source import FileError
-from pipeline.images import (
+from client.files import read_image
+from client.formats.source import FileError
+from client.pictures import CAUTION, enlarge, labelled_row
+from client.png import write_png
+from pipeline import ROOT
+from pipeline.method.images import (
     Image,
     crop_square,
     downscale,
@@ -28,10 +31,7 @@ from pipeline.images import (
     to_integers,
     upsample,
 )
-from pipeline.local_server import ServerError, running_server
-from pipeline.pictures import CAUTION, enlarge, labelled_row
-from pipeline.png import write_png
-from pipeline.serve import ROOT
+from pipeline.serving.local_server import ServerError, running_server
 from pipeline.spec import PAPER, SCALE
 
 RADIOGRAPH = "RG1_UNCR.dcm"

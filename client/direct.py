@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from client.api import BadRequest, Client, ServerError, allowed
-from pipeline.request import check_seed, gray_image
+from pipeline.method.request import check_seed, gray_image
+from pipeline.method.superres import Array, Result, by_fused, upscale
 from pipeline.spec import fused_model
-from pipeline.superres import Array, Result, by_fused, upscale
 
 
 @contextlib.contextmanager

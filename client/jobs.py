@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from string import Formatter
 
-from pipeline.formats.kinds import SUFFIXES, is_dicom
-from pipeline.formats.source import FileError
+from client.formats.kinds import SUFFIXES, is_dicom
+from client.formats.source import FileError
 from pipeline.spec import SCALE
 
 SUFFIX = f"_x{SCALE}"

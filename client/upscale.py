@@ -29,11 +29,11 @@ from tqdm import tqdm
 
 from client import UpscaleError
 from client.batch import SEVERAL, found_meanwhile, options_of, report, upscale_all
+from client.formats.source import Choice
 from client.jobs import PATTERN, SUFFIX, Finder, check_pattern
 from client.terminal import on_one_line, print_anything, stop_printing
-from pipeline import request
 from pipeline.command_line import make_parser
-from pipeline.formats.source import Choice
+from pipeline.method import request
 from pipeline.spec import (
     DEFAULT,
     DEGRADATIONS,

@@ -1,1 +1,6 @@
-"""What the server, training and the tools share: specification, sampler, networks, export, serving."""
+"""What the server, training and the tools share: specification, method, networks, export, serving."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+"""This clone; of an installed package, where the packages lie."""

@@ -31,14 +31,14 @@ from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as pb
 
+from pipeline import ROOT
 from pipeline.command_line import make_parser
-from pipeline.processor import BFLOAT16, INT8, multiplies
+from pipeline.runtimes.processor import BFLOAT16, INT8, multiplies
+from pipeline.serving.supervisor import Address, NotReady, supervise, upscale_one, wait_until_listening
 from pipeline.spec import MAX_SIDE, Preset, superres_model
-from pipeline.supervisor import Address, NotReady, supervise, upscale_one, wait_until_listening
 from pipeline.triton_config import MODEL_FILE, preset_of, read_config
 from pipeline.whole import whole_file
 
-ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = ROOT / "model_repository" if (ROOT / "model_repository").is_dir() else Path("model_repository")
 """This clone's; of an installed package, the one in the current directory."""
 INSTALLED = Path("/opt/tritonserver/bin/tritonserver")

@@ -236,7 +236,7 @@ class Band:
     """How the doubt of samples becomes the half-width of the 90 % band around their mean: scale·doubt.
 
     The doubt of a ``DetailVAE`` is what its decoder tells of each pixel; that of other presets the scatter of samples,
-    see ``pipeline.superres.doubt``. The band holds for the preset's own sampler, steps, start and ``faithful``.
+    see ``pipeline.method.superres.doubt``. The band holds for the preset's own sampler, steps, start and ``faithful``.
     Calibrated on validation patients by ``train.calibrate`` (split conformal: ``scales`` are 90 % quantiles of
     │HR - mean│ over the doubt).
     """
@@ -286,7 +286,7 @@ class Preset:
     """The model that does in one call what would take many: LEAP denoising steps, or with the preset's own options
     everything from image to image."""
     bfloat16: tuple[str, ...] = ()
-    """The models that pass the parity gate (``pipeline.parity``) in bfloat16."""
+    """The models that pass the parity gate (``pipeline.export.parity``) in bfloat16."""
     alone: tuple[str, ...] = ()
     """Those of them that take one image after another there, on all cores: in bfloat16 their number would show."""
     int8: tuple[str, ...] = ()
@@ -407,7 +407,7 @@ DOUBT = Tensor("doubt", "FP32", (-1, -1))
 
 
 def fused_model(preset: Preset) -> Model:
-    """``preset.fused``: an ONNX model of the networks together; see ``pipeline.fused`` for what it computes."""
+    """``preset.fused``: an ONNX model of the networks together; ``pipeline.networks.fused`` has what it computes."""
     z, d = preset.vae.latent_channels, preset.data
     c = preset.unet.in_channels - z
     side = d.hr_size // preset.vae.factor

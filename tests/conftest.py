@@ -23,11 +23,11 @@ import torch
 from numpy.typing import NDArray
 
 from client import Client, ServerUnavailable
-from pipeline.images import downscale
-from pipeline.local_server import free_ports, stop
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.method.images import downscale
+from pipeline.method.superres import Networks
+from pipeline.serving.local_server import free_ports, stop
 from pipeline.spec import PAPER
-from pipeline.superres import Networks
 
 Array = NDArray[np.float32]
 

@@ -25,9 +25,9 @@ import tifffile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from client.formats.source import FileError
+from client.reader import Reader
 from pipeline.command_line import make_parser
-from pipeline.formats.source import FileError
-from pipeline.reader import Reader
 from tests.dicom_files import encode, lut, make_dataset, rle, to_bytes
 
 Pixels = NDArray[Any]

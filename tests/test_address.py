@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from pipeline.address import AddressError, diagnose, proxy_variable, split
-from pipeline.local_server import free_ports
+from client.address import AddressError, diagnose, proxy_variable, split
+from pipeline.serving.local_server import free_ports
 from tests.conftest import answering
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from benchmarks import alternatives
 from benchmarks.alternatives import WayError
-from pipeline import eager
-from pipeline.images import Image
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.method.images import Image
+from pipeline.method.superres import network_lr
+from pipeline.networks import eager
 from pipeline.spec import PRESETS
-from pipeline.superres import network_lr
 
 
 @pytest.mark.parametrize(("name", "steps"), [("best", 1), ("best", 4), ("paper", 10)])

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from pipeline.serve import ROOT
+from pipeline import ROOT
 
 NAMES = ["alternatives", "arithmetic", "limits", "overhead", "peers", "serving", "soak", "solvers"]
 

@@ -12,10 +12,10 @@ import pytest
 import tensorrt_rtx_bindings as rtx
 from onnx import TensorProto, helper
 
-from pipeline import builder
-from pipeline.builder import PlanError, Profile
-from pipeline.serve import ROOT
+from pipeline import ROOT
 from pipeline.spec import BEST, PAPER, onnx_models
+from pipeline.tensorrt import builder
+from pipeline.tensorrt.builder import PlanError, Profile
 
 UNET = ROOT / "model_repository" / "unet_onnx" / "1" / "model.onnx"
 SHAPES = {"x": Profile((1, 3), (1, 8), (4, 8))}

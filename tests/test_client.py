@@ -18,12 +18,11 @@ import pytest
 import tritonclient.grpc as triton
 from PIL import Image
 
-from client import BadRequest, Client, ClientClosed, ServerError, ServerLost, ServerUnavailable, UpscaleError
+from client import BadRequest, Client, ClientClosed, ServerError, ServerLost, ServerUnavailable, UpscaleError, wire
 from client.api import MODEL
-from pipeline import wire
-from pipeline.local_server import free_ports
-from pipeline.request import Options
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.method.request import Options
+from pipeline.serving.local_server import free_ports
 from pipeline.spec import DEFAULT, MAX_SEED
 from tests.conftest import RunningServer, StartServer
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import read_image
-from pipeline.images import downscale, psnr
-from pipeline.serve import ROOT
+from client.files import read_image
+from pipeline import ROOT
+from pipeline.method.images import downscale, psnr
 
 
 def start(out: Path, **environment: str) -> subprocess.Popen[str]:

@@ -6,8 +6,7 @@ import json
 import re
 import shlex
 
-from pipeline import serve
-from pipeline.serve import ROOT
+from pipeline import ROOT, serve
 
 PROJECT = (ROOT / "pyproject.toml").read_text()
 LINES = (ROOT / "deploy" / "Dockerfile").read_text().splitlines()

@@ -17,9 +17,9 @@ from pydicom import Dataset
 from pydicom.data import get_testdata_file
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from pipeline.formats import dicom
-from pipeline.formats.dicom_codecs import guess_syntax
-from pipeline.formats.source import Choice, FormatError, Source
+from client.formats import dicom
+from client.formats.dicom_codecs import guess_syntax
+from client.formats.source import Choice, FormatError, Source
 from tests.dicom_files import encode, lut, make_dataset, ramp, rle, to_bytes
 
 RAMP = ramp(0, 4095, "u2")

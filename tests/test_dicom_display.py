@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from pipeline.formats import dicom
-from pipeline.formats.source import Choice
+from client.formats import dicom
+from client.formats.source import Choice
 from tests.dicom_files import lut, make_dataset, ramp, to_bytes
 
 VOI = ("LINEAR", "LINEAR_EXACT", "SIGMOID", "LUT of 16 bits", "LUT of 12 in 16", "LUT of 8", "none")

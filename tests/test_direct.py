@@ -10,7 +10,7 @@ import pytest
 from client import Client
 from client.api import BadRequest, ClientClosed, ServerError, ServerUnavailable
 from client.direct import connect
-from pipeline.local_server import free_ports
+from pipeline.serving.local_server import free_ports
 from tests.conftest import RunningServer
 
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from pipeline.drain import VARIABLE, Closed, Door, working
+from pipeline.serving.drain import VARIABLE, Closed, Door, working
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import eager
-from pipeline.images import from_integers, psnr, upsample
-from pipeline.onnx_networks import onnx_networks
+from pipeline.method.images import from_integers, psnr, upsample
+from pipeline.method.superres import generator, upscale
+from pipeline.networks import eager
+from pipeline.runtimes.onnx_networks import onnx_networks
 from pipeline.spec import BEST, DEFAULT, PAPER
-from pipeline.superres import generator, upscale
 from train.degrade import ROWS, Gray, degrade
 
 ROOT = Path(__file__).parents[1]

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import eager, export, triton_config
+from pipeline import triton_config
+from pipeline.export import command as export
+from pipeline.networks import eager
+from pipeline.networks.unet import UNet
 from pipeline.spec import DEFAULT, PAPER, PRESETS, Model, UNetSpec, models, onnx_models
-from pipeline.unet import UNet
 from tests.test_vae import tiny_vae
 
 ROOT = Path(__file__).parents[1]

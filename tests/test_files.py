@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.files import read_image
-from pipeline.formats.source import Choice, FileError
-from pipeline.images import downscale
+from client.files import read_image
+from client.formats.source import Choice, FileError
+from pipeline.method.images import downscale
 
 
 def save(path: Path, height: int = 48, width: int = 64) -> NDArray[np.float32]:

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import eager
-from pipeline.detail_vae import DetailVAE
-from pipeline.fused import Denoise, Whole
-from pipeline.sampler import ETA, image_noise, rows, sample, trajectory
-from pipeline.schedule import make_schedule
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.method.sampler import ETA, image_noise, rows, sample, trajectory
+from pipeline.method.schedule import make_schedule
+from pipeline.method.superres import Networks, generator, upscale
+from pipeline.networks import eager
+from pipeline.networks.detail_vae import DetailVAE
+from pipeline.networks.fused import Denoise, Whole
+from pipeline.networks.unet import UNet
 from pipeline.spec import BEST, LEAP, PAPER
-from pipeline.superres import Networks, generator, upscale
-from pipeline.unet import UNet
 from tests.conftest import Array
 
 SCHEDULE = make_schedule(PAPER.diffusion)

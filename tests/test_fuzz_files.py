@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.files import read_image
-from pipeline.reader import Reader
+from client.files import read_image
+from client.reader import Reader
 from tests.fuzz_files import FORMATS, damaged, outcome, read_all, seeds
 
 

@@ -22,11 +22,11 @@ from benchmarks import gpu, gpu_networks, gpu_ways
 from benchmarks.gpu import Timed
 from benchmarks.gpu_networks import LeftOut
 from client import Client
-from pipeline import eager
-from pipeline.images import Image
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.method.images import Image
+from pipeline.method.superres import upscale
+from pipeline.networks import eager
 from pipeline.spec import BEST, PAPER, PRESETS, Model, Preset, Tensor
-from pipeline.superres import upscale
 from tests.conftest import RunningServer
 
 CPU = torch.device("cpu", 0)
@@ -109,7 +109,7 @@ def test_preset_paper_without_a_repository_to_read(tmp_path: Path, capsys: pytes
 
 
 def test_no_exporter_leaves_the_onnx_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pipeline.export", None)
+    monkeypatch.setitem(sys.modules, "pipeline.export.command", None)
     with ExitStack() as stack, pytest.raises(LeftOut, match="preset paper must be exported, and cannot be"):
         gpu_ways.find_repository(PAPER, None, stack)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.nn import functional as F
 
-from pipeline.images import (
+from pipeline.method.images import (
     crop_square,
     downscale,
     fold,

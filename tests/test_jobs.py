@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from client.formats.source import FileError
 from client.jobs import PATTERN, Finder, Job, check_pattern, name_of
-from pipeline.formats.source import FileError
 
 
 def tree(root: Path, *names: str) -> Path:

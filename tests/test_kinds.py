@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.formats.kinds import HEAD, is_dicom, kind_of
+from client.formats.kinds import HEAD, is_dicom, kind_of
 from tests.dicom_files import make_dataset, to_bytes
 
 DICOM = to_bytes(make_dataset(np.zeros((8, 8), "u2")))

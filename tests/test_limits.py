@@ -11,8 +11,8 @@ from torch import nn
 from benchmarks import limits
 from benchmarks.arithmetic import Arithmetic
 from benchmarks.limits import Machine, Need
+from pipeline.networks.unet import UNet
 from pipeline.spec import BEST, PAPER
-from pipeline.unet import UNet
 from tests.conftest import RunningServer
 
 MACHINE = Machine(float32=10.0, bfloat16=40.0, int8=80.0, memory=5.0)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.formats import npy
-from pipeline.formats.source import Choice, FormatError, Source
+from client.formats import npy
+from client.formats.source import Choice, FormatError, Source
 
 RAMP = np.tile(np.arange(64), (48, 1))
 

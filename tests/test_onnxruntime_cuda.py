@@ -12,9 +12,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from pipeline.onnx_networks import open_session
-from pipeline.onnxruntime_cuda import load, replaying
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.runtimes.onnx_networks import open_session
+from pipeline.runtimes.onnxruntime_cuda import load, replaying
 from pipeline.spec import BEST, onnx_models
 
 USUAL = {"x": (3,)}

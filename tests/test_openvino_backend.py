@@ -11,8 +11,8 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from client import Client
-from pipeline.images import psnr
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.method.images import psnr
 from pipeline.spec import BEST
 from tests.conftest import RunningServer, StartServer
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.onnx_networks import by_onnxruntime, onnx_networks
-from pipeline.openvino_runtime import OpenVINOError, load
-from pipeline.parity import radiographs
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.export.parity import radiographs
+from pipeline.method.superres import generator, upscale
+from pipeline.runtimes.onnx_networks import by_onnxruntime, onnx_networks
+from pipeline.runtimes.openvino_runtime import OpenVINOError, load
 from pipeline.spec import BEST, onnx_models
-from pipeline.superres import generator, upscale
 
 UNET = onnx_models(BEST).denoiser
 PATH = ROOT / "model_repository" / "unet_onnx" / "1" / "model.onnx"

@@ -13,11 +13,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from pipeline import parity
-from pipeline.local_server import not_ready, running_server
-from pipeline.onnx_networks import onnx_networks
-from pipeline.parity import Parity, ParityError, judge, measure_parity, report
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.export import parity
+from pipeline.export.parity import Parity, ParityError, judge, measure_parity, report
+from pipeline.runtimes.onnx_networks import onnx_networks
+from pipeline.serving.local_server import not_ready, running_server
 from pipeline.spec import BEST, Model, onnx_models, plan_models
 from pipeline.triton_config import config_text
 

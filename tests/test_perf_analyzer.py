@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import perf_analyzer
 from benchmarks.perf_analyzer import Measurement, PerfAnalyzerError
-from pipeline.serve import ROOT
+from pipeline import ROOT
 from tests.conftest import RunningServer
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.images import upsample
-from pipeline.pictures import comparison, labelled_row, uncertainty_map
+from client.pictures import comparison, labelled_row, uncertainty_map
+from pipeline.method.images import upsample
 
 
 def test_comparison_shows_all_four_images(rng: np.random.Generator) -> None:

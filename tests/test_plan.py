@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 from client import Client
-from pipeline import builder, plan, serve
-from pipeline.builder import Builder, PlanError
-from pipeline.local_server import not_ready, running_server
-from pipeline.parity import Parity
-from pipeline.plan import Gpu, find_gpu, install, main
-from pipeline.serve import ROOT
+from pipeline import ROOT, serve
+from pipeline.export.parity import Parity
+from pipeline.serving.local_server import not_ready, running_server
 from pipeline.spec import Model
+from pipeline.tensorrt import builder, plan
+from pipeline.tensorrt.builder import Builder, PlanError
+from pipeline.tensorrt.plan import Gpu, find_gpu, install, main
 from pipeline.triton_config import config_text, read_config
 from tests.test_builder import fake_trtexec
 from tests.test_parity import perturb

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from pipeline.files import read_image
-from pipeline.formats.source import FileError
-from pipeline.png import write_png
+from client.files import read_image
+from client.formats.source import FileError
+from client.png import write_png
 
 
 @pytest.mark.parametrize("bits", [8, 16])

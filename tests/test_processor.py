@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import processor
-from pipeline.processor import BFLOAT16, INT8, multiplies
+from pipeline.runtimes import processor
+from pipeline.runtimes.processor import BFLOAT16, INT8, multiplies
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageOps
 
-from pipeline.formats import raster
-from pipeline.formats.source import Choice, FormatError, Source
+from client.formats import raster
+from client.formats.source import Choice, FormatError, Source
 
 RAMP = np.tile(np.arange(64), (48, 1))
 EIGHT, SIXTEEN = (RAMP * 4).astype("u1"), (RAMP * 1040).astype("u2")

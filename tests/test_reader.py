@@ -12,15 +12,15 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.files import read_image
-from pipeline.formats.source import FileError
-from pipeline.reader import Reader
+from client.files import read_image
+from client.formats.source import FileError
+from client.reader import Reader
 
 # a process that answers as pipeline.reader does, but for files named after what befalls it
 FATED = """
 import os, sys, time
 from pathlib import Path
-from pipeline import files, reader
+from client import files, reader
 read = files.read_image
 def fated(path, *rest):
     if path.name == "crash.png": os.abort()
@@ -63,8 +63,7 @@ def test_a_crash_and_a_hang_are_errors_of_their_file_alone(images: list[Path]) -
 
 def test_it_keeps_to_a_lower_limit_of_memory_that_it_is_given(images: list[Path]) -> None:
     code = (
-        "import pathlib; from pipeline.reader import Reader; "
-        f"print(Reader().read(pathlib.Path({str(images[0])!r})).bits)"
+        f"import pathlib; from client.reader import Reader; print(Reader().read(pathlib.Path({str(images[0])!r})).bits)"
     )
     command = f"ulimit -v 6000000; exec {sys.executable} -c {shlex.quote(code)}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
@@ -79,7 +78,7 @@ def test_a_process_that_does_not_start_is_not_the_files_fault(images: list[Path]
 
 def test_the_process_ends_with_its_owner(images: list[Path]) -> None:
     code = (
-        "import os, signal, pathlib; from pipeline.reader import Reader; r = Reader(); "
+        "import os, signal, pathlib; from client.reader import Reader; r = Reader(); "
         f"r.read(pathlib.Path({str(images[0])!r})); print(r._process.pid, flush=True); "
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from pipeline.images import downscale, downscale_by_area, upsample
-from pipeline.reduction import (
+from pipeline.method.images import downscale, downscale_by_area, upsample
+from pipeline.method.reduction import (
     LEVEL,
     History,
     enlarge,

@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.request import BadRequest, Options, check_image, check_pixel_mm, check_seconds, check_seed, gray_image
+from pipeline.method.request import (
+    BadRequest,
+    Options,
+    check_image,
+    check_pixel_mm,
+    check_seconds,
+    check_seed,
+    gray_image,
+)
 from pipeline.spec import BEST, MAX_SEED, PAPER
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.restorer import SQUARE, STRIDE, Restorer, cosines, told
+from pipeline.networks.restorer import SQUARE, STRIDE, Restorer, cosines, told
 from pipeline.spec import HISTORY, RestorerSpec
 
 

@@ -13,8 +13,8 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sampler import Step, advance, image_noise, sample, timesteps, trajectory
-from pipeline.schedule import make_schedule
+from pipeline.method.sampler import Step, advance, image_noise, sample, timesteps, trajectory
+from pipeline.method.schedule import make_schedule
 from pipeline.spec import BEST, LEAP, PAPER, Prediction
 from tests.conftest import Array, exact_tables, fake_denoise
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler
 
-from pipeline.schedule import add_noise, make_schedule
+from pipeline.method.schedule import add_noise, make_schedule
 from pipeline.spec import BEST, PAPER
 from tests.conftest import exact_tables
 

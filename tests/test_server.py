@@ -23,13 +23,13 @@ from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from client import Client
-from pipeline import export, triton_config
-from pipeline.images import psnr
-from pipeline.onnx_networks import onnx_networks
-from pipeline.reduction import reduce
-from pipeline.serve import ROOT
+from pipeline import ROOT, triton_config
+from pipeline.export import command as export
+from pipeline.method.images import psnr
+from pipeline.method.reduction import reduce
+from pipeline.method.superres import generator, upscale
+from pipeline.runtimes.onnx_networks import onnx_networks
 from pipeline.spec import DEFAULT, PAPER, REDUCTIONS, fused_model, superres_model
-from pipeline.superres import generator, upscale
 from tests.conftest import Array, RunningServer, StartServer
 
 REPOSITORY = ROOT / "model_repository"

@@ -16,7 +16,7 @@ import pytest
 from benchmarks import soak
 from benchmarks.soak import Answers, Memory, SoakError
 from client import Client, ServerError, ServerLost
-from pipeline.serve import ROOT
+from pipeline import ROOT
 from tests.conftest import RunningServer, StartServer
 
 NO_ERRORS: Counter[str] = Counter()

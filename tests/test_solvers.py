@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks import solvers
-from pipeline import eager
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.method.superres import network_lr
+from pipeline.networks import eager
 from pipeline.spec import BEST
-from pipeline.superres import network_lr
 
 
 def test_one_step_of_both_solvers_is_the_same(rng: np.random.Generator) -> None:

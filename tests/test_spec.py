@@ -106,8 +106,8 @@ def test_plans_have_the_networks_interfaces_and_names_of_their_own() -> None:
     ("module", "banned"),
     [
         ("pipeline.spec", ["numpy", "torch"]),
-        ("pipeline.sampler", ["torch", "cv2"]),
-        ("pipeline.superres", ["torch", "onnxruntime", "PIL", "pydicom"]),
+        ("pipeline.method.sampler", ["torch", "cv2"]),
+        ("pipeline.method.superres", ["torch", "onnxruntime", "PIL", "pydicom"]),
         ("pipeline.serve", ["torch", "onnxruntime"]),
         ("pipeline.plan", ["torch", "client", "train"]),
         ("client", ["torch", "onnxruntime"]),

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.images import downscale, fold, upsample
-from pipeline.reduction import LEVEL, faithful_to, read_history
-from pipeline.sampler import Seed
+from pipeline.method.images import downscale, fold, upsample
+from pipeline.method.reduction import LEVEL, faithful_to, read_history
+from pipeline.method.sampler import Seed
+from pipeline.method.superres import Drawn, Networks, condition, generator, network_lr, scatter, upscale
 from pipeline.spec import BEST, MAX_BATCH, PAPER, PRESETS, Preset
-from pipeline.superres import Drawn, Networks, condition, generator, network_lr, scatter, upscale
 from tests.conftest import Array
 
 

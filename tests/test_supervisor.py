@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.serving.supervisor import NotReady, upscale_one, wait_until_listening
 from pipeline.spec import BEST
-from pipeline.supervisor import NotReady, upscale_one, wait_until_listening
 
 SUPERVISE = """
 import sys
-from pipeline.supervisor import NotReady, supervise
+from pipeline.serving.supervisor import NotReady, supervise
 
 def check(server):
     if "fails" in sys.argv[1]:
@@ -68,7 +68,7 @@ def test_a_signal_is_handed_on_whenever_it_comes(number: signal.Signals) -> None
 
 WORK = """
 import sys, time
-from pipeline.drain import Closed, working
+from pipeline.serving.drain import Closed, working
 try:
     while True:
         with working():

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tritonclient.utils
 
-from pipeline.serve import ROOT
+from pipeline import ROOT
 
 BACKEND = ROOT / "pipeline" / "backends" / "tensorrt" / "model.py"
 CONFIG: dict[str, Any] = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.tensors import load_tensors, save_tensors
+from pipeline.networks.tensors import load_tensors, save_tensors
 
 
 def test_round_trip(tmp_path: Path) -> None:

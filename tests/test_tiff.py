@@ -12,8 +12,8 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from pipeline.formats import tiff
-from pipeline.formats.source import Choice, FormatError, Source
+from client.formats import tiff
+from client.formats.source import Choice, FormatError, Source
 
 RAMP = np.tile(np.arange(64), (48, 1))
 EIGHT, SIXTEEN = (RAMP * 4).astype("u1"), (RAMP * 1040).astype("u2")

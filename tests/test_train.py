@@ -20,13 +20,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from pipeline import eager
-from pipeline.local_server import free_ports
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.method.superres import upscale
+from pipeline.networks import eager
+from pipeline.networks.vae import load_vae, set_latent_scale, vae_path
+from pipeline.networks.weights import load_unet
+from pipeline.serving.local_server import free_ports
 from pipeline.spec import BEST, PAPER, Preset
-from pipeline.superres import upscale
-from pipeline.vae import load_vae, set_latent_scale, vae_path
-from pipeline.weights import load_unet
 from train import loop, tune, unet, vae
 from train.losses import AdversaryLoss, Discriminator
 from train.schedule import learning_rate

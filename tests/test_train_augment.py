@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.images import downscale, resize_cubic
+from pipeline.method.images import downscale, resize_cubic
 from pipeline.spec import PAPER
 from train.augment import Augmentation, apply, draw, random_crop
 

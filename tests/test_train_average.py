@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.networks.unet import UNet
+from pipeline.networks.vae import make_vae
+from pipeline.networks.weights import digest, save_unet, save_vae
 from pipeline.spec import BEST
-from pipeline.unet import UNet
-from pipeline.vae import make_vae
-from pipeline.weights import digest, save_unet, save_vae
 from train import average
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import eager
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.method.superres import upscale
+from pipeline.networks import eager
 from pipeline.spec import DEFAULT, Band
-from pipeline.superres import upscale
 from train import calibrate
 from train.calibrate import COUNTS, fit, scatter
 from train.data import PairDataset, list_pairs

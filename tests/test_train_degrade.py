@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from pipeline.images import downscale
+from pipeline.method.images import downscale
 from pipeline.spec import REDUCTIONS, ReductionName
 from train.degrade import ROWS, Degradation, degrade, draw, reduce
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image as PILImage
 
 from client.api import Upscaled
-from pipeline import eager
-from pipeline.images import Image, upsample
-from pipeline.request import Options
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.method.images import Image, upsample
+from pipeline.method.request import Options
+from pipeline.networks import eager
 from pipeline.spec import BEST, DEFAULT, PAPER, REDUCTIONS
 from tests.conftest import RunningServer
 from train import evaluate, methods

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.detail_vae import DetailVAE
-from pipeline.eager import Eager
-from pipeline.images import downscale, upsample
-from pipeline.reduction import History, faithful_to, reduce
-from pipeline.restorer import Restorer
-from pipeline.sampler import image_noise
+from pipeline.method.images import downscale, upsample
+from pipeline.method.reduction import History, faithful_to, reduce
+from pipeline.method.sampler import image_noise
+from pipeline.networks.detail_vae import DetailVAE
+from pipeline.networks.eager import Eager
+from pipeline.networks.restorer import Restorer
+from pipeline.networks.unet import UNet
+from pipeline.networks.vae import Decoder, Encoder, make_vae
 from pipeline.spec import BEST, PAPER, Preset, RestorerSpec
-from pipeline.unet import UNet
-from pipeline.vae import Decoder, Encoder, make_vae
 from train.losses import (
     AdversaryLoss,
     AutoencoderLoss,

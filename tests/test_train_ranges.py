@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import eager
-from pipeline.detail_vae import DetailVAE
-from pipeline.fused import Whole
-from pipeline.sampler import image_noise
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.method.sampler import image_noise
+from pipeline.method.superres import usual_rows
+from pipeline.networks import eager
+from pipeline.networks.detail_vae import DetailVAE
+from pipeline.networks.fused import Whole
+from pipeline.networks.unet import UNet
+from pipeline.networks.weights import RANGES_FILE, load_ranges
 from pipeline.spec import BEST
-from pipeline.superres import usual_rows
-from pipeline.unet import UNet
-from pipeline.weights import RANGES_FILE, load_ranges
 from train import ranges
 from train.data import PairDataset, list_pairs
 from train.degrade import ROWS

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import eager
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.networks import eager
 from pipeline.spec import BEST
 from train import restore
 

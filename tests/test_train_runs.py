@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.networks.unet import UNet
+from pipeline.networks.vae import make_vae
+from pipeline.networks.weights import digest, save_unet, save_vae
 from pipeline.spec import BEST
-from pipeline.unet import UNet
-from pipeline.vae import make_vae
-from pipeline.weights import digest, save_unet, save_vae
 
 SLICE = ROOT / "train" / "runs" / "slice.sh"
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.images import downscale, downscale_by_area
+from pipeline.method.images import downscale, downscale_by_area
 from pipeline.spec import REDUCTIONS
 from train.degrade import Degradation
 from train.scans import LEAST_NOISE, OTHER, Scans, draw_sample, draw_samples, mark, page

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from pipeline.serve import ROOT
+from pipeline import ROOT
 from train import tune
 
 WEIGHTS = ROOT / "weights" / "best"

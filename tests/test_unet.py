@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pipeline.networks.unet import CrossAttention, UNet, timestep_embedding
 from pipeline.spec import PAPER
-from pipeline.unet import CrossAttention, UNet, timestep_embedding
 
 SPEC = PAPER.unet
 

@@ -20,12 +20,12 @@ from PIL import Image as PILImage
 from pydicom.data import get_testdata_file
 
 from client.batch import SEVERAL, options_of
+from client.files import read_image
 from client.upscale import main, parse
-from pipeline.files import read_image
-from pipeline.images import downscale
-from pipeline.local_server import free_ports
-from pipeline.request import BadRequest
-from pipeline.serve import ROOT
+from pipeline import ROOT
+from pipeline.method.images import downscale
+from pipeline.method.request import BadRequest
+from pipeline.serving.local_server import free_ports
 from pipeline.spec import PAPER
 from tests.conftest import RunningServer, StartServer
 from tests.dicom_files import lut, make_dataset, to_bytes
@@ -158,7 +158,7 @@ def test_window_frame_and_page(at: list[str], tmp_path: Path, capsys: pytest.Cap
 def test_a_decoder_that_crashes_ends_no_run(
     at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.reader.Reader.__init__.__defaults__", ((sys.executable, "-c", FATED), 60))
+    monkeypatch.setattr("client.reader.Reader.__init__.__defaults__", ((sys.executable, "-c", FATED), 60))
     for name in ("crash.png", "a.png", "z.png"):
         picture(tmp_path / "in" / name)
     assert main([str(tmp_path / "in"), *at]) == 1

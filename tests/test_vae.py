@@ -9,12 +9,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from pipeline import detail_vae as networks
-from pipeline.detail_vae import DetailVAE, upsample_by_sums
-from pipeline.images import upsample
+from pipeline.method.images import upsample
+from pipeline.networks import detail_vae as networks
+from pipeline.networks.detail_vae import DetailVAE, upsample_by_sums
+from pipeline.networks.vae import Decoder, Encoder, load_vae, make_vae, set_latent_scale, vae_path
+from pipeline.networks.weights import save_vae
 from pipeline.spec import BEST, PAPER
-from pipeline.vae import Decoder, Encoder, load_vae, make_vae, set_latent_scale, vae_path
-from pipeline.weights import save_vae
 
 SPEC = PAPER.vae
 

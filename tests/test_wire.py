@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import wire
-from pipeline.local_server import free_ports
+from client import wire
+from pipeline.serving.local_server import free_ports
 from tests.conftest import answering
 
 

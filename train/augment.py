@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images import resize_cubic
+from pipeline.method.images import resize_cubic
 from pipeline.spec import SCALE, AugmentationSpec
 
 

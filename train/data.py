@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline.images import Image, from_integers, to_network
+from pipeline.method.images import Image, from_integers, to_network
 from pipeline.spec import PAPER, SCALE, AugmentationSpec, DataSpec
 from train.augment import apply, draw, random_crop
 from train.degrade import Degradation, degrade

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from pipeline.images import downscale, downscale_by_area
+from pipeline.method.images import downscale, downscale_by_area
 from pipeline.spec import REDUCTIONS, SCALE, ReductionName
 from train.augment import add_noise
 

@@ -15,8 +15,8 @@ from PIL.Image import Image as Picture
 from torch import nn
 from tqdm import tqdm
 
-from pipeline.images import from_network
-from pipeline.pictures import uncertainty_map
+from client.pictures import uncertainty_map
+from pipeline.method.images import from_network
 from train.config import option, run_command
 from train.loop import Task, device_of, to_device, train
 from train.losses import DoubtLoss

@@ -24,12 +24,12 @@ import torch
 from tqdm import tqdm
 
 from client import UpscaleError
-from pipeline import eager
 from pipeline.command_line import make_parser
-from pipeline.images import Image, from_integers, psnr, ssim, to_integers, to_network
-from pipeline.reduction import reduce
+from pipeline.method.images import Image, from_integers, psnr, ssim, to_integers, to_network
+from pipeline.method.reduction import reduce
+from pipeline.networks import eager
+from pipeline.networks.weights import write_metadata
 from pipeline.spec import DEFAULT, PAPER, PRESETS, PROTOCOL, SCALE, DataSpec, ReductionName
-from pipeline.weights import write_metadata
 from train.config import DEVICES, choose_device
 from train.data import (
     SHARES,

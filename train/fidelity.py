@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline import eager
 from pipeline.command_line import make_parser
-from pipeline.images import Image
+from pipeline.method.images import Image
+from pipeline.networks import eager
 from pipeline.spec import DEFAULT, PRESETS
 from train.config import DEVICES, choose_device
 from train.data import PairDataset, read_index

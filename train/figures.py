@@ -21,12 +21,12 @@ from matplotlib.figure import Figure
 from PIL.Image import Image as Picture
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from client.pictures import comparison, enlarge, labelled_row, stack
 from pipeline.command_line import make_parser
-from pipeline.images import Image, from_integers
-from pipeline.onnx_networks import onnx_networks
-from pipeline.pictures import comparison, enlarge, labelled_row, stack
+from pipeline.method.images import Image, from_integers
+from pipeline.method.superres import generator, upscale
+from pipeline.runtimes.onnx_networks import onnx_networks
 from pipeline.spec import DEFAULT, PAPER, PRESETS, SCALE, Preset
-from pipeline.superres import generator, upscale
 from train.augment import Augmentation, apply
 from train.data import PairDataset, evenly, list_pairs
 from train.methods import Method, bicubic

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.images import to_network
+from pipeline.method.images import to_network
+from pipeline.method.superres import Array, condition, network_lr
+from pipeline.networks.vae import Encoder
 from pipeline.spec import Preset
-from pipeline.superres import Array, condition, network_lr
-from pipeline.vae import Encoder
 from train import checkpoint
 from train.data import PairDataset
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.detail_vae import DetailVAE
-from pipeline.reduction import Matrix, inverse, matrix
-from pipeline.restorer import Restorer, detail_of
+from pipeline.method.reduction import Matrix, inverse, matrix
+from pipeline.method.superres import draw_latents
+from pipeline.networks.detail_vae import DetailVAE
+from pipeline.networks.restorer import Restorer, detail_of
+from pipeline.networks.unet import UNet
+from pipeline.networks.vae import VAE, Decoder, decode, posterior
 from pipeline.spec import PAPER, REDUCTIONS, SCALE, Prediction, Preset, ReductionName
-from pipeline.superres import draw_latents
-from pipeline.unet import UNet
-from pipeline.vae import VAE, Decoder, decode, posterior
 from train.lpips import LPIPS
 
 CLEAN = 0.8

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from client import Client
-from pipeline.eager import Eager
-from pipeline.images import Image, to_network, upsample
-from pipeline.onnx_networks import onnx_networks
-from pipeline.request import BadRequest, Options
-from pipeline.sampler import Seed
+from pipeline.method.images import Image, to_network, upsample
+from pipeline.method.request import BadRequest, Options
+from pipeline.method.sampler import Seed
+from pipeline.method.superres import Array, Drawn, Generate, as_drawn, generator, upscale
+from pipeline.networks.eager import Eager
+from pipeline.runtimes.onnx_networks import onnx_networks
 from pipeline.spec import REDUCTIONS, Output, Preset, SamplerName, Start
-from pipeline.superres import Array, Drawn, Generate, as_drawn, generator, upscale
 
 RUNTIMES = {"bicubic": "bicubic", "torch": "PyTorch", "onnx": "ONNX", "server": "Triton", "trt": "TensorRT"}
 BICUBIC = RUNTIMES["bicubic"]

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.command_line import make_parser
-from pipeline.images import crop_square, downscale, resize_cubic
+from pipeline.method.images import crop_square, downscale, resize_cubic
 from pipeline.spec import PAPER, SCALE
 from pipeline.whole import whole_file
 

@@ -21,12 +21,12 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from torch import nn
 from tqdm import tqdm
 
-from pipeline.detail_vae import DetailVAE
-from pipeline.processor import BFLOAT16, CPUINFO, multiplies
+from pipeline.networks.detail_vae import DetailVAE
+from pipeline.networks.unet import UNet
+from pipeline.networks.vae import load_detail_vae, vae_path
+from pipeline.networks.weights import check_pair, digest, load_unet, save_unet, save_vae
+from pipeline.runtimes.processor import BFLOAT16, CPUINFO, multiplies
 from pipeline.spec import DEFAULT, PRESETS, DetailVAESpec, Preset
-from pipeline.unet import UNet
-from pipeline.vae import load_detail_vae, vae_path
-from pipeline.weights import check_pair, digest, load_unet, save_unet, save_vae
 from train.checkpoint import files_digest
 from train.config import DEVICES, choose_device, option, settings
 from train.data import SHARES, list_pairs, parse_split, patient_of, read_index, split_by_patient

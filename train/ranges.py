@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline import eager
 from pipeline.command_line import make_parser
-from pipeline.detail_vae import DetailVAE
-from pipeline.fused import Whole
+from pipeline.method.superres import by_fused, draw_samples
+from pipeline.networks import eager
+from pipeline.networks.detail_vae import DetailVAE
+from pipeline.networks.fused import Whole
+from pipeline.networks.weights import RANGES_FILE, Array, digest, save_ranges
 from pipeline.spec import DEFAULT, PRESETS
-from pipeline.superres import by_fused, draw_samples
-from pipeline.weights import RANGES_FILE, Array, digest, save_ranges
 from train.data import PairDataset, read_index
 from train.degrade import ROWS
 from train.evaluate import add_choice, choose

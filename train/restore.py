@@ -17,7 +17,7 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.restorer import Restorer
+from pipeline.networks.restorer import Restorer
 from train.config import option, run_command
 from train.loop import Task, device_of, to_device, train
 from train.losses import HistoryLoss

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.images import downscale
-from pipeline.reduction import reduce
+from pipeline.method.images import downscale
+from pipeline.method.reduction import reduce
 from pipeline.spec import REDUCTIONS, SCALE
 from train.data import Index, patient_of, read_gray, read_index
 from train.degrade import Degradation, Gray, degrade, draw

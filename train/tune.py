@@ -18,8 +18,8 @@ from PIL.Image import Image as Picture
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline.images import from_network
-from pipeline.pictures import comparison
+from client.pictures import comparison
+from pipeline.method.images import from_network
 from pipeline.spec import SCALE, Preset
 from train.config import option, run_command
 from train.loop import Task, device_of, to_device, train

@@ -19,14 +19,14 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.eager import Eager
-from pipeline.pictures import comparison
-from pipeline.schedule import make_schedule
+from client.pictures import comparison
+from pipeline.method.schedule import make_schedule
+from pipeline.method.superres import upscale
+from pipeline.networks.eager import Eager
+from pipeline.networks.unet import UNet
+from pipeline.networks.vae import VAE, Decoder, Encoder, load_vae, vae_path
+from pipeline.networks.weights import digest, load_unet, save_unet
 from pipeline.spec import Preset
-from pipeline.superres import upscale
-from pipeline.unet import UNet
-from pipeline.vae import VAE, Decoder, Encoder, load_vae, vae_path
-from pipeline.weights import digest, load_unet, save_unet
 from train import checkpoint
 from train.config import option, run_command
 from train.data import PairDataset, as_network

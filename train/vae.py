@@ -18,11 +18,11 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.detail_vae import DetailVAE
-from pipeline.images import Image, from_network
-from pipeline.pictures import labelled_row
-from pipeline.vae import VAE, decode, load_vae, make_vae, posterior, set_latent_scale
-from pipeline.weights import digest, save_vae
+from client.pictures import labelled_row
+from pipeline.method.images import Image, from_network
+from pipeline.networks.detail_vae import DetailVAE
+from pipeline.networks.vae import VAE, decode, load_vae, make_vae, posterior, set_latent_scale
+from pipeline.networks.weights import digest, save_vae
 from train import checkpoint
 from train.config import option, run_command
 from train.data import PairDataset, draw_squares, validation_images

@@ -11,7 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pipeline.backends.failures import Failures
-from pipeline.request import BadRequest
+from pipeline.method.request import BadRequest
 
 Feed = dict[str, Any]
 """Input name ⇒ array."""

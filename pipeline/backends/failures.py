@@ -12,7 +12,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from pipeline.request import BadRequest
+from pipeline.method.request import BadRequest
 
 METRIC = "cxr_superres_failures_total"
 REASONS = ("bad_request", "unavailable", "internal")

@@ -1,7 +1,7 @@
 """Triton model ``superres``: decodes requests, runs them together through the networks, answers each.
 
-The method itself is ``pipeline.superres``; its networks are the models of this server that ``spec.onnx_models`` names,
-or their TensorRT plans, called by BLS. The preset is a parameter in ``config.pbtxt``.
+The method itself is ``pipeline.method.superres``; its networks are the models of this server that
+``spec.onnx_models`` names, or their TensorRT plans, called by BLS. The preset is a parameter in ``config.pbtxt``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,18 @@ import triton_python_backend_utils as pb_utils
 
 from pipeline.backends.batches import given
 from pipeline.backends.failures import Failures, Unavailable
-from pipeline.drain import Closed, working
-from pipeline.request import STOPPING, BadRequest, Options, check_image, check_pixel_mm, check_seed, is_not_serving
+from pipeline.method.request import (
+    STOPPING,
+    BadRequest,
+    Options,
+    check_image,
+    check_pixel_mm,
+    check_seed,
+    is_not_serving,
+)
+from pipeline.method.superres import Array, Networks, Result, generator, networks_of, upscale
+from pipeline.serving.drain import Closed, working
 from pipeline.spec import OTHER, PRESETS, UNKNOWN, Model, Preset, onnx_models, plan_models
-from pipeline.superres import Array, Networks, Result, generator, networks_of, upscale
 
 OPTIONS = ("steps", "sampler", "start", "samples", "output", "faithful", "degradation", "denoiser")
 

@@ -16,8 +16,8 @@ import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
-from pipeline import onnxruntime_cuda
 from pipeline.backends.batches import Batches, Feed, check_names, joined, model_file, number, warmup_shapes
+from pipeline.runtimes import onnxruntime_cuda
 
 
 def session_options(parameters: dict[str, Any]) -> ort.SessionOptions:

@@ -13,8 +13,8 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from pipeline import openvino_runtime
 from pipeline.backends.batches import Batches, check_names, joined, model_file, number, warmup_shapes
+from pipeline.runtimes import openvino_runtime
 
 
 class TritonPythonModel:

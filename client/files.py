@@ -1,0 +1,82 @@
+"""PNG, JPEG, TIFF, DICOM and .npy files ⇒ images. One reader for all: gray, depth, and notes for the user."""
+
+from __future__ import annotations
+
+import stat
+import threading
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+from client.formats.kinds import HEAD, Kind, kind_of
+from client.formats.source import Choice, FileError, FormatError, Source
+from pipeline.method.images import downscale as downscale_cubic
+from pipeline.method.images import downscale_by_area
+from pipeline.spec import SCALE
+
+_one_at_a_time = threading.Lock()
+"""Images may be large, and pydicom's warnings can be held back for the whole process only."""
+
+
+DECODERS: dict[Kind, str] = {"png": "raster", "jpeg": "raster", "tiff": "tiff", "npy": "npy", "dicom": "dicom"}
+"""Modules, imported when they are needed: pydicom alone takes a fifth of a second."""
+
+
+def read_image(path: Path | str, choice: Choice | None = None, downscale: int | None = None) -> Source:
+    """Read a gray image; colour becomes gray.
+
+    Args:
+        path: the file's; its format is told by what it holds, not by its name.
+        choice: window, frame and page, where they are not left to the file.
+        downscale: make it so many times smaller: by 4 as the paper's protocol does, else by area.
+
+    Raises:
+        FileError: the file is missing, not an image, damaged, or of a kind that is not supported.
+    """
+    path = Path(path)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise FileError(f"'{path}' is no regular file: write it to one first")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise FileError(f"'{path}' does not exist") from None
+    except OSError as error:
+        raise FileError(f"'{path}' cannot be read: {error.strerror}") from error
+    except MemoryError:
+        raise FileError(f"'{path}' does not fit into memory") from None
+    if not data:
+        raise FileError(f"'{path}' is empty")
+    kind = kind_of(data[:HEAD])
+    if kind is None:
+        raise FileError(f"'{path}' is not a readable PNG, JPEG, TIFF, DICOM or .npy image")
+    notes: list[str] = []
+    try:
+        with _one_at_a_time:
+            decoder = import_module(f"client.formats.{DECODERS[kind]}")
+            choice = choice or Choice()
+            source: Source = decoder.read(data, choice, notes)
+        if choice.pixel_mm is not None:
+            source = replace(source, pixel_mm=choice.pixel_mm)
+        if downscale is not None:
+            source = smaller(source, downscale, notes)
+    except FormatError as error:
+        raise FileError(f"'{path}' {' '.join(str(error).split())}") from error
+    except MemoryError:
+        raise FileError(f"'{path}' does not fit into memory") from None
+    return replace(source, notes=tuple(dict.fromkeys(notes)))
+
+
+def smaller(source: Source, factor: int, notes: list[str]) -> Source:
+    """The image so many times smaller.
+
+    Raises:
+        FormatError: it is too small for that.
+    """
+    if min(source.image.shape) < factor:
+        raise FormatError(f"is too small for --downscale {factor}")
+    reduce, how = (downscale_cubic, "cubic") if factor == SCALE else (downscale_by_area, "by area")
+    image = reduce(source.image, factor).clip(0, 1)
+    rows, columns = (side % factor for side in source.image.shape)
+    left_out = f", {columns} columns and {rows} rows left out" if rows or columns else ""
+    notes.append(f"downscaled ×{factor} to {image.shape[1]}×{image.shape[0]}, {how}{left_out}")
+    return replace(source, image=image, pixel_mm=None if source.pixel_mm is None else factor * source.pixel_mm)

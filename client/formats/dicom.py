@@ -1,0 +1,262 @@
+"""DICOM: the data set, its stored values and padding; ``dicom_display`` makes gray of them."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.pixels import pixel_array
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+
+from client.formats import dicom_codecs
+from client.formats.dicom_display import Mask, first_number, from_palette, numbers, places, to_gray
+from client.formats.source import (
+    Choice,
+    FormatError,
+    Source,
+    check_choice,
+    check_size,
+    choose_one,
+    luminance,
+    not_finite,
+)
+from pipeline.spec import PIXEL_MM
+
+PIXELS = {"PixelData": "", "FloatPixelData": "Float", "DoubleFloatPixelData": "DoubleFloat"}
+"""What may hold the pixels ⇒ what its padding values' names begin with."""
+GRAY, PALETTE = ("MONOCHROME1", "MONOCHROME2"), "PALETTE COLOR"
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+
+# what is wrong with a file is told by us, in one line
+logging.getLogger("pydicom").addHandler(logging.NullHandler())
+logging.getLogger("pydicom").propagate = False
+
+
+def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
+    """A frame of a DICOM file.
+
+    Raises:
+        FormatError: it is damaged, too large, holds no image, or is compressed in an unknown way.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _read(data, choice, notes)
+    except FormatError:
+        raise
+    except Exception as error:  # a damaged file can make a parser fail in any way
+        raise FormatError(f"is not a readable DICOM image: {error}") from error
+
+
+def _read(data: bytes, choice: Choice, notes: list[str]) -> Source:
+    if data[128:132] != b"DICM":
+        notes.append("DICOM without a preamble")
+    dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+    keyword = next((name for name in PIXELS if dataset.get(name)), None)
+    if keyword is None:
+        raise FormatError(f"is DICOM without pixels ({_class_of(dataset)}), or cut off before them")
+    check_choice(choice, "DICOM")
+    complete(dataset, keyword, notes)
+    kind = dataset.PhotometricInterpretation
+    if kind not in (*GRAY, PALETTE, *COLOUR) or (kind.startswith("YBR") and dataset.BitsAllocated != 8):
+        depth = f" in {dataset.BitsAllocated} bits" if kind in COLOUR else ""
+        raise FormatError(f"is {kind}{depth}, must be {', '.join((*GRAY, PALETTE, *COLOUR))} (YBR in 8 bits)")
+    check_size(dataset.Columns, dataset.Rows)
+    frames = max(1, int(first_number(dataset, "NumberOfFrames", notes) or 1))
+    dataset.NumberOfFrames = frames
+    frame = choose_one("frame", choice.frame, frames, notes)
+    bits = 8 if dataset.get("BitsStored", 16) <= 8 else 16
+    stored, uncut = stored_values(dataset, keyword, frame, notes)
+    size = pixel_mm(dataset, frame, notes)
+    if kind in COLOUR:
+        gray = luminance(stored, notes) / (2**dataset.BitsStored - 1)
+        return Source(gray.clip(0, 1).astype(np.float32), bits, pixel_mm=size)
+    if kind == PALETTE:
+        return Source(from_palette(stored, dataset, notes), bits, pixel_mm=size)
+    padding = find_padding(stored, uncut, dataset, keyword, notes)
+    if stored.dtype.kind == "f":
+        outside = not_finite(stored, notes)
+        stored, padding = np.where(outside, 0, stored), outside if padding is None else outside | padding
+        bits = 16
+    return Source(to_gray(stored, padding, dataset, frame, choice.window, notes), bits, pixel_mm=size)
+
+
+def pixel_mm(dataset: Dataset, frame: int, notes: list[str]) -> float | None:
+    """The distance of the pixels in the patient, in mm; None where the file tells none that can be believed.
+
+    PixelSpacing is that, or else the detector's own, which projection has enlarged (PS3.3 10.7.1.3).
+    """
+    measures = places(dataset, frame, "PixelMeasuresSequence")
+    found = next(filter(None, (numbers(place, "PixelSpacing", notes) for place in measures)), [])
+    enlarged = 1.0
+    if not found:
+        found = numbers(dataset, "ImagerPixelSpacing", notes)
+        enlarged = first_number(dataset, "EstimatedRadiographicMagnificationFactor", notes) or 1.0
+    if not found:
+        return None
+    sizes = [(mm or 0.0) / enlarged for mm in found]
+    low, high = PIXEL_MM
+    if not all(low <= mm <= high for mm in sizes):
+        notes.append(f"pixels of {'×'.join(f'{mm:g}' for mm in sizes)} mm: ignored")
+        return None
+    return math.prod(sizes) ** (1 / len(sizes))
+
+
+def _class_of(dataset: Dataset) -> str:
+    uid = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "of no class"
+    return str(getattr(uid, "name", uid))
+
+
+def complete(dataset: Dataset, keyword: str, notes: list[str]) -> None:
+    """Give the data set what decoding needs and the file lacks, each with a note.
+
+    Raises:
+        FormatError: rows or columns are missing.
+    """
+    for name in ("Rows", "Columns"):
+        if not dataset.get(name):
+            raise FormatError(f"is not a readable DICOM image: it has no {name}")
+    if not hasattr(dataset, "file_meta"):
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if not (syntax and syntax.is_transfer_syntax):
+        dataset.file_meta.TransferSyntaxUID = syntax_of(dataset, keyword)
+        said = f"unknown transfer syntax {syntax}" if syntax else "no transfer syntax"
+        notes.append(f"{said}: taken as {dataset.file_meta.TransferSyntaxUID.name}")
+    if not dataset.get("SamplesPerPixel"):
+        dataset.SamplesPerPixel = 1
+    kind = " ".join(str(dataset.get("PhotometricInterpretation") or "").upper().split())
+    fitting = "MONOCHROME2" if dataset.SamplesPerPixel == 1 else "RGB"
+    if not kind:
+        notes.append(f"no PhotometricInterpretation: taken as {fitting}")
+    elif (kind in COLOUR) != (fitting == "RGB"):
+        notes.append(f"{kind} with {dataset.SamplesPerPixel} samples per pixel: taken as {fitting}")
+        kind = ""
+    dataset.PhotometricInterpretation = kind or fitting
+    if dataset.SamplesPerPixel > 1 and dataset.get("PlanarConfiguration") is None:
+        dataset.PlanarConfiguration = 0
+    if keyword != "PixelData":
+        dataset.BitsAllocated = 32 if keyword == "FloatPixelData" else 64
+        return
+    if not dataset.get("BitsAllocated"):
+        size = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel
+        dataset.BitsAllocated = 8 * min(4, max(1, len(dataset.PixelData) // size))
+        notes.append(f"no BitsAllocated: taken as {dataset.BitsAllocated}")
+    if not dataset.get("BitsStored") or dataset.BitsStored > dataset.BitsAllocated:
+        notes.append(f"BitsStored is {dataset.get('BitsStored')}: taken as {dataset.BitsAllocated}")
+        dataset.BitsStored = dataset.BitsAllocated
+    signed = dataset.get("PixelRepresentation")
+    if signed not in (0, 1) or (signed and dataset.PhotometricInterpretation in (PALETTE, *COLOUR)):
+        said = "no PixelRepresentation" if signed is None else f"PixelRepresentation is {signed}"
+        notes.append(f"{said}: taken as unsigned")
+        dataset.PixelRepresentation = 0
+
+
+def syntax_of(dataset: Dataset, keyword: str) -> UID:
+    """The transfer syntax of a data set that does not say.
+
+    Raises:
+        FormatError: its pixels are compressed, in no known way.
+    """
+    value = dataset[keyword].value
+    if keyword == "PixelData" and value.startswith(b"\xfe\xff\x00\xe0"):
+        syntax = dicom_codecs.guess_syntax(value)
+        if syntax is None:
+            raise FormatError("says no transfer syntax, and its compressed pixels tell none")
+        return syntax
+    implicit, little = dataset.original_encoding
+    if little is False:
+        return ExplicitVRBigEndian
+    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+
+
+def decode(dataset: Dataset, frame: int, *, as_stored: bool = False) -> NDArray[Any]:
+    """One frame's pixels, [H, W] or [H, W, 3] in RGB; ``as_stored``: with bits beyond BitsStored as they are.
+
+    Raises:
+        FormatError: they are compressed in a way that is not supported.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    plugin = dicom_codecs.PLUGIN if syntax.is_encapsulated and syntax != RLELossless else ""
+    try:
+        return pixel_array(dataset, index=frame, decoding_plugin=plugin, correct_unused_bits=not as_stored)
+    except NotImplementedError as error:
+        if not syntax.is_encapsulated:
+            raise
+        raise FormatError(f"is compressed as {syntax.name}, which is not supported") from error
+
+
+def stored_values(dataset: Dataset, keyword: str, frame: int, notes: list[str]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """One frame's stored values, and the same with the bits beyond those stored, where padding may be marked."""
+    native = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    if native:
+        check_length(dataset, keyword, notes)
+    if keyword != "PixelData" or dataset.BitsAllocated == 1:
+        values = decode(dataset, frame)
+        return values, values
+    stored, allocated = dataset.BitsStored, dataset.BitsAllocated
+    high = dataset.get("HighBit")
+    high = stored - 1 if high is None or not stored <= high + 1 <= allocated else high
+    if not native and high == stored - 1:
+        values = decode(dataset, frame)
+        return values, values
+    uncut = decode(dataset, frame, as_stored=True)
+    # up, so that the highest stored bit is the sign, and down again
+    return np.right_shift(np.left_shift(uncut, allocated - 1 - high), allocated - stored), uncut
+
+
+def check_length(dataset: Dataset, keyword: str, notes: list[str]) -> None:
+    """Note where there are more bytes of uncompressed pixels than the file says.
+
+    Raises:
+        FormatError: there are fewer.
+    """
+    if dataset.PhotometricInterpretation == "YBR_FULL_422":
+        return
+    pixels = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.NumberOfFrames
+    expected, found = pixels * dataset.BitsAllocated // 8, len(dataset[keyword].value)
+    if found < expected:
+        raise FormatError(f"is cut off: {found} of {expected} bytes of pixels")
+    if (surplus := found - expected) > 1:
+        notes.append(f"{surplus} bytes of pixels more than rows, columns and frames say: ignored")
+
+
+def find_padding(
+    stored: NDArray[Any],
+    uncut: NDArray[Any],
+    dataset: Dataset,
+    keyword: str,
+    notes: list[str],
+) -> Mask | None:
+    """Where pixels are padding (PS3.3 C.7.5.1.1.2): of one value, or between two; None where the file names none."""
+    names = (f"{PIXELS[keyword]}PixelPaddingValue", f"{PIXELS[keyword]}PixelPaddingRangeLimit")
+    found = []
+    for name in names:
+        value = dataset.get(name)
+        if isinstance(value, (int, float)):
+            found.append(value)
+        elif value is not None:
+            notes.append(f"{name} is {value!r}, which is no number: ignored")
+    if names[0] not in dataset or not found:
+        return None
+    if keyword == "PixelData":
+        # an element of 16 bits may say a signed value unsigned, and the other way round
+        whole = 2**dataset.BitsAllocated
+        least = -whole // 2 if dataset.PixelRepresentation else 0
+        found = [(int(value) - least) % whole + least for value in found]
+    low, high = min(found), max(found)
+    padding: Mask = (stored >= low) & (stored <= high)
+    if not padding.any():
+        padding = (uncut >= low) & (uncut <= high)
+    if padding.any():
+        notes.append(
+            f"padding is black: {padding.sum()} pixels of {f'{low:g}' if low == high else f'{low:g} to {high:g}'}"
+        )
+    return padding

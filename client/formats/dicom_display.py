@@ -1,0 +1,279 @@
+"""From stored values to gray as DICOM displays them (PS3.3 C.11): modality, values of interest (VOI), presentation.
+
+pydicom's own functions are not used for this: with a negative slope they give an inverted range, and they misread
+tables of 8-bit entries and indices beyond a table. What is not as the standard says, but read all the same by common
+viewers, is read, with a note.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
+from pydicom.pixels import apply_color_lut
+
+from client.formats.source import FormatError, from_range, luminance
+from pipeline.method.images import Image
+
+Values = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+BINARY = ("FL", "FD", "US", "SS", "UL", "SL")
+"""Representations of numbers that are not text."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A look-up table: ``entries[0]`` is for the value ``first`` and all below, the last for all above its end."""
+
+    first: int
+    entries: NDArray[np.int64]
+    bits: int
+    """declared depth of the entries"""
+
+    def __call__(self, values: NDArray[Any]) -> NDArray[np.int64]:
+        indices = np.rint(values).astype(np.int64) - self.first
+        return self.entries[indices.clip(0, len(self.entries) - 1)]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window to black (0) and white (1), by PS3.3 C.11.2.1.2 and C.11.2.1.3."""
+
+    center: float
+    width: float
+    function: str = "LINEAR"
+
+    def __call__(self, values: Values) -> Values:
+        if self.function == "SIGMOID":
+            with np.errstate(over="ignore"):
+                return 1 / (1 + np.exp(-4 * (values - self.center) / self.width))
+        if self.function == "LINEAR_EXACT":
+            return ((values - self.center) / self.width + 0.5).clip(0, 1)
+        if self.width == 1:
+            return (values > self.center - 0.5).astype(np.float64)
+        return ((values - (self.center - 0.5)) / (self.width - 1) + 0.5).clip(0, 1)
+
+
+def numbers(dataset: Dataset, keyword: str, notes: list[str]) -> list[float | None]:
+    """The values of a decimal string; None for one that is no finite number. A comma is taken for the point."""
+    tag = tag_for_keyword(keyword)
+    if tag is None or tag not in dataset:
+        return []
+    element = dataset.get_item(tag)  # as in the file: pydicom refuses what is no decimal string
+    if isinstance(element, RawDataElement) and element.VR not in BINARY:
+        texts = (element.value or b"").decode("ascii", "replace").split("\\")
+    else:
+        values = dataset[tag].value
+        several = hasattr(values, "__iter__") and not isinstance(values, (str, bytes))
+        texts = [str(value) for value in (values if several else [values])]
+    texts = [text.strip(" \0") for text in texts]
+    if texts in ([""], ["None"]):
+        return []
+    found: list[float | None] = []
+    for text in texts:
+        try:
+            value = float(text.replace(",", "."))
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            notes.append(f"{keyword} is '{text}', which is no number: ignored")
+        elif "," in text:
+            notes.append(f"{keyword} is '{text}': comma taken as decimal point")
+        found.append(value if math.isfinite(value) else None)
+    return found
+
+
+def first_number(dataset: Dataset, keyword: str, notes: list[str]) -> float | None:
+    """The first value of a decimal string, None where there is none."""
+    return next(iter(numbers(dataset, keyword, notes)), None)
+
+
+def places(dataset: Dataset, frame: int, macro: str) -> Iterator[Dataset]:
+    """Where attributes of a frame may stand, the most special first: functional groups (PS3.3 C.7.6.16), the file."""
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    for group in (*per_frame[frame : frame + 1], *shared[:1]):
+        yield from group.get(macro) or []
+    yield dataset
+
+
+def _words(item: Dataset, keyword: str) -> NDArray[np.int64]:
+    """16-bit words of an element that may be stored as numbers or as bytes."""
+    value = item[keyword].value
+    if isinstance(value, bytes):
+        value = value + b"\0" * (len(value) % 2)
+        return np.frombuffer(value, ">u2" if item.original_encoding[1] is False else "<u2").astype(np.int64)
+    return np.atleast_1d(np.asarray([] if value is None else value, np.int64)) & 0xFFFF
+
+
+def read_table(item: Dataset, prefix: str, values: NDArray[Any], notes: list[str]) -> Table | None:
+    """A look-up table (PS3.3 C.11.1.1.1); None, with a note, where it holds nothing.
+
+    Args:
+        item: what holds ``{prefix}Descriptor`` and ``{prefix}Data``.
+        prefix: of their keywords, such as "LUT".
+        values: what it maps. Its 16-bit first value is signed or not: as more of their range is within the table.
+        notes: added to.
+    """
+    if f"{prefix}Descriptor" not in item or f"{prefix}Data" not in item:
+        notes.append(f"{prefix} without its data: ignored")
+        return None
+    descriptor, words = _words(item, f"{prefix}Descriptor"), _words(item, f"{prefix}Data")
+    if len(descriptor) != 3 or not words.size:
+        notes.append(f"{prefix} is empty: ignored")
+        return None
+    declared, first, bits = (int(value) for value in descriptor)
+    declared = declared or 65536
+    if first >= 32768:
+        low, high = float(values.min()), float(values.max())
+        first = max(first - 65536, first, key=lambda start: min(high, start + declared - 1) - max(low, start))
+    if len(words) < declared <= 2 * len(words):
+        # two entries of 8 bits a word, the first in the lower half
+        words = np.stack([words & 0xFF, words >> 8], axis=1).reshape(-1)
+    if len(words) < declared:
+        notes.append(f"{prefix} has {len(words)} of {declared} entries: its last goes for the rest")
+    return Table(first, words[:declared], bits)
+
+
+def white_of(top: int, bits: int, name: str, notes: list[str]) -> int:
+    """The entry that is white: the largest of the declared depth or, where the table is not of that depth, its own."""
+    if bits and 2 ** (bits - 1) <= top < 2**bits:
+        return int(2**bits - 1)
+    notes.append(f"{name} scaled by its largest entry, {top}: it declares {bits} bits")
+    return max(top, 1)
+
+
+def to_modality(stored: NDArray[Any], dataset: Dataset, frame: int, notes: list[str]) -> Values:
+    """Modality LUT or rescale: stored values ⇒ what the window is in."""
+    for item in list(dataset.get("ModalityLUTSequence") or [])[:1]:
+        table = read_table(item, "LUT", stored, notes)
+        if table is not None:
+            return table(stored).astype(np.float64)
+    slope, intercept = 1.0, 0.0
+    for place in places(dataset, frame, "PixelValueTransformationSequence"):
+        if "RescaleSlope" in place or "RescaleIntercept" in place:
+            found = first_number(place, "RescaleSlope", notes)
+            if found is None or found == 0:
+                notes.append(f"RescaleSlope is {'missing or empty' if found is None else 0}: taken as 1")
+            slope, intercept = found or 1.0, first_number(place, "RescaleIntercept", notes) or 0.0
+            break
+    return stored * slope + intercept
+
+
+def find_window(place: Dataset, notes: list[str]) -> Window | None:
+    """The first window there that can be used, or None."""
+    centers, widths = numbers(place, "WindowCenter", notes), numbers(place, "WindowWidth", notes)
+    function = str(place.get("VOILUTFunction") or "LINEAR").strip().upper()
+    if function not in FUNCTIONS:
+        notes.append(f"VOILUTFunction is '{function}': taken as LINEAR")
+        function = "LINEAR"
+    for number, (center, width) in enumerate(zip(centers, widths, strict=False), 1):
+        if center is None or width is None:
+            continue
+        if width <= 0:
+            notes.append(f"window ignored: its width is {width:g}, must be more than 0")
+            continue
+        if function == "LINEAR" and width < 1:
+            function = "LINEAR_EXACT"
+            notes.append("LINEAR window narrower than 1: taken as LINEAR_EXACT")
+        which = f" {number} of {len(centers)}" if len(centers) > 1 else ""
+        kind = "" if function == "LINEAR" else f", {function}"
+        notes.append(f"window{which}: center {center:g}, width {width:g}{kind}")
+        return Window(center, width, function)
+    return None
+
+
+def to_voi(values: Values, dataset: Dataset, frame: int, notes: list[str]) -> NDArray[np.floating[Any]] | None:
+    """By the frame's VOI LUT or window, the most special place first, to black (0) and white (1); None without one."""
+    for place in places(dataset, frame, "FrameVOILUTSequence"):
+        for item in list(place.get("VOILUTSequence") or [])[:1]:
+            if (table := read_table(item, "LUT", values, notes)) is not None:
+                notes.append("VOI LUT")
+                return table(values) / white_of(int(table.entries.max()), table.bits, "VOI LUT", notes)
+        if (window := find_window(place, notes)) is not None:
+            return window(values)
+    return None
+
+
+def is_inverted(dataset: Dataset, notes: list[str]) -> bool:
+    """Whether small values are bright: by PresentationLUTShape (PS3.3 C.11.6) or, without it, MONOCHROME1."""
+    by_kind = dataset.PhotometricInterpretation == "MONOCHROME1"
+    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
+    inverted = {"INVERSE": True, "IDENTITY": False}.get(shape, by_kind)
+    if inverted != by_kind:
+        notes.append(
+            f"{dataset.PhotometricInterpretation} contradicts PresentationLUTShape {shape}, which is followed: "
+            f"{'inverted' if inverted else 'not inverted'}"
+        )
+    elif inverted:
+        notes.append("inverted: MONOCHROME1 stores white as 0")
+    return inverted
+
+
+def to_gray(
+    stored: NDArray[Any],
+    padding: Mask | None,
+    dataset: Dataset,
+    frame: int,
+    window: tuple[float, float] | None,
+    notes: list[str],
+) -> Image:
+    """Stored values of MONOCHROME1 or 2 [H, W] ⇒ gray [H, W] in [0, 1].
+
+    Args:
+        stored: integers or floating-point numbers.
+        padding: pixels that are none: black, and no part of the range.
+        dataset: with its look-up tables, windows and photometric interpretation.
+        frame: from 0.
+        window: center and width to use in place of the file's.
+        notes: what was decided is added.
+    """
+    values = to_modality(stored, dataset, frame, notes)
+    shown: NDArray[np.floating[Any]] | None
+    if window is not None:
+        notes.append(f"window as asked for: center {window[0]:g}, width {window[1]:g}")
+        shown = Window(*window, "LINEAR" if window[1] >= 1 else "LINEAR_EXACT")(values)
+    else:
+        shown = to_voi(values, dataset, frame, notes)
+    if shown is None:
+        shown = from_range(values, notes, padding, why="no window: ")
+    if is_inverted(dataset, notes):
+        shown = 1 - shown
+    gray = shown.clip(0, 1).astype(np.float32)
+    return gray if padding is None else np.where(padding, np.float32(0), gray)
+
+
+def from_palette(stored: NDArray[Any], dataset: Dataset, notes: list[str]) -> Image:
+    """Indices of PALETTE COLOR [H, W] ⇒ gray [H, W] in [0, 1].
+
+    Raises:
+        FormatError: the palette is missing.
+    """
+    if "RedPaletteColorLookupTableDescriptor" not in dataset:
+        raise FormatError("is PALETTE COLOR without its palette")
+    bits = int(_words(dataset, "RedPaletteColorLookupTableDescriptor")[-1])
+    if "SegmentedRedPaletteColorLookupTableData" in dataset:
+        rgb = apply_color_lut(stored, dataset)
+    else:
+        tables = [
+            read_table(dataset, f"{colour}PaletteColorLookupTable", stored, notes)
+            for colour in ("Red", "Green", "Blue")
+        ]
+        usable = [table for table in tables if table is not None]
+        if len(usable) < 3:
+            raise FormatError("is PALETTE COLOR without its palette")
+        rgb = np.stack([table(stored) for table in usable], axis=-1)
+    white = 2**bits - 1
+    if bits > 8 and rgb.max() < 256:
+        notes.append(f"palette taken as one of 8 bits: it declares {bits}, but no entry is above 255")
+        white = 255
+    return (luminance(rgb, notes) / white).clip(0, 1).astype(np.float32)

@@ -1,0 +1,173 @@
+"""Are TensorRT plans the networks that their ONNX files are? Single calls and whole images, through a server.
+
+``MIN_PSNR`` stands for LPIPS, which needs PyTorch: at 45 dB noise changes an image's LPIPS by 0.013 to 0.018, at 52 dB
+by less than 0.002 (docs/decisions.md). ``python -m train.evaluate --runtimes onnx,trt`` measures the change itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import tritonclient.grpc as triton
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from tritonclient.utils import InferenceServerException
+
+from pipeline.method.images import Image, crop_square, resize_cubic
+from pipeline.method.superres import Array, Call, Networks, generator, network_lr, upsample_all, upscale
+from pipeline.spec import Model, Preset, fused_model
+
+RECORDED = (299, 150, 1)
+"""Timesteps whose calls are compared."""
+MAX_CALL_ERROR = 0.05
+MIN_PSNR = 52.0
+MAX_DARK = 0.5
+DARK = 0.2
+LEAST_ERROR = 1e-10
+"""Mean squared error that counts as none: 100 dB, for JSON has no infinity."""
+ADVICE = "use --precision fp32, or bf16"
+
+
+class ParityError(Exception):
+    """A plan is not the network."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far plans are from the ONNX files."""
+
+    calls: dict[str, float]
+    """By what was called: max │plan - ONNX│ / max │ONNX│"""
+    psnr: float
+    """of the worst of the whole images, in dB"""
+    dark: float
+    """the largest shift of the mean brightness of an image's dark areas, in gray levels of 255"""
+
+
+def judge(parity: Parity) -> None:
+    """Refuse plans that are not the networks; NaN is refused as well.
+
+    Raises:
+        ParityError: they are too far from the ONNX files.
+    """
+    wrong = [f"{call}: {error:.1%}" for call, error in parity.calls.items() if not error < MAX_CALL_ERROR]
+    if wrong:
+        raise ParityError(f"the plan is off ({', '.join(wrong)}), allowed is {MAX_CALL_ERROR:.0%}: {ADVICE}")
+    if not parity.psnr > MIN_PSNR:
+        raise ParityError(f"whole images: PSNR against ONNX is {parity.psnr:.1f} dB, needed is {MIN_PSNR:g}: {ADVICE}")
+    if not parity.dark < MAX_DARK:
+        raise ParityError(f"dark areas are shifted by {parity.dark:.2f} gray levels, allowed is {MAX_DARK:g}: {ADVICE}")
+
+
+def radiographs(preset: Preset) -> list[Image]:
+    """LR images of the preset's size from the radiograph of pydicom-data: as it is, and underexposed.
+
+    Raises:
+        ParityError: the package is not installed.
+    """
+    path = get_testdata_file("RG1_UNCR.dcm")
+    if path is None:
+        raise ParityError("the package pydicom-data holds no RG1_UNCR.dcm: pip install pydicom-data")
+    file = dcmread(path)
+    values, center, width = file.pixel_array.astype(np.float32), file.WindowCenter, file.WindowWidth
+    # its window by PS3.3 C.11.2.1.2.1; MONOCHROME1: small values are bright
+    whole = crop_square(1 - np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1).astype(np.float32))
+    lr = resize_cubic(whole, preset.data.lr_size, preset.data.lr_size).clip(0, 1)
+    return [lr, lr * np.float32(0.4)]
+
+
+def remote(server: triton.InferenceServerClient, name: str, model: Model) -> Call:
+    """Model ``name`` of the server as a function of the inputs that ``model`` has, by name; others are ignored."""
+
+    def run(**inputs: Array) -> tuple[Array, ...]:
+        tensors = [triton.InferInput(tensor.name, inputs[tensor.name].shape, tensor.dtype) for tensor in model.inputs]
+        for tensor in tensors:
+            tensor.set_data_from_numpy(inputs[tensor.name()])
+        result = server.infer(name, tensors)
+        return tuple(result.as_numpy(tensor.name) for tensor in model.outputs)
+
+    return run
+
+
+def call_error(plan: Array, onnx: Array) -> float:
+    """max │plan - ONNX│ / max │ONNX│; NaN where a value of the plan is."""
+    return float(np.abs(plan - onnx).max() / np.abs(onnx).max())
+
+
+def compare_images(plan: Image, onnx: Image) -> tuple[float, float]:
+    """PSNR in dB, and by how many gray levels of 255 the dark areas' mean is shifted; NaN where a value is."""
+    error = np.mean(np.square(plan - onnx, dtype=np.float64))
+    where = onnx < DARK
+    shift = np.mean((plan - onnx)[where]) if where.any() else 0.0
+    return float(-10 * np.log10(np.maximum(error, LEAST_ERROR))), 255 * abs(float(shift))
+
+
+def record_fused(networks: Networks, preset: Preset, image: Image) -> dict[str, Array]:
+    """What the fused model is given for an image with the preset's own options."""
+    recorded: dict[str, Array] = {}
+
+    def fused(**inputs: Array) -> tuple[Array, ...]:
+        recorded.update(inputs)
+        assert networks.fused is not None
+        return networks.fused(**inputs)
+
+    upscale([image], [0], generator(replace(networks, fused=fused), preset), preset)
+    return recorded
+
+
+def measure_parity(url: str, preset: Preset, networks: Networks, pairs: Sequence[tuple[Model, Model]]) -> Parity:
+    """Compare plans with the ONNX models of the same server.
+
+    The denoiser is compared on the inputs of a whole run at the recorded timesteps, and by whole images of all steps of
+    DDPM; the others on one call.
+
+    Args:
+        url: gRPC address of the server.
+        preset: of its repository.
+        networks: the ONNX files in this process; their encoder and decoder stand around the denoisers compared.
+        pairs: (network, its plan), the denoiser first.
+
+    Raises:
+        ParityError: the server runs one of them not at all.
+    """
+    calls: dict[str, float] = {}
+    images = radiographs(preset)
+    lr = network_lr(images[:1], preset)
+    image = upsample_all(lr)
+    try:
+        with triton.InferenceServerClient(url) as server:
+            both = [tuple(remote(server, model.name, network) for model in (plan, network)) for network, plan in pairs]
+            plan_denoise, onnx_denoise = both[0]
+
+            def recording(x: Array, t: Array) -> Array:
+                onnx = onnx_denoise(x=x, t=t)[0]
+                call = f"{pairs[0][1].name} at t = {t[0, 0]:g}"
+                if t[0, 0] in RECORDED and call not in calls:
+                    calls[call] = call_error(plan_denoise(x=x, t=t)[0], onnx)
+                return onnx
+
+            def draw(image: Image, denoise: Callable[[Array, Array], Array]) -> Image:
+                generate = generator(replace(networks, denoise=denoise, fused=None), preset, sampler="ddpm")
+                return upscale([image], [0], generate, preset, faithful=False)[0].upscaled
+
+            def planned(x: Array, t: Array) -> Array:
+                return plan_denoise(x=x, t=t)[0]
+
+            found = [compare_images(draw(image, planned), draw(image, recording)) for image in images]
+            inputs = {"image": image, "latent": networks.encode(image, lr), "lr": lr}
+            for (network, model), (plan, onnx) in zip(pairs[1:], both[1:], strict=True):
+                given = record_fused(networks, preset, images[0]) if network == fused_model(preset) else inputs
+                calls[model.name] = call_error(plan(**given)[0], onnx(**given)[0])
+    except InferenceServerException as error:
+        raise ParityError(f"the server does not answer: {error.message()}") from error
+    # unlike min() and max(), NumPy's let NaN through
+    return Parity(calls, float(np.min([psnr for psnr, _ in found])), float(np.max([dark for _, dark in found])))
+
+
+def report(parity: Parity) -> str:
+    """For people."""
+    calls = ", ".join(f"{call}: {error:.2%}" for call, error in parity.calls.items())
+    dark = f"dark areas shifted by {parity.dark:.2f} gray levels"
+    return f"calls off by {calls}; whole images: PSNR {parity.psnr:.1f} dB, {dark}"

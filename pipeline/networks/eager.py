@@ -1,0 +1,92 @@
+"""The reference pipeline in PyTorch: the same sampler code, on torch tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.method.sampler import Seed, image_noise
+from pipeline.method.superres import Array, Drawn, Generate, as_drawn, condition, draw_latents
+from pipeline.networks.detail_vae import DetailVAE
+from pipeline.networks.unet import UNet
+from pipeline.networks.vae import Decoder, Encoder, Restore, load_vae, vae_path
+from pipeline.networks.weights import check_pair, load_unet
+from pipeline.spec import Preset, SamplerName, Start
+
+
+@dataclass(frozen=True)
+class Eager:
+    """Encoder, denoiser and decoder on one device."""
+
+    encoder: Encoder
+    unet: UNet
+    decoder: Decoder
+    preset: Preset
+    device: torch.device
+
+    def tensor(self, array: Array) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    @torch.inference_mode()
+    def encode(self, image: Array, lr: Array) -> Array:
+        """As ``pipeline.method.superres.Networks.encode``."""
+        latent: Array = self.encoder(self.tensor(image), self.tensor(lr)).cpu().numpy()
+        return latent
+
+    @torch.inference_mode()
+    def decode(self, latent: Tensor, lr: Array) -> tuple[Array, ...]:
+        """As ``pipeline.method.superres.Networks.decode``."""
+        return tuple(output.cpu().numpy() for output in self.decoder(latent, self.tensor(lr)))
+
+    @torch.inference_mode()
+    def restore(self, lr: Array) -> tuple[Array, Array | None]:
+        """As ``pipeline.method.superres.Networks.restore``; what has no restorer leaves images as they are."""
+        if not isinstance(self.decoder.vae, DetailVAE):
+            return lr, None
+        restored, history = Restore(self.decoder.vae)(self.tensor(lr))
+        return restored.cpu().numpy(), history.cpu().numpy()
+
+    def generator(
+        self,
+        *,
+        steps: int | None = None,
+        sampler: SamplerName | None = None,
+        start: Start | None = None,
+        source: Callable[[Sequence[Seed], tuple[int, ...]], Callable[[], Array]] = image_noise,
+    ) -> Generate:
+        """As ``pipeline.method.superres.generator``; equal seeds give equal noise, unless ``source`` is another."""
+
+        @torch.inference_mode()
+        def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
+            restored, history = self.restore(lr)
+            c = self.tensor(condition(restored, self.preset, self.encode))
+            draw = source(seeds, (self.preset.vae.latent_channels, *c.shape[2:]))
+
+            def denoise(z_t: Tensor, t: int) -> Tensor:
+                predicted: Tensor = self.unet(torch.cat([z_t, c], dim=1), z_t.new_full((len(z_t), 1), t))
+                return predicted
+
+            def noise() -> Tensor:
+                return self.tensor(draw())
+
+            z_0 = draw_latents(denoise, noise, c, self.preset.diffusion, steps, sampler, start)
+            return as_drawn(self.decode(z_0, lr), history)
+
+        return generate
+
+
+def load(weights: Path, preset: Preset, *, vae: str | Path | None = None, device: str = "cpu") -> Eager:
+    """The pipeline of a weights folder; ``vae`` names another autoencoder (see ``pipeline.networks.vae.load_vae``).
+
+    Raises:
+        ValueError: weights are missing, damaged or of another network, or the folder's two networks are no pair.
+    """
+    autoencoder = load_vae(vae or vae_path(weights, preset.vae), preset.vae).to(device)
+    if vae is None:
+        check_pair(weights, autoencoder)
+    unet = load_unet(weights, preset).to(device)
+    return Eager(Encoder(autoencoder), unet, Decoder(autoencoder), preset, torch.device(device))

@@ -1,0 +1,1 @@
+"""A server as a child of this process: started, asked, drained, ended."""

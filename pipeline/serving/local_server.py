@@ -1,0 +1,106 @@
+"""A server of one's own for as long as a block runs: for the demonstration, the benchmarks and the checks of a plan."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import tritonclient.grpc
+
+from pipeline import ROOT
+from pipeline.serving.supervisor import EXIT_LIMIT, NotReady, upscale_one, wait_until_listening
+from pipeline.spec import superres_model
+from pipeline.triton_config import preset_of
+
+START_LIMIT = 120
+"""Seconds that a server may take until it takes connections: on a GPU plans and graphs are loaded first."""
+
+
+class ServerError(Exception):
+    """The server does not start; the message says why."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+
+
+@contextlib.contextmanager
+def running_server(
+    log: Path,
+    repository: Path = ROOT / "model_repository",
+    flags: Sequence[str] = (),
+    http: int | None = None,
+    check: bool = True,
+) -> Iterator[str]:
+    """A server on a repository, ready; yields its gRPC address, and stops it whatever happens.
+
+    Args:
+        log: file for what it prints.
+        repository: its model repository.
+        flags: further arguments of ``python -m pipeline.serve``.
+        http: its HTTP port, where the caller must know it.
+        check: whether it must upscale an image, where it has model ``superres``, not just take connections.
+
+    Raises:
+        ServerError: it does not start, or does not upscale.
+    """
+    free, grpc, metrics = free_ports(3)
+    ports = {"grpc": grpc, "http": http or free, "metrics": metrics}
+    options = [f"--model-repository={repository.resolve()}", *(f"--{name}-port={port}" for name, port in ports.items())]
+    with open(log, "w") as file:
+        # a session of its own, so that Ctrl-C reaches this process alone, which then stops the server in order
+        server = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.serve", "--no-check", *options, *flags],
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            cwd=ROOT,
+        )
+        try:
+            try:
+                wait_until_listening(server, [("127.0.0.1", port) for port in ports.values()], START_LIMIT)
+                preset = preset_of(repository)
+                if check and (repository / superres_model(preset).name).is_dir():
+                    upscale_one(("127.0.0.1", grpc), preset)
+            except NotReady as error:
+                raise ServerError(f"{error}:\n{last_lines(log)}") from error
+            yield f"127.0.0.1:{grpc}"
+        finally:
+            stop(server)
+
+
+def not_ready(url: str, model: str) -> str | None:
+    """Why the server at ``url`` does not run ``model``; None where it does."""
+    with tritonclient.grpc.InferenceServerClient(url) as client:
+        if client.is_model_ready(model):
+            return None
+        reasons = [m.reason for m in client.get_model_repository_index().models if m.name == model]
+    return (reasons or ["it is not in the repository"])[0].partition("\n")[0]
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """End the server and every process it started, at once where another interruption comes meanwhile."""
+    server.terminate()
+    try:
+        server.wait(EXIT_LIMIT)
+    except subprocess.TimeoutExpired:
+        pass  # killed below
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def last_lines(path: Path, count: int = 5) -> str:
+    return "\n".join(path.read_text().strip().splitlines()[-count:])

@@ -1,0 +1,221 @@
+"""A server as a child of this process: started, asked for one image, handed the signals, ended with it."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
+from pipeline.serving.drain import Door
+from pipeline.spec import SCALE, Preset, superres_model
+
+Address = tuple[str, int]
+
+ANSWER_LIMIT = 60
+"""Seconds that the server may take for the image that it is asked for."""
+DRAIN_LIMIT = 25
+"""Seconds that requests under way have to end before the server hears that it is to stop."""
+EXIT_LIMIT = 60
+"""Seconds that it may take to end: Triton itself gives requests under way 30 more."""
+POLL = 0.02
+"""Seconds between two looks at a server that starts."""
+ORPHANS_LIMIT = 2
+"""Seconds that what it started may outlive it."""
+AWAITED = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+class NotReady(Exception):
+    """The server does not serve; the message says why, in its own words where it has any."""
+
+
+def listens(address: Address) -> bool:
+    """Whether somebody takes connections there; of 0.0.0.0, on this machine."""
+    try:
+        socket.create_connection(address, timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def wait_until_listening(
+    server: subprocess.Popen[bytes], addresses: Sequence[Address], limit: float = math.inf
+) -> None:
+    """Return when the server takes connections at all addresses, which Triton does once its models are loaded.
+
+    Args:
+        server: its process, or the supervisor's.
+        addresses: in the order in which Triton opens them: gRPC, HTTP, metrics.
+        limit: seconds.
+
+    Raises:
+        NotReady: it ends or takes longer, or somebody else took a port meanwhile.
+    """
+    deadline = time.monotonic() + limit
+    while True:
+        # the last is asked first: if it is open and an earlier one then is not, it is not the server's
+        open_ = [listens(address) for address in reversed(addresses)][::-1]
+        if all(open_):
+            return
+        if server.poll() is not None:
+            raise NotReady(f"the server stopped with status {server.returncode}")
+        if any(open_[open_.index(False) :]):
+            port = addresses[open_.index(True, open_.index(False))][1]
+            raise NotReady(f"port {port} was taken by another process meanwhile")
+        if time.monotonic() > deadline:
+            raise NotReady(f"the server is not ready after {limit:g} seconds")
+        time.sleep(POLL)
+
+
+def upscale_one(address: Address, preset: Preset) -> float:
+    """Seconds that model ``superres`` takes for one image of the usual shape.
+
+    Raises:
+        NotReady: there is no image, or none that can be right.
+    """
+    side, (host, port) = preset.data.lr_size, address
+    image = np.tile(np.linspace(0, 1, side, dtype=np.float32), (1, side, 1))
+    began = time.monotonic()
+    # a proxy is never the way to a server of one's own
+    arguments = [("grpc.enable_http_proxy", 0)]
+    with tritonclient.grpc.InferenceServerClient(f"{host}:{port}", channel_args=arguments) as client:
+        tensor = tritonclient.grpc.InferInput("image", image.shape, "FP32").set_data_from_numpy(image)
+        wanted = [tritonclient.grpc.InferRequestedOutput("upscaled")]
+        try:
+            answer = client.infer(superres_model(preset).name, [tensor], outputs=wanted, client_timeout=ANSWER_LIMIT)
+        except InferenceServerException as error:
+            raise NotReady(f"a {side}×{side} image fails: {' '.join(error.message().split())}") from error
+    upscaled = answer.as_numpy("upscaled")
+    if upscaled.shape != (1, SCALE * side, SCALE * side):
+        raise NotReady(f"a {side}×{side} image becomes one of shape {upscaled.shape[1:]}, not {SCALE} times the size")
+    low, high = upscaled.min(), upscaled.max()
+    if not (low >= 0 and high <= 1):  # NaN is neither
+        raise NotReady(f"a {side}×{side} image becomes one with values from {low:g} to {high:g}, allowed are 0 to 1")
+    return time.monotonic() - began
+
+
+def start(command: Sequence[str | Path], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a server that ends in order when this process does, whatever ends that; no signal is blocked there.
+
+    Raises:
+        OSError: it cannot be run.
+    """
+    libc, parent = ctypes.CDLL(None), os.getpid()
+
+    def before_exec() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    return subprocess.Popen(command, env={**os.environ, **environment}, preexec_fn=before_exec)
+
+
+def children() -> list[int]:
+    """This process's."""
+    return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+
+
+def end_orphans() -> None:
+    """End what an ended server left to this process: some processes of models that it was just loading would hang."""
+    deadline = time.monotonic() + ORPHANS_LIMIT
+    while left := children():
+        if time.monotonic() > deadline:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+        os.waitpid(-1, os.WNOHANG)
+        time.sleep(POLL)
+
+
+def end(server: subprocess.Popen[bytes]) -> None:
+    """End a server in order, or else at once."""
+    server.terminate()
+    try:
+        server.wait(EXIT_LIMIT)
+    except subprocess.TimeoutExpired:
+        server.kill()
+
+
+def next_signal(server: subprocess.Popen[bytes], limit: float = math.inf) -> int | None:
+    """The next SIGINT or SIGTERM to this process, which blocks them; None where the server ends first.
+
+    Nor is there one after ``limit`` seconds.
+    """
+    deadline = time.monotonic() + limit
+    while server.poll() is None and (left := min(1, deadline - time.monotonic())) > 0:
+        received = signal.sigtimedwait(AWAITED, left)
+        if received and received.si_signo != signal.SIGCHLD:
+            return received.si_signo
+    return None
+
+
+def supervise(
+    command: Sequence[str | Path],
+    environment: Mapping[str, str],
+    check: Callable[[subprocess.Popen[bytes]], str | None],
+) -> int:
+    """Run a server in the foreground, with this process's output, until it and all that it started have ended.
+
+    The first SIGINT or SIGTERM is handed on once what is under way has ended (``pipeline.serving.drain``), or at once
+    when a second one comes. Ctrl-C reaches the server by itself too.
+
+    Args:
+        command: its command line.
+        environment: what it has beyond this process's.
+        check: waits until the server is ready and says so in a line; raises NotReady.
+
+    Returns:
+        Its exit status, 128 + n where signal n ended it; 1 where it is not ready and therefore stopped.
+
+    Raises:
+        OSError: it cannot be run.
+    """
+    # blocked in every thread from here on: what comes while nobody waits for it is not lost
+    signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    door = Door()
+    server = start(command, {**environment, **door.environment})
+    stopping, failures = threading.Event(), []
+
+    def look() -> None:
+        try:
+            line = check(server)
+            if line and not stopping.is_set():
+                print(line, flush=True)
+        except NotReady as error:
+            if server.poll() is None and not stopping.is_set():
+                failures.append(error)
+                end(server)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    if number := next_signal(server):
+        stopping.set()
+        door.close()
+        deadline = time.monotonic() + DRAIN_LIMIT
+        while not door.all_left() and time.monotonic() < deadline and not next_signal(server, POLL):
+            pass
+        server.send_signal(number)
+    server.wait()
+    looking.join()
+    end_orphans()
+    status = server.returncode
+    if failures:
+        print(f"error: {failures[0]}", file=sys.stderr)
+        return 1
+    if status and not stopping.is_set():
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        print(f"error: the server ended with {how}; its own messages stand above", file=sys.stderr)
+    return 128 - status if status < 0 else status

@@ -1,0 +1,1 @@
+"""TensorRT plans of the ONNX files."""

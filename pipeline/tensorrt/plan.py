@@ -1,0 +1,243 @@
+"""Build TensorRT plans on the GPU that will run them, check them against ONNX, and put them into the repository.
+
+python -m pipeline.plan                     the U-Net's
+python -m pipeline.plan --all               the autoencoder's too
+python -m pipeline.plan --precision fp32 --model-repository my/repository
+python -m pipeline.plan --keep-others       beside the plans of other kinds of GPUs
+
+A plan belongs to one kind of GPU and one version of TensorRT, so none is in git. trtexec builds it where there is one,
+else the Python package tensorrt. A JSON file beside the plan says what it was built from and on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+from pipeline.command_line import make_parser
+from pipeline.export.parity import Parity, ParityError, judge, measure_parity, report
+from pipeline.runtimes.onnx_networks import onnx_networks
+from pipeline.serving.local_server import ServerError, not_ready, running_server
+from pipeline.spec import Model, Preset, onnx_models, plan_models
+from pipeline.tensorrt.builder import Builder, BuilderName, PlanError, Precision, cast, find_builder, profiles
+from pipeline.triton_config import MODEL_FILE, config_text, preset_of, read_config
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU that a plan is built on and for."""
+
+    name: str
+    driver: str
+    compute_capability: str
+    cuda: str | None
+    """the newest CUDA that the driver runs"""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to build, and how."""
+
+    repository: Path
+    preset: Preset
+    pairs: tuple[tuple[Model, Model], ...]
+    """(network, its plan), the denoiser first"""
+    precision: Precision
+    timing_cache: Path | None
+    keep_others: bool
+    """Whether plans of other kinds of GPUs stay, which Triton tells apart by their compute capability."""
+
+    def onnx(self, network: Model) -> Path:
+        return self.repository / network.name / "1" / MODEL_FILE[network.backend]
+
+    def file(self, gpu: Gpu) -> str:
+        """The plan's name."""
+        return f"model_sm{gpu.compute_capability.replace('.', '')}.plan" if self.keep_others else "model.plan"
+
+
+def ask_nvidia_smi(*arguments: str) -> str:
+    """What the driver's tool prints.
+
+    Raises:
+        PlanError: it is not there, or sees no GPU.
+    """
+    try:
+        return subprocess.run(
+            ["nvidia-smi", *arguments], capture_output=True, text=True, check=True, timeout=60
+        ).stdout.strip()
+    except FileNotFoundError:
+        raise PlanError(
+            "no NVIDIA GPU here (there is no nvidia-smi): build the plan on the GPU that will run it"
+        ) from None
+    except (subprocess.SubprocessError, OSError) as error:
+        said = (getattr(error, "stderr", "") or getattr(error, "stdout", "") or str(error)).strip().splitlines()
+        raise PlanError(f"no NVIDIA GPU can be used: nvidia-smi says '{said[-1] if said else error}'") from error
+
+
+def find_gpu() -> Gpu:
+    """The GPU that CUDA takes: the first of CUDA_VISIBLE_DEVICES, else the first that the driver shows.
+
+    Raises:
+        PlanError: there is none.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    if not visible:
+        raise PlanError("no NVIDIA GPU here: CUDA_VISIBLE_DEVICES is empty")
+    answer = ask_nvidia_smi(f"--id={visible}", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader")
+    found = re.fullmatch(r"(.+), *(.+), *(\d+\.\d+)", answer)
+    if not found:
+        raise PlanError(f"no NVIDIA GPU can be used: nvidia-smi says '{answer}'")
+    cuda = re.search(r"CUDA(?: UMD)? Version: *([\d.]+)", ask_nvidia_smi())
+    return Gpu(found[1], found[2], found[3], cuda[1] if cuda else None)
+
+
+def stage(order: Order, gpu: Gpu, builder: Builder, staging: Path) -> None:
+    """Copy the repository to ``staging`` with new plans in the place of the old ones.
+
+    A server on the copy can then be asked what the plans make of images, before anything is replaced.
+
+    Raises:
+        PlanError: a plan cannot be built.
+    """
+    old = [] if order.keep_others else [plan.name for plan in plan_models(order.preset)]
+    shutil.copytree(order.repository, staging, ignore=shutil.ignore_patterns("__pycache__", ".*", *old))
+    for network, model in order.pairs:
+        onnx, folder = order.onnx(network), staging / model.name
+        (folder / "1").mkdir(parents=True, exist_ok=True)
+        config = folder / "config.pbtxt"
+        others = read_config(config).cc_model_filenames if config.is_file() else {}
+        mine = {gpu.compute_capability: order.file(gpu)} if order.keep_others else {}
+        config.write_text(config_text(model, {**others, **mine}))
+        if not builder.flags and order.precision != "fp32":
+            onnx = cast(onnx, staging.with_name(f"{network.name}.onnx"), order.precision)
+        shapes = profiles(model, order.preset)
+        builder.build(onnx, folder / "1" / order.file(gpu), shapes, order.precision, order.timing_cache)
+
+
+def check(order: Order, staging: Path, log: Path) -> Parity:
+    """Compare the plans in ``staging`` with the ONNX files, on a server.
+
+    Raises:
+        PlanError: no server runs them.
+        ParityError: they are not the networks that the ONNX files are.
+    """
+    try:
+        # what images the plans make is for the gate to judge
+        with running_server(log, staging, ["--runtime=onnxruntime"], check=False) as url:
+            for _, model in order.pairs:
+                if reason := not_ready(url, model.name):
+                    raise PlanError(f"the server cannot load '{model.name}': {reason}")
+            parity = measure_parity(url, order.preset, onnx_networks(order.repository, order.preset), order.pairs)
+    except ServerError as error:
+        raise PlanError(f"no server takes the plan: {' '.join(str(error).split())}") from error
+    print(report(parity))
+    judge(parity)
+    return parity
+
+
+def describe(order: Order, network: Model, model: Model, gpu: Gpu, version: str, parity: Parity) -> str:
+    """The JSON text beside a plan."""
+    onnx = order.onnx(network)
+    about = {
+        "onnx": onnx.relative_to(order.repository).as_posix(),
+        "onnx_sha256": hashlib.sha256(onnx.read_bytes()).hexdigest(),
+        "preset": order.preset.name,
+        "tensorrt": version,
+        "gpu": asdict(gpu),
+        "precision": order.precision,
+        "profile": {name: asdict(profile) for name, profile in profiles(model, order.preset).items()},
+        "parity": asdict(parity),
+    }
+    return json.dumps(about, indent=2) + "\n"
+
+
+def install(staging: Path, repository: Path, names: list[str], shelter: str) -> None:
+    """Put models' folders in the place of the old ones: all of them or, where one cannot be moved, none.
+
+    They are copied to the repository's filesystem first, which may begin at the repository itself: into the folder of
+    its model ``shelter``, where a server takes only numbers for versions, whereas it takes every folder of the
+    repository for a model, hidden or not.
+    """
+    with tempfile.TemporaryDirectory(dir=repository / shelter, prefix=".plan-") as folder:
+        beside = Path(folder)
+        for name in names:
+            shutil.copytree(staging / name, beside / name)
+        with contextlib.ExitStack() as undo:
+            for name in names:
+                new, target, old = beside / name, repository / name, beside / f"{name}.old"
+                if target.exists():
+                    os.replace(target, old)
+                    undo.callback(os.replace, old, target)
+                os.replace(new, target)
+                undo.callback(os.replace, target, new)
+            undo.pop_all()
+
+
+def make_plans(order: Order, gpu: Gpu, builder: Builder) -> None:
+    """Build, check and install plans, each with a JSON file on where it comes from.
+
+    Raises:
+        PlanError: one cannot be built here.
+        ParityError: one is built, but is not the network that the ONNX file is; nothing is replaced.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        staging = Path(folder) / "repository"
+        stage(order, gpu, builder, staging)
+        print(f"built by TensorRT {builder.version} for {gpu.name}; comparing with ONNX on a server", flush=True)
+        parity = check(order, staging, Path(folder) / "server.log")
+        for network, model in order.pairs:
+            path = (staging / model.name / "1" / order.file(gpu)).with_suffix(".json")
+            path.write_text(describe(order, network, model, gpu, builder.version, parity))
+        install(staging, order.repository, [model.name for _, model in order.pairs], order.pairs[0][0].name)
+    for _, model in order.pairs:
+        print(f"wrote '{order.repository / model.name / '1' / order.file(gpu)}'")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__, "python -m pipeline.plan")
+    add = parser.add_argument
+    add("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
+    add("--all", action="store_true", help="plans of encoder, decoder and restorer too")
+    add("--precision", choices=get_args(Precision), default="fp16", help="default: %(default)s")
+    add("--builder", choices=get_args(BuilderName), default="auto", help="default: trtexec where it is, else the API")
+    add("--timing-cache", type=Path, help="file that makes the next build faster; read and written")
+    add("--keep-others", action="store_true", help="keep the plans of other kinds of GPUs, for a shared repository")
+    args = parser.parse_args(argv)
+    # nvidia-smi's order, so that the GPU it describes is the one that CUDA takes
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    try:
+        if not args.model_repository.is_dir():
+            raise PlanError(f"'{args.model_repository}' is no directory: name the repository with --model-repository")
+        preset = preset_of(args.model_repository)
+        models = onnx_models(preset)
+        each = dict(zip(models, plan_models(preset), strict=True))
+        wanted = dict.fromkeys((models.denoiser, models.fused, *(models if args.all else ())))
+        pairs = tuple((network, each[network]) for network in wanted)
+        order = Order(args.model_repository, preset, pairs, args.precision, args.timing_cache, args.keep_others)
+        for network, _ in pairs:
+            if not order.onnx(network).is_file():
+                raise PlanError(
+                    f"'{order.onnx(network)}' is missing: restore it with git, or write it with `make export`"
+                )
+        make_plans(order, find_gpu(), find_builder(args.builder))
+    except (PlanError, ParityError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was replaced", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
