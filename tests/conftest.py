@@ -181,8 +181,9 @@ def wait_ready(server: RunningServer, model: str) -> None:
     try:
         with tritonclient.grpc.InferenceServerClient(server.url("grpc")) as client:
             if client.is_model_ready(model):
+                socket.create_connection(("localhost", server.http), timeout=1).close()  # which opens last
                 return
-    except tritonclient.utils.InferenceServerException:
+    except (tritonclient.utils.InferenceServerException, OSError):
         pass
     time.sleep(0.3)
     raise ServerUnavailable(model)
