@@ -41,10 +41,11 @@ from benchmarks.peers import CACHE, PeerError, real_esrgan
 from client import Client, UpscaleError
 from pipeline import ROOT
 from pipeline.command_line import make_parser
+from pipeline.method.drawn import Drawn, Generate, as_drawn
 from pipeline.method.images import Image
 from pipeline.method.sampler import Seed, image_noise
 from pipeline.method.schedule import make_schedule
-from pipeline.method.superres import Array, Drawn, Generate, as_drawn, condition, upscale
+from pipeline.method.superres import Array, condition, upscale
 from pipeline.networks import eager
 from pipeline.serving.local_server import ServerError, running_server
 from pipeline.spec import Preset

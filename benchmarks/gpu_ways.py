@@ -21,10 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.gpu_networks import LeftOut, Network, by_onnxruntime, by_pytorch, by_tensorrt, graphed, load
+from pipeline.method.drawn import Drawn, as_drawn
 from pipeline.method.images import Image
 from pipeline.method.sampler import ETA, Seed, Step, image_noise, rows, trajectory
 from pipeline.method.schedule import add_noise, make_schedule
-from pipeline.method.superres import Array, Drawn, as_drawn, network_lr, repeated, upsample_all, upscale
+from pipeline.method.superres import Array, network_lr, repeated, upsample_all, upscale
 from pipeline.networks import eager
 from pipeline.spec import LEAP, PAPER, Model, Preset, SamplerName, onnx_models
 from pipeline.tensorrt.builder import Precision

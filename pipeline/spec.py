@@ -35,6 +35,16 @@ DEGRADATIONS: tuple[str, ...] = ("auto", *REDUCTIONS)
 HISTORY = len(REDUCTIONS) + 2
 """Numbers that tell how likely each reduction of an LR image is, and another, and what noise and JPEG changed."""
 
+PRESENTATIONS = tuple((turns, inverted) for inverted in (False, True) for turns in range(4))
+"""How an image may be presented: turned counterclockwise by so many times 90°, and inverted or not. The networks learnt
+from the first."""
+
+LEAST_PIXELS = 32 * 32
+"""Of an LR image that tells how it was made and how it is presented."""
+
+TOLD = HISTORY + len(PRESENTATIONS)
+"""Numbers that models tell of an LR image: its history, and how likely each presentation is."""
+
 SCALE = 4
 """Upscaling factor: an H×W image becomes 4H×4W."""
 
@@ -382,7 +392,7 @@ def onnx_models(preset: Preset) -> NetworkModels:
     lr_size = (v.channels, d.lr_size, d.lr_size)
     lr = Tensor("lr", "FP32", (v.channels, -1, -1), range=d.range)
     lrs, lr_sizes, doubts = ((lr,), (lr_size,), (DOUBT,)) if v.sees_lr else ((), (), ())
-    history = Tensor("history", "FP32", (HISTORY,))
+    history = Tensor("history", "FP32", (TOLD,))
     return NetworkModels(
         denoiser=Model(
             "unet_onnx",
@@ -430,7 +440,7 @@ def fused_model(preset: Preset) -> Model:
             Tensor("noise", "FP32", (z, -1, -1)),
             Tensor("coefficients", "FP32", (steps, 4)),
         ),
-        outputs=(Tensor("upscaled", "FP32", (-1, -1)), DOUBT, Tensor("history", "FP32", (HISTORY,))),
+        outputs=(Tensor("upscaled", "FP32", (-1, -1)), DOUBT, Tensor("history", "FP32", (TOLD,))),
         warmup=((d.lr_size, d.lr_size), (z, side, side), (steps, 4)),
     )
 

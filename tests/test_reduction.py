@@ -20,7 +20,7 @@ from pipeline.method.reduction import (
     read_history,
     reduce,
 )
-from pipeline.spec import HISTORY, REDUCTIONS, ReductionName
+from pipeline.spec import REDUCTIONS, TOLD, ReductionName
 from tests.conftest import Array
 
 EVERY = pytest.mark.parametrize("name", REDUCTIONS)
@@ -28,8 +28,8 @@ CUBIC = History("cubic")
 
 
 def told(*likely: float, noise: float = 0.3) -> Array:
-    """A restorer's answer: the probabilities of ``REDUCTIONS`` and of another, and noise in gray levels."""
-    return np.array([*likely, noise * LEVEL], np.float32)
+    """Models' answer: the probabilities of ``REDUCTIONS`` and of another, noise in gray levels, and upright."""
+    return np.array([*likely, noise * LEVEL, 1, *[0] * 7], np.float32)
 
 
 def test_matrices_are_the_libraries_reductions(rng: np.random.Generator) -> None:
@@ -70,8 +70,27 @@ def test_a_projected_image_reduces_to_a_clean_lr_image(name: ReductionName, heig
 def test_projection_allows_what_the_reduction_clips() -> None:
     hr = np.zeros((8, 8), np.float32)
     hr[3, 1] = 1.0
+    hr[4:, 4:] = 0.5  # a flat LR image would be flat in HR
     assert downscale(hr).min() < 0
     np.testing.assert_allclose(faithful_to(downscale(hr).clip(0, 1), hr, CUBIC), hr, atol=1e-6)
+
+
+@EVERY
+def test_what_is_flat_in_lr_is_flat(name: ReductionName, rng: np.random.Generator) -> None:
+    lr = np.full((16, 16), 0.9, np.float32)
+    image = (upsample(lr) + 0.01 * rng.standard_normal((64, 64))).astype(np.float32)
+    np.testing.assert_array_equal(faithful_to(lr, image, History(name)), np.full((64, 64), 0.9, np.float32))
+    lr[:, :8] = rng.random((16, 8))
+    found = faithful_to(lr, image, History(name))
+    # beside detail, where the kernels that look farthest see it too, there may be some
+    np.testing.assert_allclose(found[:, 56:], 0.9, atol=0.01)
+    assert np.ptp(found[:, :32]) > 0.5
+
+
+def test_what_is_flat_in_a_noisy_image_need_not_be(rng: np.random.Generator) -> None:
+    lr = np.full((16, 16), 0.9, np.float32)
+    image = (upsample(lr) + 0.01 * rng.standard_normal((64, 64))).astype(np.float32)
+    assert np.ptp(faithful_to(lr, image, History("area", 5 * LEVEL))) > 0.01
 
 
 def test_projection_keeps_to_the_range(rng: np.random.Generator) -> None:
@@ -138,7 +157,7 @@ def test_the_likeliest_reduction_counts_and_only_rivals_beside_it() -> None:
     assert found.noise == pytest.approx(0.3 * LEVEL)
     assert [name for name, _ in found.others] == ["lanczos"]
     assert read_history(told(0.1, 0.2, 0.1, 0.1, 0.1, 0.0, 0.4), "auto").reduction is None
-    assert len(told(0, 0, 0, 0, 0, 0, 0)) == HISTORY
+    assert len(told(0, 0, 0, 0, 0, 0, 0)) == TOLD
 
 
 def test_what_a_request_says_is_right_but_noise_is_found() -> None:

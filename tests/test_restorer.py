@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.networks.restorer import SQUARE, STRIDE, Restorer, cosines, told
-from pipeline.spec import HISTORY, RestorerSpec
+from pipeline.spec import HISTORY, TOLD, RestorerSpec
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (32, 48), (8, 14)])
@@ -38,7 +38,12 @@ def test_white_noise_is_as_strong_in_every_frequency() -> None:
 
 
 def test_what_is_told_is_probabilities_and_a_deviation_of_gray() -> None:
-    found = told(torch.tensor([[0.0] * (HISTORY - 1) + [0.0], [9.0] + [0.0] * (HISTORY - 2) + [2.0]]))
-    torch.testing.assert_close(found[:, :-1].sum(dim=1), torch.ones(2))
-    assert found[1, 0] > 0.99
-    torch.testing.assert_close(255 * found[:, -1], torch.tensor([1.0, 7.389056]))
+    history = torch.tensor([[0.0] * (HISTORY - 1) + [0.0], [9.0] + [0.0] * (HISTORY - 2) + [2.0]])
+    found = told(history, torch.tensor([[0.0] * 7 + [9.0]] * 2))
+    assert found.shape == (2, TOLD)
+    likely, noise, presentation = found[:, : HISTORY - 1], found[:, HISTORY - 1 : HISTORY], found[:, HISTORY:]
+    torch.testing.assert_close(likely.sum(dim=1), torch.ones(2))
+    assert likely[1, 0] > 0.99
+    torch.testing.assert_close(255 * noise[:, 0], torch.tensor([1.0, 7.389056]))
+    torch.testing.assert_close(presentation.sum(dim=1), torch.ones(2))
+    assert (presentation[:, -1] > 0.99).all()

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.method.drawn import Drawn
 from pipeline.method.images import downscale, fold, upsample
 from pipeline.method.reduction import LEVEL, faithful_to, read_history
 from pipeline.method.sampler import Seed
-from pipeline.method.superres import Drawn, Networks, condition, generator, network_lr, scatter, upscale
+from pipeline.method.superres import Networks, condition, generator, network_lr, scatter, upscale
 from pipeline.spec import BEST, MAX_BATCH, PAPER, PRESETS, Preset
 from tests.conftest import Array
 
@@ -152,8 +153,8 @@ def telling(found: Array, doubt: float = 0.02) -> Any:
 
 
 def history(reduction: int, noise: float = 0.0) -> Array:
-    """A restorer's answer that is sure of a reduction; noise in gray levels."""
-    return np.array([*np.eye(7)[reduction], noise * LEVEL], np.float32)
+    """Models' answer that is sure of a reduction, and of an upright image; noise in gray levels."""
+    return np.array([*np.eye(7)[reduction], noise * LEVEL, 1, *[0] * 7], np.float32)
 
 
 def test_the_first_sample_is_the_one_without_others() -> None:

@@ -272,15 +272,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data: Path, wei
 @pytest.mark.parametrize("preset", [PAPER, BEST], ids=lambda p: p.name)
 def test_the_whole_recipe_trains_all_networks_and_continues(data: Path, tmp_path: Path, preset: Preset) -> None:
     script = ROOT / "train" / "runs" / f"{preset.name}.sh"
-    sizes = {f"{stage}_STEPS": "1" for stage in ("VAE", "UNET", "RESTORE", "TUNE", "DOUBT")}
-    sizes |= {"DEVICE": "cpu", "RUNS": str(tmp_path / "runs"), "STAGES": "vae unet restore tune doubt"}
+    sizes = {f"{stage}_STEPS": "1" for stage in ("VAE", "UNET", "RESTORE", "TUNE", "DOUBT", "PRESENTATION")}
+    sizes |= {"DEVICE": "cpu", "RUNS": str(tmp_path / "runs"), "STAGES": "vae unet restore tune doubt presentation"}
     python = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for _ in range(2):
         result = subprocess.run(
             [script, data, tmp_path / "out"], env={**os.environ, **sizes, **python}, capture_output=True, text=True
         )
         assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("continuing") == (2 if preset == PAPER else 5), "finished parts are not repeated"
+    assert result.stdout.count("continuing") == (2 if preset == PAPER else 6), "finished parts are not repeated"
     eager.load(tmp_path / "out", preset)
 
 

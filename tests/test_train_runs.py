@@ -57,7 +57,7 @@ def test_what_is_finished_is_not_trained_again(data: Path, tmp_path: Path) -> No
     shutil.copy(tmp_path / "out-tuned" / "unet.safetensors", tmp_path / "out")
     done = run("1", data, tmp_path / "out", RUNS=tmp_path / "runs")
     assert done.returncode == 0
-    assert done.stdout.startswith("every training is finished; next: STAGES='ranges calibrate export'")
+    assert done.stdout.startswith("every training is finished; next: STAGES='presentation ranges calibrate export'")
 
 
 @pytest.mark.parametrize("minutes", ["", "0", "ten", "-1"])

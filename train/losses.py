@@ -423,3 +423,15 @@ class HistoryLoss(nn.Module):
             "reduction": F.cross_entropy(history[:, :-1], reduction),
             "noise": (history[:, -1] - noise.log()).abs().mean(),
         }
+
+
+class PresentationLoss(nn.Module):
+    """What is wrong with how images are said to be presented."""
+
+    def __init__(self, presentation: nn.Module) -> None:
+        super().__init__()
+        self.presentation = presentation
+
+    def forward(self, lr: Tensor, number: Tensor) -> dict[str, Tensor]:
+        """``lr`` [B, 1, h, w] in [-1, 1]; ``number`` int64 [B], of ``PRESENTATIONS``."""
+        return {"loss": F.cross_entropy(self.presentation(lr), number)}

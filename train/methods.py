@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 from client import Client
+from pipeline.method.drawn import Drawn, Generate, as_drawn
 from pipeline.method.images import Image, to_network, upsample
 from pipeline.method.request import BadRequest, Options
 from pipeline.method.sampler import Seed
-from pipeline.method.superres import Array, Drawn, Generate, as_drawn, generator, upscale
+from pipeline.method.superres import Array, generator, upscale
 from pipeline.networks.eager import Eager
 from pipeline.runtimes.onnx_networks import onnx_networks
-from pipeline.spec import REDUCTIONS, Output, Preset, SamplerName, Start
+from pipeline.spec import HISTORY, REDUCTIONS, Output, Preset, SamplerName, Start
 
 RUNTIMES = {"bicubic": "bicubic", "torch": "PyTorch", "onnx": "ONNX", "server": "Triton", "trt": "TensorRT"}
 BICUBIC = RUNTIMES["bicubic"]
@@ -117,7 +118,10 @@ def reconstruct(system: Eager, lr: list[Image], hr: list[Image], _seeds: list[in
 
     def generate(low: Array, which: Sequence[Seed]) -> Drawn:
         latent = torch.from_numpy(system.encode(high[list(which)], low)).to(system.device)
-        return as_drawn(system.decode(latent, low), system.restore(low)[1])
+        told = system.restore(low)[1]
+        if told is not None:
+            told[:, HISTORY:] = 0  # HR would have to be turned with LR
+        return as_drawn(system.decode(latent, low), told)
 
     return [result.upscaled for result in upscale(lr, range(len(lr)), generate, system.preset)]
 

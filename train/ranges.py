@@ -27,7 +27,16 @@ from train.data import PairDataset, read_index
 from train.degrade import ROWS
 from train.evaluate import add_choice, choose
 
-EXACT = ("unet.stem", "unet.out", "vae.from_latent.0", "vae.from_lr", "vae.out", "vae.restorer", "vae.doubt.lr")
+EXACT = (
+    "unet.stem",
+    "unet.out",
+    "vae.from_latent.0",
+    "vae.from_lr",
+    "vae.out",
+    "vae.restorer",
+    "vae.doubt.lr",
+    "vae.presentation",
+)
 """Convolutions that take in what comes from outside or make what is seen: these few cost little, and errors show."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.method.images import Image, downscale, downscale_by_area
-from pipeline.spec import PROTOCOL, REDUCTIONS, SCALE, ReductionName
+from pipeline.spec import HISTORY, LEAST_PIXELS, PROTOCOL, REDUCTIONS, SCALE, ReductionName
 
 Matrix = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -29,8 +29,8 @@ EXPECTED = 1.5 * LEVEL
 """Standard deviation of what the networks' images, reduced, are off."""
 FARTHEST = 3.0
 """Standard deviations of what an LR image may be off that a result may be off from it."""
-LEAST_PIXELS = 32 * 32
-"""Of an LR image that tells how it was made."""
+FLAT = 2
+"""How many LR pixels each way must be the same for one to be flat."""
 RIVAL = 0.5
 """Share of the likeliest reduction's probability from which another is taken into account."""
 TURNS = (1.8, 1.8, 1.8, 1.8, 1.8, 1.0)
@@ -135,7 +135,7 @@ class History:
 
 
 def read_history(found: NDArray[np.float32] | None, degradation: str, pixels: int = LEAST_PIXELS) -> History:
-    """What a restorer tells of one image, float32 [HISTORY], and a request: the request is right.
+    """What a restorer tells of one image, float32 [TOLD], and a request: the request is right.
 
     Without a restorer, or of an image of fewer than ``LEAST_PIXELS``, which tell nothing, "auto" is the paper's
     reduction, and images are taken as they are.
@@ -143,7 +143,7 @@ def read_history(found: NDArray[np.float32] | None, degradation: str, pixels: in
     told = next((name for name in REDUCTIONS if name == degradation), None)
     if found is None or pixels < LEAST_PIXELS:
         return History(told or PROTOCOL)
-    *likely, another, noise = (float(value) for value in found)
+    *likely, another, noise = (float(value) for value in found[:HISTORY])
     if told is not None:
         return History(told, noise)
     (most, best), *rest = sorted(zip(likely, REDUCTIONS, strict=True), reverse=True)
@@ -184,6 +184,7 @@ def faithful_to(lr: Image, image: Image, history: History) -> Image:
         missing -= left.clip(-FARTHEST * doubt, FARTHEST * doubt)
         return moved(image, missing, name)
     image = moved(image, missing, name)
+    keep_flat(lr, image)
     for far in TURNS:
         missing = lr - np.clip(reduce(image, name), 0.0, 1.0)
         off = np.abs(missing) >= SMALLEST
@@ -197,6 +198,16 @@ def faithful_to(lr: Image, image: Image, history: History) -> Image:
             break
         image = moved(image, np.float32(far) * missing, name)
     return image
+
+
+def keep_flat(lr: Image, image: Image) -> None:
+    """Give ``image``, in place, ``lr`` where its gray value is the same all around: there is no detail there."""
+    around = np.ones((2 * FLAT + 1, 2 * FLAT + 1), np.uint8)
+    flat = (cv2.dilate(lr, around) == cv2.erode(lr, around)).astype(np.uint8)
+    if flat.any():
+        size = (SCALE * lr.shape[1], SCALE * lr.shape[0])
+        value, where = (cv2.resize(a, size, interpolation=cv2.INTER_NEAREST) for a in (lr, flat))
+        cv2.copyTo(value, where, image)
 
 
 def moved(image: Image, missing: Image, name: ReductionName) -> Image:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.method.drawn import Drawn, Generate, as_drawn
 from pipeline.method.images import Image, fold, pad_to_multiple, to_network, upsample
+from pipeline.method.presentation import upright
 from pipeline.method.reduction import History, faithful_to, lr_error, read_history
 from pipeline.method.sampler import ETA, Leap, Seed, image_noise, rows, sample, trajectory
 from pipeline.method.schedule import make_schedule
@@ -41,27 +43,6 @@ FLOOR = np.float32(0.0002)
 """The least doubt, in [0, 1] of gray: keeps the band open where all samples agree."""
 
 
-class Drawn(NamedTuple):
-    """One sample of each of a batch of images, and what the networks tell of it; float32."""
-
-    images: Array
-    """[B, 4h, 4w] in about [0, 1]"""
-    doubt: Array | None = None
-    """[B, 4h, 4w], how far each pixel may be off, in [0, 1] of gray; of networks that tell it"""
-    history: Array | None = None
-    """[B, HISTORY], of the LR images; of networks that tell it"""
-
-
-def as_drawn(decoded: tuple[Array, ...], history: Array | None) -> Drawn:
-    """What ``Networks.decode`` makes, as samples."""
-    image, *doubt = decoded
-    return Drawn((image.mean(axis=1) + 1) / 2, doubt[0] if doubt else None, history)
-
-
-Generate = Callable[[Array, Sequence[Seed]], Drawn]
-"""LR images [B, C, h, w] in [-1, 1] and a seed for each ⇒ one sample of each."""
-
-
 @dataclass(frozen=True)
 class Networks:
     """The networks on float32 arrays, as in the models' interfaces; ``lr`` is for those that see it."""
@@ -73,7 +54,7 @@ class Networks:
     decode: Callable[[Array, Array], tuple[Array, ...]]
     """(latent [B, 4, h, w], lr [B, C, 2h, 2w]) ⇒ image [B, C, 8h, 8w]; of those that tell it, its doubt [B, 8h, 8w]"""
     restore: Callable[[Array], tuple[Array, Array]] | None = None
-    """lr [B, C, h, w] ⇒ (restored [B, C, h, w], history [B, HISTORY]), where the preset has a restorer"""
+    """lr [B, C, h, w] ⇒ (restored [B, C, h, w], history [B, TOLD]), where the preset has a restorer"""
     fused: Callable[..., tuple[Array, ...]] | None = None
     """``spec.fused_model`` by the names of its inputs, where it is there: fewer calls for the same result"""
 
@@ -293,7 +274,7 @@ def draw_samples(
 
     The first sample of an image is the same however many are drawn. Those of an image that is yielded are not kept.
     """
-    lr = network_lr(images, preset)
+    lr, generate = network_lr(images, preset), upright(generate)
     jobs: list[tuple[int, Seed]] = [
         (i, seed if k == 0 else (seed, k)) for i, seed in enumerate(seeds) for k in range(samples)
     ]
@@ -304,7 +285,7 @@ def draw_samples(
         which, chunk_seeds = zip(*chunk, strict=True)
         found = generate(lr[list(which)], chunk_seeds)
         for row, i in enumerate(which):
-            told = None if found.history is None else found.history[row]
+            told = None if found.told is None else found.told[row]
             history = read_history(told, degradation, images[i].size)
             raw = crop(found.images[row], images[i])
             of_one.append(faithful_to(images[i], raw, history) if faithful else np.clip(raw, 0.0, 1.0))

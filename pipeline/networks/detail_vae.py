@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.networks.blocks import Residual, conv3, small
+from pipeline.networks.presentation import Presentation
 from pipeline.networks.restorer import Restorer, told
 from pipeline.spec import HISTORY, SCALE, DetailVAESpec
 
@@ -105,6 +106,7 @@ class DetailVAE(nn.Module):
         self.out = small(conv3(spec.tail, spec.channels))
         self.restorer = Restorer(spec.restorer)
         self.doubt = Doubt(w, spec.doubt)
+        self.presentation = Presentation()
         self.register_buffer("latent_mean", torch.zeros(z, 1, 1))
         self.register_buffer("latent_std", torch.ones(z, 1, 1))
 
@@ -139,8 +141,8 @@ class DetailVAE(nn.Module):
             lr: [B, 1, 2h, 2w] in [-1, 1].
 
         Returns:
-            The image [B, 1, 8h, 8w] in about [-1, 1], its doubt [B, 1, 8h, 8w], see ``Doubt``, and the history of
-            ``lr`` as ``told``; float32.
+            The image [B, 1, 8h, 8w] in about [-1, 1], its doubt [B, 1, 8h, 8w], see ``Doubt``, and what is
+            ``told`` of ``lr``; float32.
         """
         restored, history = self.restorer(lr)
         return self.decode_restored(latent, lr, restored, history)
@@ -150,4 +152,5 @@ class DetailVAE(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``decode`` with what the restorer made of ``lr``."""
         features = self.features(latent, restored)
-        return self.image(features, restored), self.doubt(features, lr, restored, history), told(history)
+        found = told(history, self.presentation(lr))
+        return self.image(features, restored), self.doubt(features, lr, restored, history), found

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.method.drawn import Drawn, Generate, as_drawn
 from pipeline.method.sampler import Seed, image_noise
-from pipeline.method.superres import Array, Drawn, Generate, as_drawn, condition, draw_latents
+from pipeline.method.superres import Array, condition, draw_latents
 from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import Decoder, Encoder, Restore, load_vae, vae_path

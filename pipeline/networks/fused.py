@@ -54,8 +54,8 @@ class Whole(nn.Module):
             coefficients: [B, K, 4], a row a step: t, z, predicted, sigma, of which the last is not used.
 
         Returns:
-            The images [B, 4H, 4W] in about [0, 1], not yet projected; their doubt [B, 4H, 4W], and the history of the
-            LR images [B, HISTORY], see ``DetailVAE.decode``.
+            The images [B, 4H, 4W] in about [0, 1], not yet projected; their doubt [B, 4H, 4W], and what is
+            told of the LR images [B, TOLD], see ``DetailVAE.decode``.
         """
         lr = 2 * image[:, None] - 1
         restored, history = self.vae.restorer(lr)

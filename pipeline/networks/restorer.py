@@ -100,6 +100,9 @@ def detail_of(lr: Tensor) -> Tensor:
     return GAIN * (lr - mean)
 
 
-def told(history: Tensor) -> Tensor:
-    """A restorer's second output as probabilities and a standard deviation in [0, 1] of gray: [B, HISTORY]."""
-    return torch.cat([history[:, :-1].softmax(dim=1), history[:, -1:].exp() / 255], dim=1)
+def told(history: Tensor, presentation: Tensor) -> Tensor:
+    """A restorer's second output, and a ``Presentation``'s, as probabilities and a standard deviation: [B, TOLD].
+
+    The deviation is in [0, 1] of gray.
+    """
+    return torch.cat([history[:, :-1].softmax(dim=1), history[:, -1:].exp() / 255, presentation.softmax(dim=1)], dim=1)

@@ -160,12 +160,12 @@ class Decoder(nn.Module):
 
 
 class Restore(nn.Module):
-    """LR image ⇒ the restored one, and its history as ``pipeline.networks.restorer.told`` has it."""
+    """LR image ⇒ the restored one, and its history and presentation as ``pipeline.networks.restorer.told`` has it."""
 
     def __init__(self, vae: DetailVAE) -> None:
         super().__init__()
-        self.restorer = vae.restorer
+        self.restorer, self.presentation = vae.restorer, vae.presentation
 
     def forward(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         restored, history = self.restorer(lr)
-        return restored, told(history)
+        return restored, told(history, self.presentation(lr))

@@ -3,19 +3,19 @@
 #
 #   train/runs/best.sh DATA [OUT]
 #
-# autoencoder, U-Net, the autoencoder's restorer, all together on what a few steps make, the doubt, the ranges for INT8,
-# the band's fit (printed), and the export. DATA is a folder that train.pairs wrote; OUT takes the weights (default:
+# autoencoder, U-Net, the autoencoder's restorer, all together on what a few steps make, the doubt, what tells turned and
+# inverted images, the ranges for INT8, the band's fit (printed), and the export. DATA is a folder that train.pairs wrote; OUT takes the weights (default:
 # weights/best), OUT-untuned, OUT-restoring and OUT-tuned those between. Run it again after an interruption: finished
 # parts are not repeated. Everything else is a variable of the environment:
 #
 #   DEVICE     auto (default: a GPU where there is one), cuda, or cpu, which takes a day
 #   RUNS       folder of checkpoints, logs, samples and of the sweep's leads.csv (default: runs/best)
-#   STAGES     which of them (default: vae unet restore tune doubt ranges calibrate export)
+#   STAGES     which of them (default: vae unet restore tune doubt presentation ranges calibrate export)
 #   MINUTES    stop after so long, with one of STAGES (default: 0, never); train/runs/slice.sh is for that
 #   SWEEP      times the sweep's steps, before everything else (default: 0, no sweep; 10 is for a GPU)
 #   MODELS     model repository for the export (default: models-best); model_repository is what is served
 #   LIMIT      images for the ranges and the band (default: all of their patients)
-#   VAE_STEPS, UNET_STEPS, RESTORE_STEPS, TUNE_STEPS, DOUBT_STEPS    other numbers of steps
+#   VAE_STEPS, UNET_STEPS, RESTORE_STEPS, TUNE_STEPS, DOUBT_STEPS, PRESENTATION_STEPS    other numbers of steps
 #   INDEX      CSV file with file and patient, for names that hold no patient id
 set -euo pipefail
 
@@ -31,12 +31,12 @@ limit=(${LIMIT:+--limit "$LIMIT"})
 cd "$(dirname "$0")/../.."
 [ -x .venv/bin/python ] && PATH="$PWD/.venv/bin:$PATH"
 
-stages=${STAGES:-vae unet restore tune doubt ranges calibrate export} minutes=${MINUTES:-0}
+stages=${STAGES:-vae unet restore tune doubt presentation ranges calibrate export} minutes=${MINUTES:-0}
 for stage in $stages; do
     case $stage in
-    vae | unet | restore | tune | doubt | ranges | calibrate | export) ;;
+    vae | unet | restore | tune | doubt | presentation | ranges | calibrate | export) ;;
     *)
-        echo "error: STAGES names '$stage', allowed are vae, unet, restore, tune, doubt, ranges, calibrate and export" >&2
+        echo "error: STAGES names '$stage', allowed are vae, unet, restore, tune, doubt, presentation, ranges, calibrate and export" >&2
         exit 2
         ;;
     esac
@@ -86,6 +86,7 @@ for stage in $stages; do
     restore) train restore --weights "$out-untuned" --out "$out-restoring" "${restore[@]}" ;;
     tune) train tune --weights "$out-restoring" --out "$out-tuned" --crop 192 "${tune[@]}" ;;
     doubt) train doubt --weights "$out-tuned" --out "$out" --crop 192 "${doubt[@]}" ;;
+    presentation) train presentation --weights "$out" --steps "${PRESENTATION_STEPS:-3000}" ;;
     ranges) python -m train.ranges --data "$data" "${index[@]}" "${limit[@]}" --weights "$out" ;;
     calibrate) python -m train.calibrate --data "$data" "${index[@]}" "${limit[@]}" --weights "$out" --device "$device" ;;
     export) python -m pipeline.export --weights "$out" --model-repository "$models" ;;

@@ -45,7 +45,7 @@ if [ -n "${STAGE:-}" ]; then
 elif [ -e "$out-tuned/unet.json" ]; then # the last training leaves the U-Net as it is
     stage=doubt
     if cmp -s "$out/unet.safetensors" "$out-tuned/unet.safetensors"; then
-        echo "every training is finished; next: STAGES='ranges calibrate export' train/runs/best.sh '$data' '$out'"
+        echo "every training is finished; next: STAGES='presentation ranges calibrate export' train/runs/best.sh '$data' '$out'"
         exit
     fi
 elif [ -e "$out-restoring/unet.json" ]; then
