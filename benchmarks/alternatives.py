@@ -47,8 +47,8 @@ from pipeline.method.sampler import Seed, image_noise
 from pipeline.method.schedule import make_schedule
 from pipeline.method.superres import Array, condition, upscale
 from pipeline.networks import eager
+from pipeline.presets import Preset
 from pipeline.serving.local_server import ServerError, running_server
-from pipeline.spec import Preset
 from pipeline.triton_config import preset_of
 
 WAYS = {

@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.command_line import make_parser
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import decode, make_vae, posterior
-from pipeline.spec import BEST, DEFAULT, PAPER, PRESETS, SCALE, Preset
+from pipeline.presets import BEST, DEFAULT, PAPER, PRESETS, Preset
+from pipeline.spec import SCALE
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ from benchmarks.gpu_networks import LeftOut, load
 from benchmarks.gpu_ways import PACKAGES, WAYS, Way, make_job, make_ways
 from pipeline.command_line import make_parser
 from pipeline.method.images import Image, psnr
-from pipeline.spec import LEAP, MAX_BATCH, PAPER, PRESETS
+from pipeline.presets import PAPER, PRESETS
+from pipeline.spec import LEAP, MAX_BATCH
 
 EQUAL_DB = 150.0
 """What is given as the PSNR of images that are equal, for JSON has no infinity."""

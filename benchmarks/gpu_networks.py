@@ -18,7 +18,8 @@ from torch import Tensor
 from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.eager import Eager
 from pipeline.networks.fused import Denoise, Whole
-from pipeline.spec import Model, Preset
+from pipeline.presets import Preset
+from pipeline.spec import Model
 from pipeline.tensorrt.builder import PlanError, Precision, Profile, Shape, by_api, cast
 
 Network = Callable[..., tuple[Tensor, ...]]

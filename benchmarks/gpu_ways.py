@@ -26,8 +26,10 @@ from pipeline.method.images import Image
 from pipeline.method.sampler import ETA, Seed, Step, image_noise, rows, trajectory
 from pipeline.method.schedule import add_noise, make_schedule
 from pipeline.method.superres import Array, network_lr, repeated, upsample_all, upscale
+from pipeline.models import onnx_models
 from pipeline.networks import eager
-from pipeline.spec import LEAP, PAPER, Model, Preset, SamplerName, onnx_models
+from pipeline.presets import PAPER, Preset
+from pipeline.spec import LEAP, Model, SamplerName
 from pipeline.tensorrt.builder import Precision
 
 ROOT = Path(__file__).resolve().parents[1]

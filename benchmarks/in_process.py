@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from pipeline.method.superres import upscale
 from pipeline.networks import eager
-from pipeline.spec import PRESETS
+from pipeline.presets import PRESETS
 
 
 class TritonPythonModel:

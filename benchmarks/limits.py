@@ -36,8 +36,8 @@ from benchmarks.arithmetic import Arithmetic, arithmetic
 from client import UpscaleError
 from pipeline import ROOT
 from pipeline.command_line import make_parser
+from pipeline.presets import DEFAULT, PRESETS, Preset
 from pipeline.serving.local_server import ServerError, running_server
-from pipeline.spec import DEFAULT, PRESETS, Preset
 from pipeline.triton_config import preset_of
 
 MATRIX = 2048

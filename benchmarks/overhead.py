@@ -32,10 +32,11 @@ from pipeline import ROOT
 from pipeline.command_line import make_parser
 from pipeline.method.superres import generator, upscale
 from pipeline.networks import eager
+from pipeline.presets import DEFAULT
 from pipeline.runtimes.onnx_networks import Runtime, onnx_networks
 from pipeline.serve import RUNTIMES
 from pipeline.serving.local_server import ServerError, running_server
-from pipeline.spec import DEFAULT, SAMPLERS, SamplerName
+from pipeline.spec import SAMPLERS, SamplerName
 
 TOGETHER = 16
 """Images under way in the measurement of throughput."""

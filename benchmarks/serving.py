@@ -31,9 +31,11 @@ from benchmarks.perf_analyzer import Measurement, PerfAnalyzerError, measure
 from client import Client, UpscaleError
 from pipeline import ROOT
 from pipeline.command_line import make_parser
+from pipeline.models import onnx_models
+from pipeline.presets import Preset
 from pipeline.serve import free_shared_memory
 from pipeline.serving.local_server import ServerError, free_ports, running_server
-from pipeline.spec import MAX_BATCH, SCALE, Preset, onnx_models
+from pipeline.spec import MAX_BATCH, SCALE
 
 Row = dict[str, Any]
 """part, load, variant, figures by the names in ``HEADS``; of what was not measured only the note that says why."""

@@ -24,7 +24,7 @@ from pipeline.method.sampler import Seed, image_noise
 from pipeline.method.schedule import make_schedule
 from pipeline.method.superres import Array, condition
 from pipeline.networks import eager
-from pipeline.spec import BEST
+from pipeline.presets import BEST
 from train.config import DEVICES, choose_device
 from train.data import read_index
 from train.evaluate import add_choice, choose, measure

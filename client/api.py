@@ -27,7 +27,9 @@ from numpy.typing import NDArray
 from client import address, wire
 from pipeline.method import request
 from pipeline.method.images import Image
-from pipeline.spec import DEFAULT, NOISY, OTHER, PRESETS, UNKNOWN, Model, Preset, superres_model
+from pipeline.models import superres_model
+from pipeline.presets import DEFAULT, PRESETS, Preset
+from pipeline.spec import NOISY, OTHER, UNKNOWN, Model
 
 T = TypeVar("T")
 

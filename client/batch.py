@@ -25,7 +25,8 @@ from client.png import write_png
 from client.reader import Reader
 from client.terminal import on_one_line
 from pipeline.method import request
-from pipeline.spec import MAX_SIDE, MIN_SIDE, SCALE, Preset
+from pipeline.presets import Preset
+from pipeline.spec import MAX_SIDE, MIN_SIDE, SCALE
 
 SEVERAL = 8
 """Samples that are drawn for --mean, and for --uncertainty where the preset's networks do not tell it of one."""

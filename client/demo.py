@@ -31,8 +31,9 @@ from pipeline.method.images import (
     to_integers,
     upsample,
 )
+from pipeline.presets import PAPER
 from pipeline.serving.local_server import ServerError, running_server
-from pipeline.spec import PAPER, SCALE
+from pipeline.spec import SCALE
 
 RADIOGRAPH = "RG1_UNCR.dcm"
 DETAIL = (300, 180, 320)

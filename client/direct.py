@@ -15,7 +15,7 @@ import numpy as np
 from client.api import BadRequest, Client, ServerError, allowed
 from pipeline.method.request import check_seed, gray_image
 from pipeline.method.superres import Array, Result, by_fused, upscale
-from pipeline.spec import fused_model
+from pipeline.models import fused_model
 
 
 @contextlib.contextmanager

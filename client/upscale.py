@@ -34,18 +34,8 @@ from client.jobs import PATTERN, SUFFIX, Finder, check_pattern
 from client.terminal import on_one_line, print_anything, stop_printing
 from pipeline.command_line import make_parser
 from pipeline.method import request
-from pipeline.spec import (
-    DEFAULT,
-    DEGRADATIONS,
-    DENOISERS,
-    MAX_SAMPLES,
-    MAX_SEED,
-    MAX_SIDE,
-    PIXEL_MM,
-    PRESETS,
-    SAMPLERS,
-    STARTS,
-)
+from pipeline.presets import DEFAULT, PRESETS
+from pipeline.spec import DEGRADATIONS, DENOISERS, MAX_SAMPLES, MAX_SEED, MAX_SIDE, PIXEL_MM, SAMPLERS, STARTS
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

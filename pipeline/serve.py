@@ -33,9 +33,11 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from pipeline import ROOT
 from pipeline.command_line import make_parser
+from pipeline.models import superres_model
+from pipeline.presets import Preset
 from pipeline.runtimes.processor import BFLOAT16, INT8, multiplies
 from pipeline.serving.supervisor import Address, NotReady, supervise, upscale_one, wait_until_listening
-from pipeline.spec import MAX_SIDE, Preset, superres_model
+from pipeline.spec import MAX_SIDE
 from pipeline.triton_config import MODEL_FILE, preset_of, read_config
 from pipeline.whole import whole_file
 

@@ -26,8 +26,8 @@ from client import Client, ServerUnavailable
 from pipeline import ROOT
 from pipeline.method.images import downscale
 from pipeline.method.superres import Networks
+from pipeline.presets import PAPER
 from pipeline.serving.local_server import free_ports, stop
-from pipeline.spec import PAPER
 
 Array = NDArray[np.float32]
 

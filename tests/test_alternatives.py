@@ -15,7 +15,7 @@ from pipeline import ROOT
 from pipeline.method.images import Image
 from pipeline.method.superres import network_lr
 from pipeline.networks import eager
-from pipeline.spec import PRESETS
+from pipeline.presets import PRESETS
 
 
 @pytest.mark.parametrize(("name", "steps"), [("best", 1), ("best", 4), ("paper", 10)])

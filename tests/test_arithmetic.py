@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import arithmetic
-from pipeline.spec import BEST, PAPER
+from pipeline.presets import BEST, PAPER
 
 
 def test_best_takes_less_than_a_tenth_of_the_papers_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ import tensorrt_rtx_bindings as rtx
 from onnx import TensorProto, helper
 
 from pipeline import ROOT
-from pipeline.spec import BEST, PAPER, onnx_models
+from pipeline.models import onnx_models
+from pipeline.presets import BEST, PAPER
 from pipeline.tensorrt import builder
 from pipeline.tensorrt.builder import PlanError, Profile
 

@@ -22,8 +22,9 @@ from client import BadRequest, Client, ClientClosed, ServerError, ServerLost, Se
 from client.api import MODEL
 from pipeline import ROOT
 from pipeline.method.request import Options
+from pipeline.presets import DEFAULT
 from pipeline.serving.local_server import free_ports
-from pipeline.spec import DEFAULT, MAX_SEED
+from pipeline.spec import MAX_SEED
 from tests.conftest import RunningServer, StartServer
 
 Protocol = Literal["grpc", "http"]

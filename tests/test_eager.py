@@ -14,8 +14,8 @@ import torch
 from pipeline.method.images import from_integers, psnr, upsample
 from pipeline.method.superres import generator, upscale
 from pipeline.networks import eager
+from pipeline.presets import BEST, DEFAULT, PAPER
 from pipeline.runtimes.onnx_networks import onnx_networks
-from pipeline.spec import BEST, DEFAULT, PAPER
 from train.degrade import ROWS, Gray, degrade
 
 ROOT = Path(__file__).parents[1]

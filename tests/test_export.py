@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from pipeline import triton_config
 from pipeline.export import command as export
+from pipeline.models import models, onnx_models
 from pipeline.networks import eager
 from pipeline.networks.unet import UNet
-from pipeline.spec import DEFAULT, PAPER, PRESETS, Model, UNetSpec, models, onnx_models
+from pipeline.presets import DEFAULT, PAPER, PRESETS, UNetSpec
+from pipeline.spec import Model
 from tests.test_vae import tiny_vae
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,8 @@ from pipeline.networks import eager
 from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.fused import Denoise, Whole
 from pipeline.networks.unet import UNet
-from pipeline.spec import BEST, LEAP, PAPER
+from pipeline.presets import BEST, PAPER
+from pipeline.spec import LEAP
 from tests.conftest import Array
 
 SCHEDULE = make_schedule(PAPER.diffusion)

@@ -26,7 +26,8 @@ from pipeline import ROOT
 from pipeline.method.images import Image
 from pipeline.method.superres import upscale
 from pipeline.networks import eager
-from pipeline.spec import BEST, PAPER, PRESETS, Model, Preset, Tensor
+from pipeline.presets import BEST, PAPER, PRESETS, Preset
+from pipeline.spec import Model, Tensor
 from tests.conftest import RunningServer
 
 CPU = torch.device("cpu", 0)

@@ -10,17 +10,20 @@ import pytest
 
 from pipeline import ROOT
 
-COMMON = ("pipeline.spec", "pipeline.whole", "pipeline.command_line")
+SYSTEMS = ("pipeline.spec", "pipeline.presets", "pipeline.models")
+COMMON = (*SYSTEMS, "pipeline.whole", "pipeline.command_line")
 LAYERS: dict[str, tuple[str, ...]] = {
     "pipeline.spec": (),
+    "pipeline.presets": ("pipeline.spec",),
+    "pipeline.models": ("pipeline.spec", "pipeline.presets"),
     "pipeline.whole": (),
     "pipeline.command_line": (),
-    "pipeline.method": ("pipeline.spec",),
+    "pipeline.method": SYSTEMS,
     "pipeline.networks": (*COMMON, "pipeline.method"),
-    "pipeline.runtimes": ("pipeline.spec", "pipeline.method"),
-    "pipeline.backends": ("pipeline.spec", "pipeline.method", "pipeline.runtimes"),
+    "pipeline.runtimes": (*SYSTEMS, "pipeline.method"),
+    "pipeline.backends": (*SYSTEMS, "pipeline.method", "pipeline.runtimes"),
     "pipeline.triton_config": COMMON,
-    "pipeline.serving": ("pipeline.spec", "pipeline.triton_config"),
+    "pipeline.serving": (*SYSTEMS, "pipeline.triton_config"),
     "pipeline.serve": (*COMMON, "pipeline.runtimes", "pipeline.serving", "pipeline.triton_config"),
     "pipeline.export": (*COMMON, "pipeline.method", "pipeline.networks", "pipeline.runtimes", "pipeline.triton_config"),
     "pipeline.tensorrt": (
@@ -29,7 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "pipeline.plan": ("pipeline.tensorrt",),
     "client": (*COMMON, "pipeline.method", "pipeline.serve", "pipeline.serving", "pipeline.triton_config"),
-    "model_repository": ("pipeline.spec", "pipeline.method", "pipeline.backends", "pipeline.serving.drain"),
+    "model_repository": (*SYSTEMS, "pipeline.method", "pipeline.backends", "pipeline.serving.drain"),
     "train": ("pipeline", "client"),
     "benchmarks": ("pipeline", "client", "train"),
 }

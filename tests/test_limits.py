@@ -12,7 +12,7 @@ from benchmarks import limits
 from benchmarks.arithmetic import Arithmetic
 from benchmarks.limits import Machine, Need
 from pipeline.networks.unet import UNet
-from pipeline.spec import BEST, PAPER
+from pipeline.presets import BEST, PAPER
 from tests.conftest import RunningServer
 
 MACHINE = Machine(float32=10.0, bfloat16=40.0, int8=80.0, memory=5.0)

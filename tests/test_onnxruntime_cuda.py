@@ -13,9 +13,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from pipeline import ROOT
+from pipeline.models import onnx_models
+from pipeline.presets import BEST
 from pipeline.runtimes.onnx_networks import open_session
 from pipeline.runtimes.onnxruntime_cuda import load, replaying
-from pipeline.spec import BEST, onnx_models
 
 USUAL = {"x": (3,)}
 

@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 from client import Client
 from pipeline import ROOT
 from pipeline.method.images import psnr
-from pipeline.spec import BEST
+from pipeline.presets import BEST
 from tests.conftest import RunningServer, StartServer
 
 REPOSITORY = ROOT / "model_repository"

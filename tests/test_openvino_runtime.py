@@ -10,9 +10,10 @@ import pytest
 from pipeline import ROOT
 from pipeline.export.parity import radiographs
 from pipeline.method.superres import generator, upscale
+from pipeline.models import onnx_models
+from pipeline.presets import BEST
 from pipeline.runtimes.onnx_networks import by_onnxruntime, onnx_networks
 from pipeline.runtimes.openvino_runtime import OpenVINOError, load
-from pipeline.spec import BEST, onnx_models
 
 UNET = onnx_models(BEST).denoiser
 PATH = ROOT / "model_repository" / "unet_onnx" / "1" / "model.onnx"

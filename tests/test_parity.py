@@ -16,9 +16,11 @@ from onnx import helper, numpy_helper
 from pipeline import ROOT
 from pipeline.export import parity
 from pipeline.export.parity import Parity, ParityError, judge, measure_parity, report
+from pipeline.models import onnx_models, plan_models
+from pipeline.presets import BEST
 from pipeline.runtimes.onnx_networks import onnx_networks
 from pipeline.serving.local_server import not_ready, running_server
-from pipeline.spec import BEST, Model, onnx_models, plan_models
+from pipeline.spec import Model
 from pipeline.triton_config import config_text
 
 REPOSITORY = ROOT / "model_repository"

@@ -16,7 +16,8 @@ from pipeline.method.presentation import SURE, turned, upright
 from pipeline.method.sampler import Seed
 from pipeline.method.superres import upscale
 from pipeline.networks import eager
-from pipeline.spec import BEST, DEFAULT, HISTORY, PRESENTATIONS
+from pipeline.presets import BEST, DEFAULT
+from pipeline.spec import HISTORY, PRESENTATIONS
 from train.degrade import ROWS, degrade
 
 SHAPE = (32, 40)

@@ -17,10 +17,12 @@ from pipeline.export.command import check_graph, ranges_within, write_onnx
 from pipeline.export.parity import MAX_DARK, MIN_PSNR, compare_images, radiographs
 from pipeline.export.quantize import input_scale, quantize, quantize_weights
 from pipeline.method.superres import by_fused, upscale
+from pipeline.models import onnx_models
 from pipeline.networks import eager
 from pipeline.networks.weights import load_ranges
+from pipeline.presets import BEST
 from pipeline.runtimes.onnx_networks import by_onnxruntime
-from pipeline.spec import BEST, INT8_FILE, Model, Tensor, onnx_models
+from pipeline.spec import INT8_FILE, Model, Tensor
 from tests.conftest import Array
 
 IN_INT8 = pytest.mark.parametrize("model", [m for m in onnx_models(BEST) if m.name in BEST.int8], ids=lambda m: m.name)

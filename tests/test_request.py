@@ -16,7 +16,8 @@ from pipeline.method.request import (
     check_seed,
     gray_image,
 )
-from pipeline.spec import BEST, MAX_SEED, PAPER
+from pipeline.presets import BEST, PAPER
+from pipeline.spec import MAX_SEED
 
 
 def test_defaults_are_the_presets() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pipeline.networks.restorer import SQUARE, STRIDE, Restorer, cosines, told
-from pipeline.spec import HISTORY, TOLD, RestorerSpec
+from pipeline.presets import RestorerSpec
+from pipeline.spec import HISTORY, TOLD
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (32, 48), (8, 14)])

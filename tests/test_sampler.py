@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from pipeline.method.sampler import Step, advance, image_noise, sample, timesteps, trajectory
 from pipeline.method.schedule import make_schedule
-from pipeline.spec import BEST, LEAP, PAPER, Prediction
+from pipeline.presets import BEST, PAPER
+from pipeline.spec import LEAP, Prediction
 from tests.conftest import Array, exact_tables, fake_denoise
 
 SCHEDULE = make_schedule(PAPER.diffusion)

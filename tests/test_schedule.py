@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from pipeline.method.schedule import add_noise, make_schedule
-from pipeline.spec import BEST, PAPER
+from pipeline.presets import BEST, PAPER
 from tests.conftest import exact_tables
 
 SCHEDULE = make_schedule(PAPER.diffusion)

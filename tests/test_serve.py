@@ -22,11 +22,12 @@ import tritonclient.http
 
 from client import BadRequest, Client
 from pipeline import ROOT, serve
+from pipeline.models import plan_models, superres_model
+from pipeline.presets import BEST, DEFAULT, PAPER
 from pipeline.runtimes import processor
 from pipeline.serve import ServeError, Server, runtime_flags
 from pipeline.serving.local_server import free_ports, not_ready
 from pipeline.serving.supervisor import listens, wait_until_listening
-from pipeline.spec import BEST, DEFAULT, PAPER, plan_models, superres_model
 from pipeline.triton_config import config_text
 from tests.conftest import RunningServer, StartServer
 

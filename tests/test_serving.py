@@ -12,7 +12,7 @@ from benchmarks import serving
 from benchmarks.perf_analyzer import Measurement, PerfAnalyzerError
 from benchmarks.serving import Case, Sweep, Target
 from client.api import MODEL
-from pipeline.spec import BEST
+from pipeline.presets import BEST
 from tests.conftest import RunningServer
 
 SMALL = Sweep(batches=(1, 32), clients=(1,), shares=(0.8,), rounds=1, requests=3)

@@ -11,7 +11,7 @@ from benchmarks import solvers
 from pipeline import ROOT
 from pipeline.method.superres import network_lr
 from pipeline.networks import eager
-from pipeline.spec import BEST
+from pipeline.presets import BEST
 
 
 def test_one_step_of_both_solvers_is_the_same(rng: np.random.Generator) -> None:

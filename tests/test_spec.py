@@ -8,20 +8,10 @@ import sys
 
 import pytest
 
-from pipeline.spec import (
-    BEST,
-    DEFAULT,
-    PAPER,
-    PRESETS,
-    SCALE,
-    Band,
-    Preset,
-    VAESpec,
-    models,
-    onnx_models,
-    plan_models,
-    superres_model,
-)
+from pipeline.models import models, onnx_models, plan_models, superres_model
+from pipeline.presets import BEST, DEFAULT, PAPER, PRESETS, Band, Preset, VAESpec
+from pipeline.spec import SCALE
+from train.paper import AUGMENTATION, REPORTED, SPLIT
 
 EACH = pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda p: p.name)
 
@@ -30,13 +20,13 @@ def test_paper_preset_has_the_papers_numbers() -> None:
     d = PAPER.diffusion
     assert (d.T, d.beta_start, d.beta_end, d.default_steps("ddpm")) == (300, 1e-4, 0.02, 300)
     assert (PAPER.data.original_size, PAPER.data.hr_size, PAPER.data.lr_size) == (1024, 256, 64)
-    assert PAPER.data.split == (0.7, 0.2, 0.1)
+    assert SPLIT == (0.7, 0.2, 0.1)
     assert (PAPER.vae.factor, PAPER.vae.channels, PAPER.vae.latent_channels) == (8, 3, 4)
     assert (PAPER.unet.in_channels, PAPER.unet.out_channels) == (8, 4)
-    a = PAPER.augmentation
+    a = AUGMENTATION["paper"]
     assert (a.share, a.horizontal_flip, a.rotations) == (0.7, 0.5, (90, 180, 270))
     assert (a.random_resized_crop, a.cutout, a.cutout_side) == (0.8, 0.3, 0.2)
-    assert {(r.dataset, r.method) for r in PAPER.reported} == {
+    assert {(r.dataset, r.method) for r in REPORTED} == {
         (dataset, method) for dataset in ("nih", "iu") for method in ("bicubic", "PyTorch", "TensorRT")
     }
 

@@ -16,8 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline import ROOT
+from pipeline.presets import BEST
 from pipeline.serving.supervisor import NotReady, upscale_one, wait_until_listening
-from pipeline.spec import BEST
 
 SUPERVISE = """
 import sys

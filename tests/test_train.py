@@ -25,8 +25,8 @@ from pipeline.method.superres import upscale
 from pipeline.networks import eager
 from pipeline.networks.vae import load_vae, set_latent_scale, vae_path
 from pipeline.networks.weights import load_unet
+from pipeline.presets import BEST, PAPER, Preset
 from pipeline.serving.local_server import free_ports
-from pipeline.spec import BEST, PAPER, Preset
 from train import loop, tune, unet, vae
 from train.losses import AdversaryLoss, Discriminator
 from train.schedule import learning_rate

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.method.images import downscale, resize_cubic
-from pipeline.spec import PAPER
 from train.augment import Augmentation, apply, draw, random_crop
+from train.paper import AUGMENTATION
 
-SPEC = PAPER.augmentation
+SPEC = AUGMENTATION["paper"]
 
 
 def smooth(seed: int) -> NDArray[np.uint8]:

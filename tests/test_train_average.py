@@ -11,7 +11,7 @@ import torch
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import make_vae
 from pipeline.networks.weights import digest, save_unet, save_vae
-from pipeline.spec import BEST
+from pipeline.presets import BEST
 from train import average
 
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline import ROOT
 from pipeline.method.superres import upscale
 from pipeline.networks import eager
-from pipeline.spec import DEFAULT, Band
+from pipeline.presets import DEFAULT, Band
 from train import calibrate
 from train.calibrate import COUNTS, fit, scatter
 from train.data import PairDataset, list_pairs

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from pipeline.spec import PAPER
+from pipeline.presets import PAPER
 from train.data import PairDataset, list_pairs, patient_of, read_gray, read_index, split_by_patient
+from train.paper import AUGMENTATION, SPLIT
 
-SHARES = PAPER.data.split
+SHARES = SPLIT
 
 
 @given(
@@ -121,7 +122,7 @@ def test_batches_are_pairs_in_the_networks_range(pairs: Path) -> None:
 
 def test_an_item_depends_on_seed_and_number_alone(pairs: Path) -> None:
     def augmented(seed: int) -> PairDataset:
-        return PairDataset(list_pairs(pairs), PAPER.data, PAPER.augmentation, passes=10, seed=seed)
+        return PairDataset(list_pairs(pairs), PAPER.data, AUGMENTATION["paper"], passes=10, seed=seed)
 
     one, same, other = augmented(1), augmented(1), augmented(2)
     assert len(one) == 20

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from pipeline import ROOT
 from pipeline.networks import eager
-from pipeline.spec import BEST
+from pipeline.presets import BEST
 from train import doubt
 
 WEIGHTS = ROOT / "weights" / "best"

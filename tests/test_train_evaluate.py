@@ -17,7 +17,8 @@ from pipeline import ROOT
 from pipeline.method.images import Image, upsample
 from pipeline.method.request import Options
 from pipeline.networks import eager
-from pipeline.spec import BEST, DEFAULT, PAPER, REDUCTIONS
+from pipeline.presets import BEST, DEFAULT, PAPER
+from pipeline.spec import REDUCTIONS
 from tests.conftest import RunningServer
 from train import evaluate, methods
 from train.data import PairDataset, list_pairs

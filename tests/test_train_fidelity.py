@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.spec import DEFAULT
+from pipeline.presets import DEFAULT
 from train import fidelity
 from train.data import PairDataset, list_pairs
 from train.fidelity import own_error, text_mask

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image as PILImage
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.spec import PAPER
+from pipeline.presets import PAPER
 from train import figures
 from train.data import PairDataset, list_pairs, read_gray
 from train.figures import curves_figure, runtimes_figure, upscaled_figure

@@ -10,7 +10,7 @@ import torch
 from pipeline.method.images import to_network
 from pipeline.method.superres import network_lr, upsample_all
 from pipeline.networks.vae import Encoder, make_vae
-from pipeline.spec import BEST, PAPER
+from pipeline.presets import BEST, PAPER
 from train.data import PairDataset, list_pairs
 from train.latents import cached_latents
 

@@ -15,7 +15,7 @@ from pipeline.networks.eager import Eager
 from pipeline.networks.restorer import Restorer
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import Decoder, Encoder, make_vae
-from pipeline.spec import BEST, PAPER, Preset, RestorerSpec
+from pipeline.presets import BEST, PAPER, Preset, RestorerSpec
 from train.losses import (
     AdversaryLoss,
     AutoencoderLoss,

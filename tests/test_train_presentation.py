@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from pipeline import ROOT
 from pipeline.networks import eager
-from pipeline.spec import BEST, PRESENTATIONS
+from pipeline.presets import BEST
+from pipeline.spec import PRESENTATIONS
 from train import presentation
 from train.scans import SIZES, Scans
 

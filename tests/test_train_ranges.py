@@ -17,7 +17,7 @@ from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.fused import Whole
 from pipeline.networks.unet import UNet
 from pipeline.networks.weights import RANGES_FILE, load_ranges
-from pipeline.spec import BEST
+from pipeline.presets import BEST
 from train import ranges
 from train.data import PairDataset, list_pairs
 from train.degrade import ROWS

@@ -15,7 +15,7 @@ from pipeline import ROOT
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import make_vae
 from pipeline.networks.weights import digest, save_unet, save_vae
-from pipeline.spec import BEST
+from pipeline.presets import BEST
 
 SLICE = ROOT / "train" / "runs" / "slice.sh"
 

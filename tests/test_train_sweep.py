@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.spec import BEST, PRESETS
+from pipeline.presets import BEST, PRESETS
 from train import sweep
 from train.sweep import LEADS, STEPS, base_of
 from train.tune import Tuning

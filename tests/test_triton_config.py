@@ -9,7 +9,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from pipeline.spec import BEST, DEFAULT, MAX_BATCH, PAPER, PRESETS, Model, Preset, models, onnx_models, plan_models
+from pipeline.models import models, onnx_models, plan_models
+from pipeline.presets import BEST, DEFAULT, PAPER, PRESETS, Preset
+from pipeline.spec import MAX_BATCH, Model
 from pipeline.triton_config import config_files, config_of, config_text, main, read_config
 
 
@@ -101,7 +103,7 @@ def test_a_repository_holds_exactly_the_presets_models(tmp_path: Path, capsys: p
     assert main([*arguments, "--check"]) == 0
     assert main([*arguments, "--check", "--preset", "paper"]) == 1
     out = capsys.readouterr().out
-    assert f"{tmp_path}/superres_onnx/1/model.onnx: is not in pipeline/spec.py for preset 'paper'" in out
+    assert f"{tmp_path}/superres_onnx/1/model.onnx: is not in pipeline/models.py for preset 'paper'" in out
     assert main([*arguments, "--preset", "paper"]) == 0
     kept = {model.name for model in (*models(PAPER), *[*plan_models(PAPER)][:3])}
     assert models_of(tmp_path) == kept
@@ -137,4 +139,4 @@ def test_writes_checks_and_notices_a_change(tmp_path: Path, capsys: pytest.Captu
     path.write_text(path.read_text().replace("dims: 8", "dims: 9"))
     capsys.readouterr()
     assert main([*arguments, "--check"]) == 1
-    assert capsys.readouterr().out.strip() == f"{path}: differs from pipeline/spec.py"
+    assert capsys.readouterr().out.strip() == f"{path}: differs from pipeline/models.py"

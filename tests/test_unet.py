@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.networks.unet import CrossAttention, UNet, timestep_embedding
-from pipeline.spec import PAPER
+from pipeline.presets import PAPER
 
 SPEC = PAPER.unet
 

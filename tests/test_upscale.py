@@ -25,8 +25,8 @@ from client.upscale import main, parse
 from pipeline import ROOT
 from pipeline.method.images import downscale
 from pipeline.method.request import BadRequest
+from pipeline.presets import PAPER
 from pipeline.serving.local_server import free_ports
-from pipeline.spec import PAPER
 from tests.conftest import RunningServer, StartServer
 from tests.dicom_files import lut, make_dataset, to_bytes
 from tests.test_reader import FATED

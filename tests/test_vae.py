@@ -14,7 +14,7 @@ from pipeline.networks import detail_vae as networks
 from pipeline.networks.detail_vae import DetailVAE, upsample_by_sums
 from pipeline.networks.vae import Decoder, Encoder, load_vae, make_vae, set_latent_scale, vae_path
 from pipeline.networks.weights import save_vae
-from pipeline.spec import BEST, PAPER
+from pipeline.presets import BEST, PAPER
 
 SPEC = PAPER.vae
 

@@ -13,7 +13,7 @@ import torch
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import make_vae, set_latent_scale
 from pipeline.networks.weights import digest, load_unet, save_unet, save_vae
-from pipeline.spec import BEST, PAPER, PRESETS, Preset
+from pipeline.presets import BEST, PAPER, PRESETS, Preset
 
 
 def test_unet_round_trip(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.method.images import resize_cubic
-from pipeline.spec import SCALE, AugmentationSpec
+from pipeline.spec import SCALE
+from train.paper import AugmentationSpec
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from pipeline.command_line import make_parser
 from pipeline.method.images import Image
 from pipeline.method.superres import Samples, draw_samples
 from pipeline.networks import eager
-from pipeline.spec import DEFAULT, MAX_SAMPLES, NOISY, PRESETS, PROTOCOL, Band
+from pipeline.presets import DEFAULT, PRESETS, Band
+from pipeline.spec import MAX_SAMPLES, NOISY, PROTOCOL
 from train.config import DEVICES, choose_device
 from train.data import PairDataset, read_index
 from train.degrade import ROWS

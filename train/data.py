@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.method.images import Image, from_integers, to_network
-from pipeline.spec import PAPER, SCALE, AugmentationSpec, DataSpec
+from pipeline.presets import DataSpec
+from pipeline.spec import SCALE
 from train.augment import apply, draw, random_crop
 from train.degrade import Degradation, degrade
 from train.pairs import HR_SIZE, folders
+from train.paper import SPLIT, AugmentationSpec
 
 SPLITS = ("train", "val", "test")
-SHARES = "/".join(f"{100 * share:g}" for share in PAPER.data.split)
+SHARES = "/".join(f"{100 * share:g}" for share in SPLIT)
 """Of the patients, in percent."""
 
 PATIENT_IN_NAME = re.compile(r"(\d{8})_\d{3}\.|(?:CXR)?(\d+)_IM-")

@@ -29,7 +29,8 @@ from pipeline.method.images import Image, from_integers, psnr, ssim, to_integers
 from pipeline.method.reduction import reduce
 from pipeline.networks import eager
 from pipeline.networks.weights import write_metadata
-from pipeline.spec import DEFAULT, PAPER, PRESETS, PROTOCOL, SCALE, DataSpec, ReductionName
+from pipeline.presets import DEFAULT, PRESETS, DataSpec
+from pipeline.spec import PROTOCOL, SCALE, ReductionName
 from train.config import DEVICES, choose_device
 from train.data import (
     SHARES,
@@ -48,6 +49,7 @@ from train.figures import runtimes_figure, upscaled_figure
 from train.lpips import LPIPS, LPIPSNet
 from train.methods import RUNTIMES, Method, Run, default_run, make_methods, name_of, parse_run, parse_runtimes
 from train.pairs import HR_SIZE
+from train.paper import REPORTED
 from train.report import Measured, overview, table, write_csv
 
 BATCH = 16
@@ -185,7 +187,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
     add("--url", default="localhost:8001", help="gRPC address of a running server (default: %(default)s)")
     add("--report", type=Path, help="folder for results.md, images.csv and pictures of the first run")
-    add("--reported", choices=sorted({row.dataset for row in PAPER.reported}), help="add the paper's rows")
+    add("--reported", choices=sorted({row.dataset for row in REPORTED}), help="add the paper's rows")
     add("--record", metavar="NAME", help="store the figures under this name in the weights' metadata")
     return parser.parse_args(argv)
 
@@ -209,7 +211,7 @@ def evaluate(args: argparse.Namespace) -> None:
     for name in args.degradation:
         rows = degraded(pairs, name)
         found[name] = measure(rows, methods, args.lpips)
-        reported = [row for row in PAPER.reported if row.dataset == args.reported and name == PROTOCOL]
+        reported = [row for row in REPORTED if row.dataset == args.reported and name == PROTOCOL]
         text = (
             f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}, LR by {name}, "
             f"{pairs.data.lr_size} to {args.hr_size} pixels; PyTorch on {device}, ONNX on cpu\n\n"

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pipeline.command_line import make_parser
 from pipeline.method.images import Image
 from pipeline.networks import eager
-from pipeline.spec import DEFAULT, PRESETS
+from pipeline.presets import DEFAULT, PRESETS
 from train.config import DEVICES, choose_device
 from train.data import PairDataset, read_index
 from train.evaluate import BATCH, add_choice, choose

@@ -25,12 +25,14 @@ from client.pictures import comparison, enlarge, labelled_row, stack
 from pipeline.command_line import make_parser
 from pipeline.method.images import Image, from_integers
 from pipeline.method.superres import generator, upscale
+from pipeline.presets import DEFAULT, PAPER, PRESETS, Preset
 from pipeline.runtimes.onnx_networks import onnx_networks
-from pipeline.spec import DEFAULT, PAPER, PRESETS, SCALE, Preset
+from pipeline.spec import SCALE
 from train.augment import Augmentation, apply
 from train.data import PairDataset, evenly, list_pairs
 from train.methods import Method, bicubic
 from train.pairs import HR
+from train.paper import AUGMENTATION
 
 SHOWN = 4
 DETAIL = 96
@@ -47,7 +49,7 @@ def samples_figure(pairs: PairDataset) -> Picture:
 
 def augmentations_figure(pairs: PairDataset) -> Picture:
     """Figure 3: one pair and what each operation of the augmentation makes of it, LR above HR."""
-    size, spec = PAPER.data.lr_size, PAPER.augmentation
+    size, spec = PAPER.data.lr_size, AUGMENTATION["paper"]
     side, hole = round(spec.smallest_crop * size), round(spec.cutout_side * size)
     crop, cutout = (size - side, 0, side), (hole, 2 * hole, hole)
     shown = {

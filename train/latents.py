@@ -12,7 +12,7 @@ from tqdm import tqdm
 from pipeline.method.images import to_network
 from pipeline.method.superres import Array, condition, network_lr
 from pipeline.networks.vae import Encoder
-from pipeline.spec import Preset
+from pipeline.presets import Preset
 from train import checkpoint
 from train.data import PairDataset
 

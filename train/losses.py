@@ -22,7 +22,8 @@ from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.restorer import Restorer, detail_of
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import VAE, Decoder, decode, posterior
-from pipeline.spec import PAPER, REDUCTIONS, SCALE, Prediction, Preset, ReductionName
+from pipeline.presets import PAPER, Preset
+from pipeline.spec import REDUCTIONS, SCALE, Prediction, ReductionName
 from train.lpips import LPIPS
 
 CLEAN = 0.8

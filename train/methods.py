@@ -19,8 +19,9 @@ from pipeline.method.request import BadRequest, Options
 from pipeline.method.sampler import Seed
 from pipeline.method.superres import Array, generator, upscale
 from pipeline.networks.eager import Eager
+from pipeline.presets import Preset
 from pipeline.runtimes.onnx_networks import onnx_networks
-from pipeline.spec import HISTORY, REDUCTIONS, Output, Preset, SamplerName, Start
+from pipeline.spec import HISTORY, REDUCTIONS, Output, SamplerName, Start
 
 RUNTIMES = {"bicubic": "bicubic", "torch": "PyTorch", "onnx": "ONNX", "server": "Triton", "trt": "TensorRT"}
 BICUBIC = RUNTIMES["bicubic"]

@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from pipeline.command_line import make_parser
 from pipeline.method.images import crop_square, downscale, resize_cubic
-from pipeline.spec import PAPER, SCALE
+from pipeline.presets import PAPER
+from pipeline.spec import SCALE
 from pipeline.whole import whole_file
 
 HR_SIZE = PAPER.data.hr_size

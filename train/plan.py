@@ -25,8 +25,8 @@ from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import load_detail_vae, vae_path
 from pipeline.networks.weights import check_pair, digest, load_unet, save_unet, save_vae
+from pipeline.presets import DEFAULT, PRESETS, DetailVAESpec, Preset
 from pipeline.runtimes.processor import BFLOAT16, CPUINFO, multiplies
-from pipeline.spec import DEFAULT, PRESETS, DetailVAESpec, Preset
 from train.checkpoint import files_digest
 from train.config import DEVICES, choose_device, option, settings
 from train.data import SHARES, list_pairs, parse_split, patient_of, read_index, split_by_patient

@@ -22,7 +22,7 @@ from pipeline.networks import eager
 from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.fused import Whole
 from pipeline.networks.weights import RANGES_FILE, Array, digest, save_ranges
-from pipeline.spec import DEFAULT, PRESETS
+from pipeline.presets import DEFAULT, PRESETS
 from train.data import PairDataset, read_index
 from train.degrade import ROWS
 from train.evaluate import add_choice, choose

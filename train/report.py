@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.spec import Reported
+from train.paper import Reported
 
 METRICS = {
     "lpips_alex": "LPIPS ↓",

@@ -25,7 +25,7 @@ from pipeline.command_line import make_parser
 from pipeline.networks import eager
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import Decoder, Encoder, load_vae, vae_path
-from pipeline.spec import BEST, PRESETS, DetailVAESpec, Preset
+from pipeline.presets import BEST, PRESETS, DetailVAESpec, Preset
 from train.config import DEVICES, choose_device
 from train.data import PairDataset, read_index
 from train.evaluate import choose, measure

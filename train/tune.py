@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from client.pictures import comparison
 from pipeline.method.images import from_network
-from pipeline.spec import SCALE, Preset
+from pipeline.presets import Preset
+from pipeline.spec import SCALE
 from train.config import option, run_command
 from train.loop import Task, device_of, to_device, train
 from train.losses import FewStepLoss, Networks, Perceptual

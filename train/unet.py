@@ -26,7 +26,7 @@ from pipeline.networks.eager import Eager
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import VAE, Decoder, Encoder, load_vae, vae_path
 from pipeline.networks.weights import digest, load_unet, save_unet
-from pipeline.spec import Preset
+from pipeline.presets import Preset
 from train import checkpoint
 from train.config import option, run_command
 from train.data import PairDataset, as_network
@@ -34,6 +34,7 @@ from train.latents import cached_latents
 from train.loop import Task, device_of, train
 from train.losses import DiffusionLoss, DiffusionLossKind
 from train.lpips import LPIPS
+from train.paper import AUGMENTATION
 from train.plan import (
     Training,
     announce,
@@ -153,7 +154,7 @@ def train_unet(config: UNetTraining) -> None:
     pairs = PairDataset(
         files["train"],
         preset.data,
-        preset.augmentation if config.augment else None,
+        AUGMENTATION[preset.name] if config.augment else None,
         config.passes if config.augment else 1,
         config.seed,
     )

@@ -17,7 +17,9 @@ from tritonclient.utils import InferenceServerException
 
 from pipeline.method.images import Image, crop_square, resize_cubic
 from pipeline.method.superres import Array, Call, Networks, generator, network_lr, upsample_all, upscale
-from pipeline.spec import Model, Preset, fused_model
+from pipeline.models import fused_model
+from pipeline.presets import Preset
+from pipeline.spec import Model
 
 RECORDED = (299, 150, 1)
 """Timesteps whose calls are compared."""

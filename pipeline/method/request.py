@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.presets import Preset
 from pipeline.spec import (
     DEGRADATIONS,
     DENOISERS,
@@ -21,7 +22,6 @@ from pipeline.spec import (
     PIXEL_MM,
     SAMPLERS,
     Output,
-    Preset,
     SamplerName,
     Start,
 )

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.spec import DiffusionSpec
+from pipeline.presets import DiffusionSpec
 
 Z = TypeVar("Z", bound=Any)
 

@@ -21,18 +21,9 @@ from pipeline.method.presentation import upright
 from pipeline.method.reduction import History, faithful_to, lr_error, read_history
 from pipeline.method.sampler import ETA, Leap, Seed, image_noise, rows, sample, trajectory
 from pipeline.method.schedule import make_schedule
-from pipeline.spec import (
-    MAX_BATCH,
-    MAX_BATCH_PIXELS,
-    NOISY,
-    SCALE,
-    DiffusionSpec,
-    NetworkModels,
-    Output,
-    Preset,
-    SamplerName,
-    Start,
-)
+from pipeline.models import NetworkModels
+from pipeline.presets import DiffusionSpec, Preset
+from pipeline.spec import MAX_BATCH, MAX_BATCH_PIXELS, NOISY, SCALE, Output, SamplerName, Start
 
 Array = NDArray[np.float32]
 Z = TypeVar("Z", bound=Any)
@@ -56,7 +47,7 @@ class Networks:
     restore: Callable[[Array], tuple[Array, Array]] | None = None
     """lr [B, C, h, w] ⇒ (restored [B, C, h, w], history [B, TOLD]), where the preset has a restorer"""
     fused: Callable[..., tuple[Array, ...]] | None = None
-    """``spec.fused_model`` by the names of its inputs, where it is there: fewer calls for the same result"""
+    """``pipeline.models.fused_model`` by the names of its inputs, where it is there: fewer calls for the same result"""
 
 
 Call = Callable[..., tuple[Array, ...]]

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from pipeline.networks.blocks import Residual, conv3, small
 from pipeline.networks.presentation import Presentation
 from pipeline.networks.restorer import Restorer, told
-from pipeline.spec import HISTORY, SCALE, DetailVAESpec
+from pipeline.presets import DetailVAESpec
+from pipeline.spec import HISTORY, SCALE
 
 
 def upsample(lr: Tensor) -> Tensor:

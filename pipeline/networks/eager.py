@@ -16,7 +16,8 @@ from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import Decoder, Encoder, Restore, load_vae, vae_path
 from pipeline.networks.weights import check_pair, load_unet
-from pipeline.spec import Preset, SamplerName, Start
+from pipeline.presets import Preset
+from pipeline.spec import SamplerName, Start
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.networks.blocks import Residual, conv3
-from pipeline.spec import HISTORY, RestorerSpec
+from pipeline.presets import RestorerSpec
+from pipeline.spec import HISTORY
 
 GAIN = 8.0
 SQUARE = 8

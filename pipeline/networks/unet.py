@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.spec import UNetSpec
+from pipeline.presets import UNetSpec
 
 
 def timestep_embedding(t: Tensor, features: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.restorer import told
 from pipeline.networks.tensors import load_tensors
-from pipeline.spec import DetailVAESpec, VAESpec
+from pipeline.presets import DetailVAESpec, VAESpec
 
 VAE: TypeAlias = AutoencoderKL | DetailVAE
 DETAIL_FILE = "vae.safetensors"

@@ -20,7 +20,7 @@ from torch import nn
 from pipeline.networks.tensors import load_tensors, save_tensors
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import DETAIL_FILE, VAE
-from pipeline.spec import Preset
+from pipeline.presets import Preset
 from pipeline.whole import whole_file
 
 Array = NDArray[np.float32]

@@ -9,7 +9,9 @@ from typing import Literal
 import onnxruntime as ort
 
 from pipeline.method.superres import Array, Call, Networks, networks_of
-from pipeline.spec import Model, Preset, onnx_models
+from pipeline.models import onnx_models
+from pipeline.presets import Preset
+from pipeline.spec import Model
 
 Runtime = Literal["onnxruntime", "openvino"]
 

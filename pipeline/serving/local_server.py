@@ -14,8 +14,8 @@ from pathlib import Path
 import tritonclient.grpc
 
 from pipeline import ROOT
+from pipeline.models import superres_model
 from pipeline.serving.supervisor import EXIT_LIMIT, NotReady, upscale_one, wait_until_listening
-from pipeline.spec import superres_model
 from pipeline.triton_config import preset_of
 
 START_LIMIT = 120

@@ -18,8 +18,10 @@ import numpy as np
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
+from pipeline.models import superres_model
+from pipeline.presets import Preset
 from pipeline.serving.drain import Door
-from pipeline.spec import SCALE, Preset, superres_model
+from pipeline.spec import SCALE
 
 Address = tuple[str, int]
 

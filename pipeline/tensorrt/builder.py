@@ -12,7 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pipeline.spec import MAX_BATCH, MAX_SIDE, Model, Preset
+from pipeline.presets import Preset
+from pipeline.spec import MAX_BATCH, MAX_SIDE, Model
 from pipeline.whole import whole_file
 
 Precision = Literal["fp32", "fp16", "bf16"]

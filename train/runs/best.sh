@@ -94,5 +94,5 @@ for stage in $stages; do
 done
 
 [ "$minutes" != 0 ] && exit
-echo "next: put the band that calibrate fitted into pipeline/spec.py"
+echo "next: put the band that calibrate fitted into pipeline/presets.py"
 echo "      python -m train.evaluate --data '$data' --weights '$out' --runtimes torch"

@@ -1,7 +1,8 @@
 """Triton model ``superres``: decodes requests, runs them together through the networks, answers each.
 
 The method itself is ``pipeline.method.superres``; its networks are the models of this server that
-``spec.onnx_models`` names, or their TensorRT plans, called by BLS. The preset is a parameter in ``config.pbtxt``.
+``pipeline.models.onnx_models`` names, or their TensorRT plans, called by BLS. The preset is a parameter in
+``config.pbtxt``.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from pipeline.method.request import (
     is_not_serving,
 )
 from pipeline.method.superres import Array, Networks, Result, generator, networks_of, upscale
+from pipeline.models import onnx_models, plan_models
+from pipeline.presets import PRESETS, Preset
 from pipeline.serving.drain import Closed, working
-from pipeline.spec import OTHER, PRESETS, UNKNOWN, Model, Preset, onnx_models, plan_models
+from pipeline.spec import OTHER, UNKNOWN, Model
 
 OPTIONS = ("steps", "sampler", "start", "samples", "output", "faithful", "degradation", "denoiser")
 
