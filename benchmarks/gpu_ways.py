@@ -259,7 +259,8 @@ def connect(preset: Preset, repository: Path, stack: ExitStack) -> Any:
     """
     try:
         from client import Client
-        from pipeline.serve import ServeError, find_server
+        from pipeline.serving import ServeError
+        from pipeline.serving.find import find_server
         from pipeline.serving.local_server import running_server
         from pipeline.triton_config import config_files
     except ImportError as error:

@@ -34,7 +34,7 @@ from pipeline.method.superres import generator, upscale
 from pipeline.networks import eager
 from pipeline.presets import DEFAULT
 from pipeline.runtimes.onnx_networks import Runtime, onnx_networks
-from pipeline.serve import RUNTIMES
+from pipeline.serving.find import RUNTIMES
 from pipeline.serving.local_server import ServerError, running_server
 from pipeline.spec import SAMPLERS, SamplerName
 

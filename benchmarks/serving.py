@@ -33,7 +33,7 @@ from pipeline import ROOT
 from pipeline.command_line import make_parser
 from pipeline.models import onnx_models
 from pipeline.presets import Preset
-from pipeline.serve import free_shared_memory
+from pipeline.serving.checks import free_shared_memory
 from pipeline.serving.local_server import ServerError, free_ports, running_server
 from pipeline.spec import MAX_BATCH, SCALE
 

@@ -21,11 +21,12 @@ import pytest
 import tritonclient.http
 
 from client import BadRequest, Client
-from pipeline import ROOT, serve
+from pipeline import ROOT
 from pipeline.models import plan_models, superres_model
 from pipeline.presets import BEST, DEFAULT, PAPER
 from pipeline.runtimes import processor
-from pipeline.serve import ServeError, Server, runtime_flags
+from pipeline.serving import ServeError, checks, find
+from pipeline.serving.find import Server, runtime_flags
 from pipeline.serving.local_server import free_ports, not_ready
 from pipeline.serving.supervisor import listens, wait_until_listening
 from pipeline.triton_config import config_text
@@ -62,7 +63,7 @@ def package(tmp_path: Path) -> Path:
         "bin/tritonserver",
         "backends/python/libtriton_python.so",
         "backends/python/triton_python_backend_utils.py",
-        f"python_backend_stubs/{serve.PYTHON_VERSION}/triton_python_backend_stub",
+        f"python_backend_stubs/{find.PYTHON_VERSION}/triton_python_backend_stub",
         "python_backend_stubs/3.9/triton_python_backend_stub",
     ):
         (triton / name).parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def test_an_installed_server_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
     binary.write_text("#!/bin/sh\n")
     binary.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    server = serve.find_server()
+    server = find.find_server()
     assert server.binary == binary
     assert server.flags == ()
     assert server.environment["PYTHONPATH"].split(":")[0] == str(ROOT)
@@ -85,14 +86,14 @@ def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ServeError, match="pip install --no-deps nvidia-pytriton"):
-        serve.find_server()
+        find.find_server()
 
 
 def test_backend_directory_is_made_once_and_kept_up_to_date(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    server = serve.embedded_server(package)
+    server = find.embedded_server(package)
     (backends,) = (tmp_path / "cache" / "cxr-superres").iterdir()
     assert f"--backend-directory={backends}" in server.flags
     assert Path(server.environment["PATH"].split(":")[0]).samefile(Path(sys.executable).parent)
@@ -105,16 +106,16 @@ def test_backend_directory_is_made_once_and_kept_up_to_date(
         "tensorrt/model.py",
     ]
     (backends / "onnxruntime" / "model.py").write_text("an older version")
-    serve.embedded_server(package)
+    find.embedded_server(package)
     assert (backends / "onnxruntime" / "model.py").read_text() == (
         ROOT / "pipeline" / "backends" / "onnxruntime" / "model.py"
     ).read_text()
 
 
 def test_missing_stub(package: Path) -> None:
-    shutil.rmtree(package / "tritonserver" / "python_backend_stubs" / serve.PYTHON_VERSION)
-    with pytest.raises(ServeError, match=f"no stub for Python {serve.PYTHON_VERSION}, only for 3.9"):
-        serve.embedded_server(package)
+    shutil.rmtree(package / "tritonserver" / "python_backend_stubs" / find.PYTHON_VERSION)
+    with pytest.raises(ServeError, match=f"no stub for Python {find.PYTHON_VERSION}, only for 3.9"):
+        find.embedded_server(package)
 
 
 def test_missing_libpython_names_the_package(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,35 +126,35 @@ def test_missing_libpython_names_the_package(package: Path, monkeypatch: pytest.
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr("ctypes.CDLL", missing)
-    version = serve.PYTHON_VERSION
+    version = find.PYTHON_VERSION
     with pytest.raises(ServeError, match=rf"libpython{version}\.so\.1\.0.* install the package libpython{version}"):
-        serve.embedded_server(package)
+        find.embedded_server(package)
 
 
 def test_a_cache_that_triton_cannot_start_models_from(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("my cache", "Röntgen", "a$b"):
         monkeypatch.setenv("XDG_CACHE_HOME", f"/tmp/{name}")
         with pytest.raises(ServeError, match="cannot be started from .* set XDG_CACHE_HOME to a path of plain letters"):
-            serve.embedded_server(package)
+            find.embedded_server(package)
 
 
 def test_cache_that_cannot_be_written(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(ServeError, match="cannot write the backend directory .* XDG_CACHE_HOME"):
-        serve.embedded_server(package)
+        find.embedded_server(package)
 
 
 def test_a_numpy_that_the_stub_cannot_use_is_refused(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"numpy": "2.5.1"}
     monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
     with pytest.raises(ServeError) as refused:
-        serve.embedded_server(package)
+        find.embedded_server(package)
     pip = f"{sys.executable} -m pip install '{ROOT}[server]'"
     assert str(refused.value) == f"NumPy 2.5.1 is installed, and the wheel's server needs NumPy 1: {pip}"
-    monkeypatch.setattr(serve, "ROOT", package)
+    monkeypatch.setattr(find, "ROOT", package)
     with pytest.raises(ServeError, match=r"pip install 'cxr-superres\[server\]'"):
-        serve.embedded_server(package)
+        find.embedded_server(package)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_model_files_have_their_backends_names(tmp_path: Path) -> None:
         (tmp_path / backend / "1").mkdir(parents=True)
         (tmp_path / backend / "config.pbtxt").write_text(f'backend: "{backend}"')
         (tmp_path / backend / "1" / name).write_text("")
-    serve.check_repository(tmp_path)
+    checks.check_repository(tmp_path)
 
 
 def add_plan(repository: Path, about: str | None = None) -> Path:
@@ -215,7 +216,7 @@ def test_a_plan_of_another_network_is_refused(repository: Path) -> None:
     onnx = repository / "unet_onnx" / "1" / "model.onnx"
     about = {"onnx": "unet_onnx/1/model.onnx", "onnx_sha256": hashlib.sha256(onnx.read_bytes()).hexdigest()}
     add_plan(repository, json.dumps(about))
-    serve.check_repository(repository)
+    checks.check_repository(repository)
     onnx.write_bytes(onnx.read_bytes() + b" ")
     assert_one_line(
         run("--model-repository", repository),
@@ -227,15 +228,15 @@ def test_a_plan_of_another_network_is_refused(repository: Path) -> None:
 def test_a_damaged_description_of_a_plan_is_named(repository: Path, about: str) -> None:
     add_plan(repository, about)
     with pytest.raises(ServeError, match=r"model.json' is damaged: build it again with `make plan`"):
-        serve.check_repository(repository)
+        checks.check_repository(repository)
 
 
 def test_a_missing_plan_is_built_again_not_restored(repository: Path) -> None:
     folder = add_plan(repository)
-    serve.check_repository(repository)
+    checks.check_repository(repository)
     (folder / "config.pbtxt").write_text(config_text(plan_models(DEFAULT).denoiser, {"9.0": "model_sm90.plan"}))
     with pytest.raises(ServeError, match=r"model_sm90.plan' is missing: build it again with `make plan`, or remove"):
-        serve.check_repository(repository)
+        checks.check_repository(repository)
 
 
 def test_a_plan_that_does_not_load_leaves_the_rest_served(start_server: StartServer, repository: Path) -> None:
@@ -283,7 +284,7 @@ def test_a_port_is_taken_by_whoever_would_get_its_connections(address: str, host
     family = socket.AF_INET6 if both else socket.AF_INET
     with socket.create_server((address, 0), family=family, dualstack_ipv6=both) as listener:
         with pytest.raises(ServeError, match="is taken: choose another with --grpc-port"):
-            serve.check_ports({"grpc": (host, listener.getsockname()[1])})
+            checks.check_ports({"grpc": (host, listener.getsockname()[1])})
 
 
 PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
@@ -300,24 +301,24 @@ PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
 )
 def test_port_not_allowed(ports: dict[str, int], extra: list[str], message: str) -> None:
     with pytest.raises(ServeError, match=message):
-        serve.listening_at("127.0.0.1", PORTS | ports, extra)
+        checks.listening_at("127.0.0.1", PORTS | ports, extra)
 
 
 def test_flags_behind_the_dashes_say_where_the_server_listens() -> None:
-    assert serve.listening_at("127.0.0.1", PORTS, []) == {name: ("127.0.0.1", port) for name, port in PORTS.items()}
+    assert checks.listening_at("127.0.0.1", PORTS, []) == {name: ("127.0.0.1", port) for name, port in PORTS.items()}
     extra = ["--allow-http", "false", "--grpc-port=1", "--grpc-port", "9001", "--metrics-address=0.0.0.0"]
-    assert serve.listening_at("127.0.0.1", PORTS, extra) == {"grpc": ("127.0.0.1", 9001), "metrics": ("0.0.0.0", 8002)}
+    assert checks.listening_at("127.0.0.1", PORTS, extra) == {"grpc": ("127.0.0.1", 9001), "metrics": ("0.0.0.0", 8002)}
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "::1", "203.0.113.1", "", "x" * 80])
 def test_a_wrong_host_is_one_line(host: str) -> None:
     with pytest.raises(ServeError, match=f"--host is '{host}', needed is an IPv4 address or name of this machine"):
-        serve.find_host(host)
+        checks.find_host(host)
 
 
 def test_a_host_can_be_a_name() -> None:
-    assert serve.find_host("localhost") == "127.0.0.1"
-    assert serve.find_host("0.0.0.0") == "0.0.0.0"
+    assert checks.find_host("localhost") == "127.0.0.1"
+    assert checks.find_host("0.0.0.0") == "0.0.0.0"
 
 
 def test_only_this_machine_reaches_the_server(server: RunningServer) -> None:
@@ -338,10 +339,10 @@ def test_only_this_machine_reaches_the_server(server: RunningServer) -> None:
     ],
 )
 def test_why_a_server_cannot_be_asked_for_an_image(extra: list[str], reason: str | None) -> None:
-    models = serve.check_repository(REPOSITORY)
-    assert serve.why_unchecked(models, BEST, extra) == reason
+    models = checks.check_repository(REPOSITORY)
+    assert checks.why_unchecked(models, BEST, extra) == reason
     assert (
-        serve.why_unchecked([m for m in models if m.name != "superres"], BEST, [])
+        checks.why_unchecked([m for m in models if m.name != "superres"], BEST, [])
         == "the repository holds no model 'superres'"
     )
 
@@ -439,25 +440,25 @@ def test_a_supervisor_that_is_killed_takes_the_server_along(tmp_path: Path) -> N
 def test_too_little_shared_memory_to_start(
     free: float, extra: list[str], needed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "free_shared_memory", lambda: free)
+    monkeypatch.setattr(checks, "free_shared_memory", lambda: free)
     with pytest.raises(ServeError, match=rf"{free} MB free, the models need {needed} to start.*--shm-size=1g"):
-        serve.check_shared_memory(REPOSITORY, extra)
+        checks.check_shared_memory(REPOSITORY, extra)
 
 
 @pytest.mark.parametrize(("free", "warned"), [(67, True), (1000, False)])
 def test_a_containers_64_mb_are_enough_to_start_but_not_for_large_images(
     free: float, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(serve, "free_shared_memory", lambda: free)
-    serve.check_shared_memory(REPOSITORY, [])
+    monkeypatch.setattr(checks, "free_shared_memory", lambda: free)
+    checks.check_shared_memory(REPOSITORY, [])
     assert ("images of 512×512 may need 263 MB and fail without" in capsys.readouterr().err) == warned
 
 
 def test_free_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "SHARED_MEMORY", tmp_path)
-    assert serve.free_shared_memory() == pytest.approx(shutil.disk_usage(tmp_path).free / 1e6, rel=0.1)
-    monkeypatch.setattr(serve, "SHARED_MEMORY", tmp_path / "none")
-    assert serve.free_shared_memory() == float("inf")
+    monkeypatch.setattr(checks, "SHARED_MEMORY", tmp_path)
+    assert checks.free_shared_memory() == pytest.approx(shutil.disk_usage(tmp_path).free / 1e6, rel=0.1)
+    monkeypatch.setattr(checks, "SHARED_MEMORY", tmp_path / "none")
+    assert checks.free_shared_memory() == float("inf")
 
 
 def test_flags_behind_the_dashes_reach_the_server() -> None:
@@ -510,7 +511,7 @@ def test_openvino_is_chosen_where_the_processor_has_what_the_preset_uses(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(serve, "NVIDIA", tmp_path / "no GPU")
+    monkeypatch.setattr(find, "NVIDIA", tmp_path / "no GPU")
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags} sse\n")
     for preset, chosen in ((BEST, best), (PAPER, paper)):
         assert runtime_flags("auto", WHEELS, preset) == (["--model-config-name=openvino"] if chosen else [])
@@ -519,7 +520,7 @@ def test_openvino_is_chosen_where_the_processor_has_what_the_preset_uses(
 def test_the_choice_of_runtime_can_be_made_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = Server(Path("tritonserver"))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
-    monkeypatch.setattr(serve, "multiplies", lambda _: True)
+    monkeypatch.setattr(find, "multiplies", lambda _: True)
     assert runtime_flags("auto", installed, BEST) == [], "which may have a GPU and has its own backends"
     assert runtime_flags("onnxruntime", WHEELS, BEST) == []
     assert runtime_flags("openvino", installed, BEST) == ["--model-config-name=openvino"]

@@ -1,0 +1,213 @@
+"""Checks before the start: repository, plans, addresses, ports, shared memory."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from pipeline.models import superres_model
+from pipeline.presets import Preset
+from pipeline.serving import ServeError
+from pipeline.serving.supervisor import Address
+from pipeline.spec import MAX_SIDE
+from pipeline.triton_config import MODEL_FILE, read_config
+
+SHARED_MEMORY = Path("/dev/shm")
+REGION_MB = 1.05
+"""Shared memory with which a Python process of the server starts: 1 MiB."""
+LARGE_IMAGES_MB = 250
+"""Shared memory beyond that: four images of the largest size at once took 130 MB."""
+PROTOCOLS = ("grpc", "http", "metrics")
+"""In the order in which Triton opens them."""
+ON, OFF = ("true", "1"), ("false", "0")
+RESTORE = "restore it with git, or write it with `make export`"
+REMEDY = {"tensorrt": "build it again with `make plan`, or remove the model's folder"}
+
+
+def check_repository(repository: Path) -> list[pb.ModelConfig]:
+    """Check that every model has a configuration and its files, and that plans match the networks beside them.
+
+    Returns:
+        The models' configurations.
+
+    Raises:
+        ServeError: it is no model repository, or a model's file is missing, damaged or out of date.
+    """
+    if not repository.is_dir():
+        raise ServeError(f"model repository '{repository}' is not a directory: name one with --model-repository")
+    for model in sorted(repository.glob("[!.]*/")):
+        if model.is_dir() and not (model / "config.pbtxt").exists() and not any(model.glob("[0-9]*/*")):
+            raise ServeError(
+                f"'{model}' is unfinished: it holds no config.pbtxt and no model file; remove or complete it"
+            )
+    models = sorted(path.parent for path in repository.glob("*/config.pbtxt"))
+    if not models:
+        raise ServeError(f"'{repository}' is no model repository: it holds no MODEL/config.pbtxt")
+    return [check_model(repository, model) for model in models]
+
+
+def check_model(repository: Path, model: Path) -> pb.ModelConfig:
+    """Check a model's folder, and return its configuration; raises ServeError as ``check_repository`` does."""
+    try:
+        config, *others = map(read_config, [model / "config.pbtxt", *model.glob("configs/*.pbtxt")])
+    except ValueError as error:
+        raise ServeError(str(error)) from error
+    for file in model_files(model, config, others):
+        if not file.is_file():
+            raise ServeError(f"'{file}' is missing: {REMEDY.get(config.backend, RESTORE)}")
+        if config.backend == "tensorrt":
+            check_plan(repository, file)
+    return config
+
+
+def model_files(model: Path, config: pb.ModelConfig, others: Sequence[pb.ModelConfig]) -> Iterator[Path]:
+    """The files that a model needs in every version: its configuration's, and those of its ``configs/``."""
+    default = config.default_model_filename or MODEL_FILE.get(config.backend)
+    names = list(config.cc_model_filenames.values()) or [default]
+    names += [other.default_model_filename for other in others]
+    versions = [folder for folder in model.iterdir() if folder.is_dir() and folder.name.isdecimal()]
+    for version in versions or [model / "1"]:
+        yield from (version / name for name in names if name)
+
+
+def check_plan(repository: Path, plan: Path) -> None:
+    """See that a plan was built from the network beside it, where a JSON file says what it was built from.
+
+    Raises:
+        ServeError: that file is damaged, or the network is another one.
+    """
+    path = plan.with_suffix(".json")
+    if not path.is_file():
+        return
+    try:
+        about = json.loads(path.read_text())
+        onnx, expected = repository / about["onnx"], about["onnx_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ServeError(f"'{path}' is damaged: {REMEDY['tensorrt']}") from error
+    if not onnx.is_file() or hashlib.sha256(onnx.read_bytes()).hexdigest() != expected:
+        raise ServeError(f"'{plan}' was built from another '{onnx}': {REMEDY['tensorrt']}")
+
+
+def given(extra: Sequence[str], flag: str) -> str | None:
+    """The value that flags for tritonserver give ``flag``, the last one as for Triton; None where they do not."""
+    found = None
+    for i, word in enumerate(extra):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            found = value if equals else "".join(extra[i + 1 : i + 2])
+    return found
+
+
+def find_host(host: str) -> str:
+    """The IPv4 address of a name or address of this machine; Triton takes no names.
+
+    Raises:
+        ServeError: there is none.
+    """
+    try:
+        address = str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+    except (OSError, UnicodeError):
+        raise ServeError(
+            f"--host is '{host}', needed is an IPv4 address or name of this machine, such as 127.0.0.1, or 0.0.0.0 "
+            "for all its addresses"
+        ) from None
+    return address
+
+
+def listening_at(host: str, ports: dict[str, int], extra: Sequence[str]) -> dict[str, Address]:
+    """By protocol, the address that the server will bind: what ``extra`` says goes before ``host`` and ``ports``.
+
+    Raises:
+        ServeError: a port is out of range or given twice.
+    """
+    found: dict[str, Address] = {}
+    for protocol in PROTOCOLS:
+        if (given(extra, f"--allow-{protocol}") or "").lower() in OFF:
+            continue
+        flag = f"--{protocol}-port"
+        port = given(extra, flag) or str(ports[protocol])
+        if not (port.isdecimal() and 1 <= int(port) <= 65535):
+            raise ServeError(f"{flag} is {port}, allowed are 1 to 65535")
+        for other, (_, taken) in found.items():
+            if taken == int(port):
+                raise ServeError(f"port {port} is given twice: --{other}-port, {flag}")
+        found[protocol] = (given(extra, f"--{protocol}-address") or host, int(port))
+    return found
+
+
+def check_ports(addresses: dict[str, Address]) -> None:
+    """See that every port can be had.
+
+    Raises:
+        ServeError: one is taken, or not to be had.
+    """
+    for protocol, (host, port) in addresses.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be opened: {error.strerror}"
+                raise ServeError(f"port {port} {reason}: choose another with --{protocol}-port") from error
+
+
+def why_unchecked(models: Sequence[pb.ModelConfig], preset: Preset, extra: Sequence[str]) -> str | None:
+    """Why the server cannot be asked for an image to see whether it serves; None where it can."""
+    if superres_model(preset).name not in [model.name for model in models]:
+        return f"the repository holds no model '{superres_model(preset).name}'"
+    hindrances = (
+        ("--allow-grpc", OFF),
+        ("--grpc-use-ssl", ON),
+        ("--grpc-use-ssl-mutual", ON),
+        ("--model-control-mode", ("explicit",)),
+    )
+    for flag, values in hindrances:
+        if (value := given(extra, flag)) and value.lower() in values:
+            return f"{flag} is {value}"
+    return "--grpc-restricted-protocol is given" if given(extra, "--grpc-restricted-protocol") else None
+
+
+def free_shared_memory() -> float:
+    """MB (10⁶ bytes) free in /dev/shm; infinite where there is none to run out of."""
+    if not SHARED_MEMORY.is_dir():
+        return math.inf
+    space = os.statvfs(SHARED_MEMORY)
+    return space.f_bavail * space.f_frsize / 1e6
+
+
+def check_shared_memory(repository: Path, extra: Sequence[str]) -> None:
+    """See that the models' Python processes get the shared memory they start with; warn where large images lack it.
+
+    Every instance takes one region for its tensors, of ``REGION_MB`` unless ``extra`` says otherwise, which grows when
+    needed and never shrinks. ONNX models count too: in the wheel's server they are Python processes, two a model.
+
+    Raises:
+        ServeError: there is less than the server starts with.
+    """
+    size = next(
+        (float(m[1]) / 1e6 for flag in extra if (m := re.search(r"shm-default-byte-size=(\d+)", flag))), REGION_MB
+    )
+    configs = [read_config(path) for path in repository.glob("*/config.pbtxt")]
+    instances = sum(sum(group.count for group in config.instance_group) or 2 for config in configs)
+    free, start = free_shared_memory(), instances * size
+    advice = "give it more (docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm)"
+    if free < start:
+        raise ServeError(f"/dev/shm has {free:.0f} MB free, the models need {start:.0f} MB to start: {advice}")
+    if free < start + LARGE_IMAGES_MB:
+        print(
+            f"warning: /dev/shm has {free:.0f} MB free, images of {MAX_SIDE}×{MAX_SIDE} may need "
+            f"{start + LARGE_IMAGES_MB:.0f} MB and fail without: {advice}",
+            file=sys.stderr,
+        )
