@@ -45,7 +45,7 @@ from pipeline.method.drawn import Drawn, Generate, as_drawn
 from pipeline.method.images import Image
 from pipeline.method.sampler import Seed, image_noise
 from pipeline.method.schedule import make_schedule
-from pipeline.method.superres import Array, condition, upscale
+from pipeline.method.upscale import Array, condition, upscale
 from pipeline.networks import eager
 from pipeline.presets import Preset
 from pipeline.serving.local_server import ServerError, running_server

@@ -25,7 +25,7 @@ from pipeline.method.drawn import Drawn, as_drawn
 from pipeline.method.images import Image
 from pipeline.method.sampler import ETA, Seed, Step, image_noise, rows, trajectory
 from pipeline.method.schedule import add_noise, make_schedule
-from pipeline.method.superres import Array, network_lr, repeated, upsample_all, upscale
+from pipeline.method.upscale import Array, network_lr, repeated, upsample_all, upscale
 from pipeline.models import onnx_models
 from pipeline.networks import eager
 from pipeline.presets import PAPER, Preset

@@ -12,7 +12,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from pipeline.method.superres import upscale
+from pipeline.method.upscale import upscale
 from pipeline.networks import eager
 from pipeline.presets import PRESETS
 

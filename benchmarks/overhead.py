@@ -30,10 +30,10 @@ from client import Client, UpscaleError
 from client.direct import connect
 from pipeline import ROOT
 from pipeline.command_line import make_parser
-from pipeline.method.superres import generator, upscale
+from pipeline.method.upscale import generator, upscale
 from pipeline.networks import eager
 from pipeline.presets import DEFAULT
-from pipeline.runtimes.onnx_networks import Runtime, onnx_networks
+from pipeline.runtimes.onnx import Runtime, onnx_networks
 from pipeline.serving.find import RUNTIMES
 from pipeline.serving.local_server import ServerError, running_server
 from pipeline.spec import SAMPLERS, SamplerName

@@ -22,7 +22,7 @@ from pipeline.command_line import make_parser
 from pipeline.method.drawn import Drawn, Generate, as_drawn
 from pipeline.method.sampler import Seed, image_noise
 from pipeline.method.schedule import make_schedule
-from pipeline.method.superres import Array, condition
+from pipeline.method.upscale import Array, condition
 from pipeline.networks import eager
 from pipeline.presets import BEST
 from train.config import DEVICES, choose_device

@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client import address, wire
-from pipeline.method import request
 from pipeline.method.images import Image
+from pipeline.method.options import InvalidRequest, Options, check_pixel_mm, check_seconds, check_seed, gray_image
 from pipeline.models import superres_model
 from pipeline.presets import DEFAULT, PRESETS, Preset
 from pipeline.spec import NOISY, OTHER, UNKNOWN, Model
@@ -90,7 +90,7 @@ class Upscaled:
     """distance of the image's pixels, in mm, as told"""
     preset: str
     seed: int
-    options: request.Options
+    options: Options
     seconds: float
     """from sending the request to holding the answer"""
 
@@ -143,8 +143,8 @@ class Client:
             raise BadRequest(f"'url' is {url!r}, needed is host:port, as '{DEFAULT_URL[protocol]}'")
         self.protocol = protocol
         self.url = url or DEFAULT_URL[protocol]
-        self.wait = allowed(request.check_seconds, "wait", wait, zero=True)
-        self.timeout = allowed(request.check_seconds, "timeout", timeout, zero=False)
+        self.wait = allowed(check_seconds, "wait", wait, zero=True)
+        self.timeout = allowed(check_seconds, "timeout", timeout, zero=False)
         try:
             self._address = address.split(self.url, protocol)
         except address.AddressError as error:
@@ -265,14 +265,14 @@ class Client:
             if self.preset != preset:
                 raise ServerLost(f"{gone} runs preset '{self.preset.name}' now, not '{preset.name}'")
 
-    def check(self, seed: int = 0, **options: Any) -> request.Options:
+    def check(self, seed: int = 0, **options: Any) -> Options:
         """The options of ``upscale`` with the defaults of the server's preset.
 
         Raises:
             BadRequest: one is not allowed.
         """
-        allowed(request.check_seed, seed)
-        return allowed(request.Options.of, self.preset, **options)
+        allowed(check_seed, seed)
+        return allowed(Options.of, self.preset, **options)
 
     def upscale(
         self,
@@ -325,8 +325,8 @@ class Client:
             degradation=degradation,
             denoiser=denoiser,
         )
-        array = allowed(request.gray_image, image)
-        size = {} if pixel_mm is None else {"pixel_mm": allowed(request.check_pixel_mm, pixel_mm)}
+        array = allowed(gray_image, image)
+        size = {} if pixel_mm is None else {"pixel_mm": allowed(check_pixel_mm, pixel_mm)}
         preset = self.preset
         values = {name: np.array([[value]]) for name, value in {"seed": seed, **size, **asdict(options)}.items()}
         banded = preset.band.scale(options.samples) is not None
@@ -352,8 +352,8 @@ class Client:
 
 
 def allowed(check: Callable[..., T], *args: Any, **options: Any) -> T:
-    """What a function of ``pipeline.method.request`` returns, with its error as one of this module's."""
+    """What a function of ``pipeline.method.options`` returns, with its error as one of this module's."""
     try:
         return check(*args, **options)
-    except request.BadRequest as error:
+    except InvalidRequest as error:
         raise BadRequest(str(error)) from error

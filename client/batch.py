@@ -24,7 +24,7 @@ from client.pictures import CAUTION, comparison, uncertainty_map
 from client.png import write_png
 from client.reader import Reader
 from client.terminal import on_one_line
-from pipeline.method import request
+from pipeline.method.options import InvalidRequest
 from pipeline.presets import Preset
 from pipeline.spec import MAX_SIDE, MIN_SIDE, SCALE
 
@@ -38,7 +38,7 @@ def options_of(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
     """What ``Client.upscale`` takes beside image and seed; None is the preset's choice.
 
     Raises:
-        BadRequest: the preset's networks do not tell the uncertainty of so few samples.
+        InvalidRequest: the preset's networks do not tell the uncertainty of so few samples.
     """
     names = ("steps", "sampler", "start", "samples", "faithful", "degradation", "denoiser")
     options = {**{name: getattr(args, name) for name in names}, "output": "mean" if args.mean else None}
@@ -46,7 +46,7 @@ def options_of(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
     if args.samples is None and (args.mean or scatter):
         options["samples"] = SEVERAL
     elif scatter and args.samples == 1:
-        raise request.BadRequest(f"--uncertainty: preset '{preset.name}' tells it from --samples of 2 or more")
+        raise InvalidRequest(f"--uncertainty: preset '{preset.name}' tells it from --samples of 2 or more")
     return options
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from client.api import BadRequest, Client, ServerError, allowed
-from pipeline.method.request import check_seed, gray_image
-from pipeline.method.superres import Array, Result, by_fused, upscale
+from pipeline.method.options import check_seed, gray_image
+from pipeline.method.upscale import Array, Result, by_fused, upscale
 from pipeline.models import fused_model
 
 

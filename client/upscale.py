@@ -33,7 +33,7 @@ from client.formats.source import Choice
 from client.jobs import PATTERN, SUFFIX, Finder, check_pattern
 from client.terminal import on_one_line, print_anything, stop_printing
 from pipeline.command_line import make_parser
-from pipeline.method import request
+from pipeline.method.options import InvalidRequest, Options, check_seed
 from pipeline.presets import DEFAULT, PRESETS
 from pipeline.spec import DEGRADATIONS, DENOISERS, MAX_SAMPLES, MAX_SEED, MAX_SIDE, PIXEL_MM, SAMPLERS, STARTS
 
@@ -149,9 +149,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     check_reading(parser, args)
     check_output(parser, args, several)
     try:
-        request.check_seed(args.seed)
+        check_seed(args.seed)
         check_options(args)
-    except request.BadRequest as error:
+    except InvalidRequest as error:
         parser.error(str(error))
     if (args.samples or 1) > 1 and not (args.mean or args.uncertainty):
         parser.error("argument --samples: goes with --mean or --uncertainty")
@@ -202,12 +202,12 @@ def check_output(parser: argparse.ArgumentParser, args: argparse.Namespace, seve
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raises BadRequest where no preset takes the options; which one the server runs is not known yet."""
+    """Raises InvalidRequest where no preset takes the options; which one the server runs is not known yet."""
     errors = []
     for preset in PRESETS.values():
         try:
-            request.Options.of(preset, **options_of(args, preset))
-        except request.BadRequest as error:
+            Options.of(preset, **options_of(args, preset))
+        except InvalidRequest as error:
             errors.append(error)
     if len(errors) == len(PRESETS):
         raise errors[0]

@@ -22,7 +22,7 @@ import tritonclient.http
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from pipeline.method.request import is_not_serving
+from pipeline.method.options import is_not_serving
 from pipeline.spec import Model
 
 T = TypeVar("T")

@@ -128,7 +128,7 @@ class Band:
     """How the doubt of samples becomes the half-width of the 90 % band around their mean: scale·doubt.
 
     The doubt of a ``DetailVAE`` is what its decoder tells of each pixel; that of other presets the scatter of samples,
-    see ``method.superres.Samples``. The band holds for the preset's own sampler, steps, start and ``faithful``.
+    see ``method.upscale.Samples``. The band holds for the preset's own sampler, steps, start and ``faithful``.
     Calibrated on validation patients by ``train.calibrate`` (split conformal: ``scales`` are 90 % quantiles of
     │HR - mean│ over the doubt).
     """

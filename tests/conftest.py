@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from client import Client, ServerUnavailable
 from pipeline import ROOT
 from pipeline.method.images import downscale
-from pipeline.method.superres import Networks
+from pipeline.method.upscale import Networks
 from pipeline.presets import PAPER
 from pipeline.serving.local_server import free_ports, stop
 

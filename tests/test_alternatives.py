@@ -13,7 +13,7 @@ from benchmarks import alternatives
 from benchmarks.alternatives import WayError
 from pipeline import ROOT
 from pipeline.method.images import Image
-from pipeline.method.superres import network_lr
+from pipeline.method.upscale import network_lr
 from pipeline.networks import eager
 from pipeline.presets import PRESETS
 

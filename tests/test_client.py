@@ -21,7 +21,7 @@ from PIL import Image
 from client import BadRequest, Client, ClientClosed, ServerError, ServerLost, ServerUnavailable, UpscaleError, wire
 from client.api import MODEL
 from pipeline import ROOT
-from pipeline.method.request import Options
+from pipeline.method.options import Options
 from pipeline.presets import DEFAULT
 from pipeline.serving.local_server import free_ports
 from pipeline.spec import MAX_SEED

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from pipeline.method.images import from_integers, psnr, upsample
-from pipeline.method.superres import generator, upscale
+from pipeline.method.upscale import generator, upscale
 from pipeline.networks import eager
 from pipeline.presets import BEST, DEFAULT, PAPER
-from pipeline.runtimes.onnx_networks import onnx_networks
+from pipeline.runtimes.onnx import onnx_networks
 from train.degrade import ROWS, Gray, degrade
 
 ROOT = Path(__file__).parents[1]

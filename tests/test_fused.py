@@ -11,7 +11,7 @@ import torch
 from pipeline import ROOT
 from pipeline.method.sampler import ETA, image_noise, rows, sample, trajectory
 from pipeline.method.schedule import make_schedule
-from pipeline.method.superres import Networks, generator, upscale
+from pipeline.method.upscale import Networks, generator, upscale
 from pipeline.networks import eager
 from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.fused import Denoise, Whole

@@ -24,7 +24,7 @@ from benchmarks.gpu_networks import LeftOut
 from client import Client
 from pipeline import ROOT
 from pipeline.method.images import Image
-from pipeline.method.superres import upscale
+from pipeline.method.upscale import upscale
 from pipeline.networks import eager
 from pipeline.presets import BEST, PAPER, PRESETS, Preset
 from pipeline.spec import Model, Tensor

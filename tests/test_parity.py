@@ -18,7 +18,7 @@ from pipeline.export import parity
 from pipeline.export.parity import Parity, ParityError, judge, measure_parity, report
 from pipeline.models import onnx_models, plan_models
 from pipeline.presets import BEST
-from pipeline.runtimes.onnx_networks import onnx_networks
+from pipeline.runtimes.onnx import onnx_networks
 from pipeline.serving.local_server import not_ready, running_server
 from pipeline.spec import Model
 from pipeline.triton_config import config_text

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from client import Client
-from pipeline import ROOT, serve
+from pipeline import ROOT
 from pipeline.export.parity import Parity
+from pipeline.serving import checks
 from pipeline.serving.local_server import not_ready, running_server
 from pipeline.spec import Model
 from pipeline.tensorrt import builder, plan
@@ -229,7 +230,7 @@ def test_all_three_are_built_and_replace_what_was_there(repository: Path) -> Non
     for name in ("unet_trt", "vae_encoder_trt", "vae_decoder_trt"):
         assert sorted(contents(repository / name)) == ["1/model.json", "1/model.plan", "config.pbtxt"]
         assert read_config(repository / name / "config.pbtxt").backend == "tensorrt"
-    serve.check_repository(repository)
+    checks.check_repository(repository)
 
 
 @pytest.mark.usefixtures("passes")
@@ -242,7 +243,7 @@ def test_plans_of_several_kinds_of_gpus_share_a_repository(repository: Path, gpu
     for file in files.values():
         assert (repository / "unet_trt" / "1" / file).is_file()
     assert json.loads((repository / "unet_trt" / "1" / "model_sm89.json").read_text())["gpu"]["name"] == "NVIDIA L4"
-    serve.check_repository(repository)
+    checks.check_repository(repository)
     assert main(["--model-repository", str(repository)]) == 0
     assert sorted(contents(repository / "unet_trt")) == ["1/model.json", "1/model.plan", "config.pbtxt"]
 

@@ -14,7 +14,7 @@ from pipeline.method.drawn import Array, Drawn, Generate
 from pipeline.method.images import crop_square, from_integers, resize_cubic
 from pipeline.method.presentation import SURE, turned, upright
 from pipeline.method.sampler import Seed
-from pipeline.method.superres import upscale
+from pipeline.method.upscale import upscale
 from pipeline.networks import eager
 from pipeline.presets import BEST, DEFAULT
 from pipeline.spec import HISTORY, PRESENTATIONS

@@ -16,12 +16,12 @@ from pipeline import ROOT
 from pipeline.export.command import check_graph, ranges_within, write_onnx
 from pipeline.export.parity import MAX_DARK, MIN_PSNR, compare_images, radiographs
 from pipeline.export.quantize import input_scale, quantize, quantize_weights
-from pipeline.method.superres import by_fused, upscale
+from pipeline.method.upscale import by_fused, upscale
 from pipeline.models import onnx_models
 from pipeline.networks import eager
 from pipeline.networks.weights import load_ranges
 from pipeline.presets import BEST
-from pipeline.runtimes.onnx_networks import by_onnxruntime
+from pipeline.runtimes.onnx import by_onnxruntime
 from pipeline.spec import INT8_FILE, Model, Tensor
 from tests.conftest import Array
 

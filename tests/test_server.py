@@ -27,10 +27,10 @@ from pipeline import ROOT, triton_config
 from pipeline.export import command as export
 from pipeline.method.images import psnr
 from pipeline.method.reduction import reduce
-from pipeline.method.superres import generator, upscale
+from pipeline.method.upscale import generator, upscale
 from pipeline.models import fused_model, superres_model
 from pipeline.presets import DEFAULT, PAPER
-from pipeline.runtimes.onnx_networks import onnx_networks
+from pipeline.runtimes.onnx import onnx_networks
 from pipeline.spec import REDUCTIONS
 from tests.conftest import Array, RunningServer, StartServer
 

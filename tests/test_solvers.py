@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import solvers
 from pipeline import ROOT
-from pipeline.method.superres import network_lr
+from pipeline.method.upscale import network_lr
 from pipeline.networks import eager
 from pipeline.presets import BEST
 

@@ -97,7 +97,7 @@ def test_plans_have_the_networks_interfaces_and_names_of_their_own() -> None:
     [
         ("pipeline.spec", ["numpy", "torch"]),
         ("pipeline.method.sampler", ["torch", "cv2"]),
-        ("pipeline.method.superres", ["torch", "onnxruntime", "PIL", "pydicom"]),
+        ("pipeline.method.upscale", ["torch", "onnxruntime", "PIL", "pydicom"]),
         ("pipeline.serve", ["torch", "onnxruntime"]),
         ("pipeline.plan", ["torch", "client", "train"]),
         ("client", ["torch", "onnxruntime"]),

@@ -21,7 +21,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from pipeline import ROOT
-from pipeline.method.superres import upscale
+from pipeline.method.upscale import upscale
 from pipeline.networks import eager
 from pipeline.networks.vae import load_vae, set_latent_scale, vae_path
 from pipeline.networks.weights import load_unet

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import ROOT
-from pipeline.method.superres import upscale
+from pipeline.method.upscale import upscale
 from pipeline.networks import eager
 from pipeline.presets import DEFAULT, Band
 from train import calibrate

@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from client.api import Upscaled
 from pipeline import ROOT
 from pipeline.method.images import Image, upsample
-from pipeline.method.request import Options
+from pipeline.method.options import Options
 from pipeline.networks import eager
 from pipeline.presets import BEST, DEFAULT, PAPER
 from pipeline.spec import REDUCTIONS

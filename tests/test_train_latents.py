@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.method.images import to_network
-from pipeline.method.superres import network_lr, upsample_all
+from pipeline.method.upscale import network_lr, upsample_all
 from pipeline.networks.vae import Encoder, make_vae
 from pipeline.presets import BEST, PAPER
 from train.data import PairDataset, list_pairs

@@ -11,7 +11,7 @@ import torch
 
 from pipeline import ROOT
 from pipeline.method.sampler import image_noise
-from pipeline.method.superres import usual_rows
+from pipeline.method.upscale import usual_rows
 from pipeline.networks import eager
 from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.fused import Whole

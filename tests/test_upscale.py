@@ -24,7 +24,7 @@ from client.files import read_image
 from client.upscale import main, parse
 from pipeline import ROOT
 from pipeline.method.images import downscale
-from pipeline.method.request import BadRequest
+from pipeline.method.options import InvalidRequest
 from pipeline.presets import PAPER
 from pipeline.serving.local_server import free_ports
 from tests.conftest import RunningServer, StartServer
@@ -223,7 +223,7 @@ def test_networks_that_tell_no_doubt_need_several_samples_for_the_map(samples: l
     args = parse(["a.png", "--uncertainty", "u.png", *samples])
     assert options_of(args, PAPER)["samples"] == drawn
     args = parse(["a.png", "--uncertainty", "u.png", "--samples", "1"])
-    with pytest.raises(BadRequest, match="preset 'paper' tells it from --samples of 2 or more"):
+    with pytest.raises(InvalidRequest, match="preset 'paper' tells it from --samples of 2 or more"):
         options_of(args, PAPER)
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pipeline.command_line import make_parser
 from pipeline.method.images import Image
-from pipeline.method.superres import Samples, draw_samples
+from pipeline.method.upscale import Samples, draw_samples
 from pipeline.networks import eager
 from pipeline.presets import DEFAULT, PRESETS, Band
 from pipeline.spec import MAX_SAMPLES, NOISY, PROTOCOL

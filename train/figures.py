@@ -24,9 +24,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from client.pictures import comparison, enlarge, labelled_row, stack
 from pipeline.command_line import make_parser
 from pipeline.method.images import Image, from_integers
-from pipeline.method.superres import generator, upscale
+from pipeline.method.upscale import generator, upscale
 from pipeline.presets import DEFAULT, PAPER, PRESETS, Preset
-from pipeline.runtimes.onnx_networks import onnx_networks
+from pipeline.runtimes.onnx import onnx_networks
 from pipeline.spec import SCALE
 from train.augment import Augmentation, apply
 from train.data import PairDataset, evenly, list_pairs

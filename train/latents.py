@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.method.images import to_network
-from pipeline.method.superres import Array, condition, network_lr
+from pipeline.method.upscale import Array, condition, network_lr
 from pipeline.networks.vae import Encoder
 from pipeline.presets import Preset
 from train import checkpoint

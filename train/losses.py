@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.method.reduction import Matrix, inverse, matrix
-from pipeline.method.superres import draw_latents
+from pipeline.method.upscale import draw_latents
 from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.restorer import Restorer, detail_of
 from pipeline.networks.unet import UNet

@@ -15,12 +15,12 @@ import torch
 from client import Client
 from pipeline.method.drawn import Drawn, Generate, as_drawn
 from pipeline.method.images import Image, to_network, upsample
-from pipeline.method.request import BadRequest, Options
+from pipeline.method.options import InvalidRequest, Options
 from pipeline.method.sampler import Seed
-from pipeline.method.superres import Array, generator, upscale
+from pipeline.method.upscale import Array, generator, upscale
 from pipeline.networks.eager import Eager
 from pipeline.presets import Preset
-from pipeline.runtimes.onnx_networks import onnx_networks
+from pipeline.runtimes.onnx import onnx_networks
 from pipeline.spec import HISTORY, REDUCTIONS, Output, SamplerName, Start
 
 RUNTIMES = {"bicubic": "bicubic", "torch": "PyTorch", "onnx": "ONNX", "server": "Triton", "trt": "TensorRT"}
@@ -96,7 +96,7 @@ def options_of(run: Run, preset: Preset) -> Options:
     """
     try:
         return Options.of(preset, **asdict(run))
-    except BadRequest as error:
+    except InvalidRequest as error:
         raise ValueError(f"preset '{preset.name}': {error}") from error
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.command_line import make_parser
-from pipeline.method.superres import by_fused, draw_samples
+from pipeline.method.upscale import by_fused, draw_samples
 from pipeline.networks import eager
 from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.fused import Whole

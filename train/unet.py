@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from client.pictures import comparison
 from pipeline.method.schedule import make_schedule
-from pipeline.method.superres import upscale
+from pipeline.method.upscale import upscale
 from pipeline.networks.eager import Eager
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import VAE, Decoder, Encoder, load_vae, vae_path

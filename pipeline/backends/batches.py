@@ -11,7 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pipeline.backends.failures import Failures
-from pipeline.method.request import BadRequest
+from pipeline.method.options import InvalidRequest
 
 Feed = dict[str, Any]
 """Input name ⇒ array."""
@@ -72,11 +72,11 @@ def given(request: Any, name: str) -> Any:
     """An input tensor that must be there.
 
     Raises:
-        BadRequest: it is missing.
+        InvalidRequest: it is missing.
     """
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
-        raise BadRequest(f"input '{name}' is missing")
+        raise InvalidRequest(f"input '{name}' is missing")
     return tensor
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from pipeline.method.request import BadRequest
+from pipeline.method.options import InvalidRequest
 
 METRIC = "cxr_superres_failures_total"
 REASONS = ("bad_request", "unavailable", "internal")
@@ -40,7 +40,7 @@ class Failures:
     def answer(self, error: Exception, request: Any, text: str) -> Any:
         """The response to a request that failed by ``error``, with ``text`` as its message."""
         about = f"{self.model}: request '{request.request_id()}'"
-        if isinstance(error, BadRequest):
+        if isinstance(error, InvalidRequest):
             reason, code = "bad_request", pb_utils.TritonError.INVALID_ARG
             pb_utils.Logger.log_verbose(f"{about} is not allowed")
         elif isinstance(error, Unavailable):

@@ -30,7 +30,7 @@ from pipeline.command_line import make_parser
 from pipeline.export.parity import MAX_DARK, MIN_PSNR, ParityError, compare_images, radiographs
 from pipeline.export.quantize import quantize
 from pipeline.method.images import psnr
-from pipeline.method.superres import Array, Call, generator, upscale
+from pipeline.method.upscale import Array, Call, generator, upscale
 from pipeline.models import onnx_models
 from pipeline.networks import eager
 from pipeline.networks.detail_vae import DetailVAE
@@ -38,7 +38,7 @@ from pipeline.networks.fused import Denoise, Whole
 from pipeline.networks.vae import Restore
 from pipeline.networks.weights import load_ranges
 from pipeline.presets import DEFAULT, PRESETS, Preset
-from pipeline.runtimes.onnx_networks import by_onnxruntime, onnx_networks, open_session
+from pipeline.runtimes.onnx import by_onnxruntime, onnx_networks, open_session
 from pipeline.spec import INT8_FILE, Model, Tensor
 from pipeline.triton_config import update
 from pipeline.whole import whole_file

@@ -16,7 +16,7 @@ from pydicom.data import get_testdata_file
 from tritonclient.utils import InferenceServerException
 
 from pipeline.method.images import Image, crop_square, resize_cubic
-from pipeline.method.superres import Array, Call, Networks, generator, network_lr, upsample_all, upscale
+from pipeline.method.upscale import Array, Call, Networks, generator, network_lr, upsample_all, upscale
 from pipeline.models import fused_model
 from pipeline.presets import Preset
 from pipeline.spec import Model

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.method.drawn import Drawn, Generate, as_drawn
 from pipeline.method.sampler import Seed, image_noise
-from pipeline.method.superres import Array, condition, draw_latents
+from pipeline.method.upscale import Array, condition, draw_latents
 from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import Decoder, Encoder, Restore, load_vae, vae_path
@@ -35,18 +35,18 @@ class Eager:
 
     @torch.inference_mode()
     def encode(self, image: Array, lr: Array) -> Array:
-        """As ``pipeline.method.superres.Networks.encode``."""
+        """As ``pipeline.method.upscale.Networks.encode``."""
         latent: Array = self.encoder(self.tensor(image), self.tensor(lr)).cpu().numpy()
         return latent
 
     @torch.inference_mode()
     def decode(self, latent: Tensor, lr: Array) -> tuple[Array, ...]:
-        """As ``pipeline.method.superres.Networks.decode``."""
+        """As ``pipeline.method.upscale.Networks.decode``."""
         return tuple(output.cpu().numpy() for output in self.decoder(latent, self.tensor(lr)))
 
     @torch.inference_mode()
     def restore(self, lr: Array) -> tuple[Array, Array | None]:
-        """As ``pipeline.method.superres.Networks.restore``; what has no restorer leaves images as they are."""
+        """As ``pipeline.method.upscale.Networks.restore``; what has no restorer leaves images as they are."""
         if not isinstance(self.decoder.vae, DetailVAE):
             return lr, None
         restored, history = Restore(self.decoder.vae)(self.tensor(lr))
@@ -60,7 +60,7 @@ class Eager:
         start: Start | None = None,
         source: Callable[[Sequence[Seed], tuple[int, ...]], Callable[[], Array]] = image_noise,
     ) -> Generate:
-        """As ``pipeline.method.superres.generator``; equal seeds give equal noise, unless ``source`` is another."""
+        """As ``pipeline.method.upscale.generator``; equal seeds give equal noise, unless ``source`` is another."""
 
         @torch.inference_mode()
         def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:

@@ -142,7 +142,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latent, and LR image where it is seen ⇒ image: [B, 4, h, w] ⇒ [B, C, 8h, 8w], and of a ``DetailVAE`` its doubt.
 
-    An ``AutoencoderKL``'s is clamped to [-1, 1]; for a ``DetailVAE`` ``pipeline.method.superres`` does that.
+    An ``AutoencoderKL``'s is clamped to [-1, 1]; for a ``DetailVAE`` ``pipeline.method.upscale`` does that.
     """
 
     def __init__(self, vae: VAE) -> None:

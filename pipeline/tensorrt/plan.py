@@ -28,7 +28,7 @@ from pipeline.command_line import make_parser
 from pipeline.export.parity import Parity, ParityError, judge, measure_parity, report
 from pipeline.models import onnx_models, plan_models
 from pipeline.presets import Preset
-from pipeline.runtimes.onnx_networks import onnx_networks
+from pipeline.runtimes.onnx import onnx_networks
 from pipeline.serving.local_server import ServerError, not_ready, running_server
 from pipeline.spec import Model
 from pipeline.tensorrt.builder import Builder, BuilderName, PlanError, Precision, cast, find_builder, profiles

@@ -1,6 +1,6 @@
 """Triton model ``superres``: decodes requests, runs them together through the networks, answers each.
 
-The method itself is ``pipeline.method.superres``; its networks are the models of this server that
+The method itself is ``pipeline.method.upscale``; its networks are the models of this server that
 ``pipeline.models.onnx_models`` names, or their TensorRT plans, called by BLS. The preset is a parameter in
 ``config.pbtxt``.
 """
@@ -21,16 +21,16 @@ import triton_python_backend_utils as pb_utils
 
 from pipeline.backends.batches import given
 from pipeline.backends.failures import Failures, Unavailable
-from pipeline.method.request import (
+from pipeline.method.options import (
     STOPPING,
-    BadRequest,
+    InvalidRequest,
     Options,
     check_image,
     check_pixel_mm,
     check_seed,
     is_not_serving,
 )
-from pipeline.method.superres import Array, Networks, Result, generator, networks_of, upscale
+from pipeline.method.upscale import Array, Networks, Result, generator, networks_of, upscale
 from pipeline.models import onnx_models, plan_models
 from pipeline.presets import PRESETS, Preset
 from pipeline.serving.drain import Closed, working
@@ -192,7 +192,7 @@ class TritonPythonModel:
             jobs.append(Job(index, row, image, seed or 0, pixel_mm, Options.of(self.preset, *chosen)))
         plan = plan_models(self.preset).denoiser
         if any(job.options.denoiser == "trt" for job in jobs) and not is_ready(plan):
-            raise BadRequest(
+            raise InvalidRequest(
                 f"'denoiser' is 'trt', but the server runs no TensorRT plan '{plan.name}': build it on the server's "
                 "GPU with `make plan` and start the server again; if it is built, the server's log says what it lacks"
             )

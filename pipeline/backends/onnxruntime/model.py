@@ -17,7 +17,7 @@ import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 from pipeline.backends.batches import Batches, Feed, check_names, joined, model_file, number, warmup_shapes
-from pipeline.runtimes import onnxruntime_cuda
+from pipeline.runtimes import cuda
 
 
 def session_options(parameters: dict[str, Any]) -> ort.SessionOptions:
@@ -38,7 +38,7 @@ def load(
     """The model's session, and its function to outputs by name: on the instance's GPU where onnxruntime can use one."""
     options = session_options(config.get("parameters", {}))
     if kind == "GPU" and "CUDAExecutionProvider" in ort.get_available_providers():
-        session, run, without_graph = onnxruntime_cuda.load(path, options, int(device), warmup_shapes(config))
+        session, run, without_graph = cuda.load(path, options, int(device), warmup_shapes(config))
         providers = ", ".join(session.get_providers())
         pb_utils.Logger.log_info(
             f"'{path}' runs on {providers}{without_graph and f', without graphs: {without_graph}'}"

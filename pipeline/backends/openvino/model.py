@@ -14,7 +14,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from pipeline.backends.batches import Batches, check_names, joined, model_file, number, warmup_shapes
-from pipeline.runtimes import openvino_runtime
+from pipeline.runtimes import openvino
 
 
 class TritonPythonModel:
@@ -25,14 +25,14 @@ class TritonPythonModel:
         path = model_file(args, config, "model.onnx")
         parameters = config.get("parameters", {})
         try:
-            inputs, outputs, run = openvino_runtime.load(
+            inputs, outputs, run = openvino.load(
                 path,
                 bf16=parameters.get("HINT_BF16", {}).get("string_value") == "YES",
                 usual=warmup_shapes(config),
                 alone=parameters.get("ONE_A_CALL", {}).get("string_value") == "YES",
                 threads=number(parameters, "INFERENCE_NUM_THREADS"),
             )
-        except openvino_runtime.OpenVINOError as error:
+        except openvino.OpenVINOError as error:
             raise pb_utils.TritonModelException(f"OpenVINO cannot load '{path}': {error}") from error
 
         self.batches = Batches("OpenVINO", config, lambda feeds: dict(zip(outputs, run(joined(feeds)), strict=True)))

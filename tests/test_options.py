@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.method.request import (
-    BadRequest,
+from pipeline.method.options import (
+    InvalidRequest,
     Options,
     check_image,
     check_pixel_mm,
@@ -36,7 +36,7 @@ def test_defaults_are_the_presets() -> None:
 
 @pytest.mark.parametrize("value", [0, -0.1, 50.1, np.nan, np.inf, True, "1", None, [1.0]])
 def test_a_size_that_pixels_cannot_have(value: Any) -> None:
-    with pytest.raises(BadRequest, match="'pixel_mm' is .*, allowed are 0.01 to 50 mm from pixel to pixel"):
+    with pytest.raises(InvalidRequest, match="'pixel_mm' is .*, allowed are 0.01 to 50 mm from pixel to pixel"):
         check_pixel_mm(value)
 
 
@@ -74,7 +74,7 @@ def test_equal_options_group_together() -> None:
     ],
 )
 def test_option_not_allowed(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadRequest, match=message):
+    with pytest.raises(InvalidRequest, match=message):
         Options.of(PAPER, **options)
 
 
@@ -94,13 +94,13 @@ def test_options_are_pythons_own_values() -> None:
 
 
 def test_a_preset_without_lr_latent_cannot_start_from_it() -> None:
-    with pytest.raises(BadRequest, match="'start' is 'lr', allowed are noise$"):
+    with pytest.raises(InvalidRequest, match="'start' is 'lr', allowed are noise$"):
         Options.of(BEST, start="lr")
 
 
 @pytest.mark.parametrize("seed", [-1, MAX_SEED + 1, np.uint64(MAX_SEED + 1), True, 1.0, "1", None])
 def test_seed_out_of_range(seed: Any) -> None:
-    with pytest.raises(BadRequest, match=f"'seed' is '?{seed}'?, allowed are 0 to {MAX_SEED}"):
+    with pytest.raises(InvalidRequest, match=f"'seed' is '?{seed}'?, allowed are 0 to {MAX_SEED}"):
         check_seed(seed)
 
 
@@ -113,7 +113,7 @@ def test_image_allowed(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 64), (64, 0), (1, 64), (64, 1), (1, 1), (513, 64), (64, 513)])
 def test_image_too_small_or_large(shape: tuple[int, int]) -> None:
-    with pytest.raises(BadRequest, match=f"'image' is {shape[0]}×{shape[1]} pixels, allowed are 2 to 512 a side"):
+    with pytest.raises(InvalidRequest, match=f"'image' is {shape[0]}×{shape[1]} pixels, allowed are 2 to 512 a side"):
         check_image(np.zeros(shape, np.float32))
 
 
@@ -121,7 +121,7 @@ def test_image_too_small_or_large(shape: tuple[int, int]) -> None:
 def test_image_not_finite(value: float) -> None:
     image = np.zeros((8, 8), np.float32)
     image[3, 4] = value
-    with pytest.raises(BadRequest, match="NaN or infinite values, allowed are 0 to 1"):
+    with pytest.raises(InvalidRequest, match="NaN or infinite values, allowed are 0 to 1"):
         check_image(image)
 
 
@@ -129,7 +129,7 @@ def test_image_not_finite(value: float) -> None:
 def test_image_out_of_range(value: float) -> None:
     image = np.full((8, 8), 0.5, np.float32)
     image[0, 0] = value
-    with pytest.raises(BadRequest, match="'image' has values from .* allowed are 0 to 1"):
+    with pytest.raises(InvalidRequest, match="'image' has values from .* allowed are 0 to 1"):
         check_image(image)
 
 
@@ -145,13 +145,13 @@ def test_seconds_beyond_any_float_are_infinite() -> None:
 
 @pytest.mark.parametrize("value", [-1, float("nan"), float("-inf"), True, "5", None, 1j, [1]])
 def test_seconds_not_allowed(value: Any) -> None:
-    with pytest.raises(BadRequest, match="'wait' is .*, allowed are 0 or more seconds; inf is no limit"):
+    with pytest.raises(InvalidRequest, match="'wait' is .*, allowed are 0 or more seconds; inf is no limit"):
         check_seconds("wait", value, zero=True)
 
 
 def test_whether_no_seconds_are_allowed() -> None:
     assert check_seconds("wait", 0, zero=True) == 0
-    with pytest.raises(BadRequest, match="'timeout' is 0, allowed are more than 0 seconds"):
+    with pytest.raises(InvalidRequest, match="'timeout' is 0, allowed are more than 0 seconds"):
         check_seconds("timeout", 0, zero=False)
 
 
@@ -161,5 +161,5 @@ class Broken:
 
 
 def test_what_makes_no_array_is_named() -> None:
-    with pytest.raises(BadRequest, match="'image' is a Broken that makes no array"):
+    with pytest.raises(InvalidRequest, match="'image' is a Broken that makes no array"):
         gray_image(Broken())

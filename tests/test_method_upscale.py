@@ -13,7 +13,7 @@ from pipeline.method.drawn import Drawn
 from pipeline.method.images import downscale, fold, upsample
 from pipeline.method.reduction import LEVEL, faithful_to, read_history
 from pipeline.method.sampler import Seed
-from pipeline.method.superres import Networks, condition, generator, network_lr, scatter, upscale
+from pipeline.method.upscale import Networks, condition, generator, network_lr, scatter, upscale
 from pipeline.presets import BEST, PAPER, PRESETS, Preset
 from pipeline.spec import MAX_BATCH
 from tests.conftest import Array

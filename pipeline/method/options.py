@@ -35,7 +35,7 @@ MAX_SHOWN = 60
 """Characters of a wrong value that a message holds."""
 
 
-class BadRequest(ValueError):
+class InvalidRequest(ValueError):
     """The message names the tensor, the value received and the values allowed."""
 
 
@@ -68,7 +68,7 @@ class Options:
         """The options with the preset's defaults for what is None.
 
         Raises:
-            BadRequest: a value is not allowed.
+            InvalidRequest: a value is not allowed.
         """
         diffusion = preset.diffusion
         chosen = diffusion.sampler if sampler is None else _choice("sampler", sampler, SAMPLERS)
@@ -83,7 +83,7 @@ class Options:
             denoiser="auto" if denoiser is None else _choice("denoiser", denoiser, DENOISERS),
         )
         if options.output == "mean" and options.samples == 1:
-            raise BadRequest("'output' is 'mean', which needs 'samples' of 2 or more")
+            raise InvalidRequest("'output' is 'mean', which needs 'samples' of 2 or more")
         return options
 
 
@@ -101,7 +101,7 @@ def check_seed(seed: Any) -> int:
     """The seed as Python's own integer.
 
     Raises:
-        BadRequest: it is no integer, or out of range.
+        InvalidRequest: it is no integer, or out of range.
     """
     return _number("seed", seed, 0, MAX_SEED)
 
@@ -110,12 +110,12 @@ def check_pixel_mm(value: Any) -> float:
     """The distance of an image's pixels, in mm, as Python's own number.
 
     Raises:
-        BadRequest: it is no number, or no distance of a radiograph's pixels.
+        InvalidRequest: it is no number, or no distance of a radiograph's pixels.
     """
     low, high = PIXEL_MM
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not number or not low <= value <= high:
-        raise BadRequest(f"'pixel_mm' is {_shown(value)}, allowed are {low:g} to {high:g} mm from pixel to pixel")
+        raise InvalidRequest(f"'pixel_mm' is {_shown(value)}, allowed are {low:g} to {high:g} mm from pixel to pixel")
     return float(value)
 
 
@@ -123,12 +123,12 @@ def check_seconds(name: str, value: Any, *, zero: bool) -> float:
     """A limit of time, which may be infinite; ``zero``: and 0.
 
     Raises:
-        BadRequest: it is no number, not a number, negative, or 0 where that is not allowed.
+        InvalidRequest: it is no number, not a number, negative, or 0 where that is not allowed.
     """
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not number or not (value >= 0 if zero else value > 0):
         allowed = "0 or more" if zero else "more than 0"
-        raise BadRequest(f"'{name}' is {_shown(value)}, allowed are {allowed} seconds; inf is no limit")
+        raise InvalidRequest(f"'{name}' is {_shown(value)}, allowed are {allowed} seconds; inf is no limit")
     return math.inf if value > sys.float_info.max else float(value)
 
 
@@ -136,52 +136,52 @@ def gray_image(value: Any) -> NDArray[np.floating[Any]]:
     """Whatever NumPy takes for an array, as one image [H, W] that ``check_image`` allows.
 
     Raises:
-        BadRequest: it is none.
+        InvalidRequest: it is none.
     """
     if np.ma.is_masked(value):  # type: ignore[no-untyped-call]
-        raise BadRequest("'image' has masked values, needed is a value for every pixel (such as .filled(0))")
+        raise InvalidRequest("'image' has masked values, needed is a value for every pixel (such as .filled(0))")
     try:
         array = np.asarray(value)
     except Exception as error:  # whatever a foreign object raises
-        raise BadRequest(
+        raise InvalidRequest(
             f"'image' is a {type(value).__name__} that makes no array, needed is floating point [H, W] from 0 to 1"
         ) from error
     if not np.issubdtype(array.dtype, np.floating):
         what = str(array.dtype) if array.dtype.kind in "biuc" else f"a {type(value).__name__} of no numbers"
         hint = f": divide by {np.iinfo(array.dtype).max}" if array.dtype in (np.uint8, np.uint16) else ""
-        raise BadRequest(f"'image' is {what}, needed is floating point from 0 to 1{hint}")
+        raise InvalidRequest(f"'image' is {what}, needed is floating point from 0 to 1{hint}")
     if array.ndim != 2:
-        raise BadRequest(f"'image' has shape {array.shape}, needed is [H, W], one gray image")
+        raise InvalidRequest(f"'image' has shape {array.shape}, needed is [H, W], one gray image")
     check_image(array)
     return array
 
 
 def check_image(image: NDArray[Any]) -> None:
-    """Raises BadRequest where the last two axes are too short or too long, or values are not in [0, 1]."""
+    """Raises InvalidRequest where the last two axes are too short or too long, or values are not in [0, 1]."""
     height, width = image.shape[-2:]
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
-        raise BadRequest(f"'image' is {height}×{width} pixels, allowed are {MIN_SIDE} to {MAX_SIDE} a side")
+        raise InvalidRequest(f"'image' is {height}×{width} pixels, allowed are {MIN_SIDE} to {MAX_SIDE} a side")
     if not np.isfinite(image).all():
-        raise BadRequest("'image' has NaN or infinite values, allowed are 0 to 1")
+        raise InvalidRequest("'image' has NaN or infinite values, allowed are 0 to 1")
     if image.min() < 0 or image.max() > 1:
-        raise BadRequest(f"'image' has values from {image.min():g} to {image.max():g}, allowed are 0 to 1")
+        raise InvalidRequest(f"'image' has values from {image.min():g} to {image.max():g}, allowed are 0 to 1")
 
 
 def _number(name: str, value: Any, low: int, high: int) -> int:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
-        raise BadRequest(f"'{name}' is {_shown(value)}, allowed are {low} to {high}")
+        raise InvalidRequest(f"'{name}' is {_shown(value)}, allowed are {low} to {high}")
     return int(value)
 
 
 def _choice(name: str, value: Any, allowed: tuple[Choice, ...]) -> Choice:
     if not isinstance(value, str) or value not in allowed:
-        raise BadRequest(f"'{name}' is {_shown(value)}, allowed are {', '.join(allowed)}")
+        raise InvalidRequest(f"'{name}' is {_shown(value)}, allowed are {', '.join(allowed)}")
     return next(choice for choice in allowed if choice == value)  # not a subclass of str
 
 
 def _truth(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
-        raise BadRequest(f"'{name}' is {_shown(value)}, allowed are true and false")
+        raise InvalidRequest(f"'{name}' is {_shown(value)}, allowed are true and false")
     return bool(value)
 
 

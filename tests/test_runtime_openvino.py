@@ -9,11 +9,11 @@ import pytest
 
 from pipeline import ROOT
 from pipeline.export.parity import radiographs
-from pipeline.method.superres import generator, upscale
+from pipeline.method.upscale import generator, upscale
 from pipeline.models import onnx_models
 from pipeline.presets import BEST
-from pipeline.runtimes.onnx_networks import by_onnxruntime, onnx_networks
-from pipeline.runtimes.openvino_runtime import OpenVINOError, load
+from pipeline.runtimes.onnx import by_onnxruntime, onnx_networks
+from pipeline.runtimes.openvino import OpenVINOError, load
 
 UNET = onnx_models(BEST).denoiser
 PATH = ROOT / "model_repository" / "unet_onnx" / "1" / "model.onnx"

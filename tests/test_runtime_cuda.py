@@ -15,8 +15,8 @@ from onnx import TensorProto, helper
 from pipeline import ROOT
 from pipeline.models import onnx_models
 from pipeline.presets import BEST
-from pipeline.runtimes.onnx_networks import open_session
-from pipeline.runtimes.onnxruntime_cuda import load, replaying
+from pipeline.runtimes.cuda import load, replaying
+from pipeline.runtimes.onnx import open_session
 
 USUAL = {"x": (3,)}
 

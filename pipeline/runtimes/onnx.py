@@ -8,7 +8,7 @@ from typing import Literal
 
 import onnxruntime as ort
 
-from pipeline.method.superres import Array, Call, Networks, networks_of
+from pipeline.method.upscale import Array, Call, Networks, networks_of
 from pipeline.models import onnx_models
 from pipeline.presets import Preset
 from pipeline.spec import Model
@@ -81,12 +81,12 @@ def by_openvino(path: Path, model: Model, alone: bool) -> Call:
         ValueError: the file is missing, damaged or of another preset, or OpenVINO is not installed.
     """
     try:
-        from pipeline.runtimes import openvino_runtime
+        from pipeline.runtimes import openvino
     except ImportError as error:
         raise ValueError("OpenVINO is not installed: pip install --no-deps openvino==2026.4.1") from error
     usual = dict(zip(model.input_names, model.warmup, strict=True))
     try:
-        inputs, _, run = openvino_runtime.load(path, bf16=True, usual=usual, alone=alone)
-    except openvino_runtime.OpenVINOError as error:
+        inputs, _, run = openvino.load(path, bf16=True, usual=usual, alone=alone)
+    except openvino.OpenVINOError as error:
         raise ValueError(f"cannot load '{path}': {error}") from error
     return network(path, model, inputs, run)
