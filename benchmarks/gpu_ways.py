@@ -23,6 +23,7 @@ from tqdm import tqdm
 from benchmarks.gpu_networks import LeftOut, Network, by_onnxruntime, by_pytorch, by_tensorrt, graphed, load
 from pipeline.method.drawn import Drawn, as_drawn
 from pipeline.method.images import Image
+from pipeline.method.options import Options
 from pipeline.method.sampler import ETA, Seed, Step, image_noise, rows, trajectory
 from pipeline.method.schedule import add_noise, make_schedule
 from pipeline.method.upscale import Array, network_lr, repeated, upsample_all, upscale
@@ -178,7 +179,7 @@ def by_eager(system: eager.Eager, job: Job) -> Way:
     def source(*_: object) -> Callable[[], Array]:
         return iter(job.noise).__next__
 
-    generate = system.generator(steps=job.steps, sampler=job.sampler, source=source)
+    generate = system.generator(Options.of(job.preset, steps=job.steps, sampler=job.sampler), source=source)
     seeds = range(len(job.images))
     return lambda: [result.upscaled for result in upscale(job.images, seeds, generate, job.preset)]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from pipeline.method.options import Options
 from pipeline.method.upscale import upscale
 from pipeline.networks import eager
 from pipeline.presets import PRESETS
@@ -21,7 +22,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = {k: v["string_value"] for k, v in json.loads(args["model_config"])["parameters"].items()}
         self.preset = PRESETS[parameters["preset"]]
-        self.generate = eager.load(Path(parameters["weights"]), self.preset).generator(steps=int(parameters["steps"]))
+        options = Options.of(self.preset, steps=int(parameters["steps"]))
+        self.generate = eager.load(Path(parameters["weights"]), self.preset).generator(options)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         responses = []

@@ -30,6 +30,7 @@ from client import Client, UpscaleError
 from client.direct import connect
 from pipeline import ROOT
 from pipeline.command_line import make_parser
+from pipeline.method.options import Options
 from pipeline.method.upscale import generator, upscale
 from pipeline.networks import eager
 from pipeline.presets import DEFAULT
@@ -70,8 +71,9 @@ def measure(
         client = stack.enter_context(Client(url))
         preset = client.preset
         networks = onnx_networks(repository, preset, runtime_of(url))
-        one_process = generator(networks, preset, steps=steps, sampler=sampler)
-        pytorch = eager.load(ROOT / "weights" / preset.name, preset).generator(steps=steps, sampler=sampler)
+        options = Options.of(preset, steps=steps, sampler=sampler)
+        one_process = generator(networks, preset, options)
+        pytorch = eager.load(ROOT / "weights" / preset.name, preset).generator(options)
         ways: dict[str, Callable[[], object]] = {
             "server": lambda: client.upscale(image, steps=steps, sampler=sampler),
             "one_process": lambda: upscale([image], [0], one_process, preset),
@@ -117,7 +119,9 @@ def measure_throughput(
     images = list(np.random.default_rng(0).random((count, side, side), dtype=np.float32))
     with Client(url) as client, ThreadPoolExecutor(TOGETHER) as pool:
         preset = client.preset
-        generate = generator(onnx_networks(repository, preset, runtime_of(url)), preset, steps=steps, sampler=sampler)
+        generate = generator(
+            onnx_networks(repository, preset, runtime_of(url)), preset, Options.of(preset, steps=steps, sampler=sampler)
+        )
 
         def served() -> None:
             list(pool.map(lambda image: client.upscale(image, steps=steps, sampler=sampler), images))

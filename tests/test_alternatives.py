@@ -13,6 +13,7 @@ from benchmarks import alternatives
 from benchmarks.alternatives import WayError
 from pipeline import ROOT
 from pipeline.method.images import Image
+from pipeline.method.options import Options
 from pipeline.method.upscale import network_lr
 from pipeline.networks import eager
 from pipeline.presets import PRESETS
@@ -23,7 +24,9 @@ def test_diffusers_loop_makes_our_image(name: str, steps: int, rng: np.random.Ge
     system = eager.load(ROOT / "weights" / name, PRESETS[name])
     lr = network_lr([rng.random((16, 16), dtype=np.float32)], system.preset)
     found = alternatives.diffusers_loop(system, steps)(lr, [3])
-    np.testing.assert_allclose(found.images, system.generator(steps=steps)(lr, [3]).images, atol=1e-2)
+    np.testing.assert_allclose(
+        found.images, system.generator(Options.of(system.preset, steps=steps))(lr, [3]).images, atol=1e-2
+    )
 
 
 def test_ratios_are_to_the_first_and_differences_in_gray_levels() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.method.images import from_integers, psnr, upsample
+from pipeline.method.options import Options
 from pipeline.method.upscale import generator, upscale
 from pipeline.networks import eager
 from pipeline.presets import BEST, DEFAULT, PAPER
@@ -28,7 +29,7 @@ def pipeline() -> eager.Eager:
 
 def test_upscales_a_batch(pipeline: eager.Eager, rng: np.random.Generator) -> None:
     images = [rng.random((20, 33), dtype=np.float32) for _ in range(2)]
-    generate = pipeline.generator(steps=3)
+    generate = pipeline.generator(Options.of(DEFAULT, steps=3))
     results = upscale(images, [0, 1], generate, DEFAULT)
     assert [r.upscaled.shape for r in results] == [(80, 132)] * 2
     (alone,) = upscale(images[1:], [1], generate, DEFAULT)
@@ -41,8 +42,8 @@ def test_the_shipped_onnx_files_are_the_shipped_weights(pipeline: eager.Eager, s
     image = 0.5 + 0.4 * np.sin(6 * x) * np.cos(4 * y * y)
     options: dict[str, Any] = {"steps": steps, "sampler": sampler}
     networks = onnx_networks(ROOT / "model_repository", DEFAULT)
-    (served,) = upscale([image], [3], generator(networks, DEFAULT, **options), DEFAULT)
-    (reference,) = upscale([image], [3], pipeline.generator(**options), DEFAULT)
+    (served,) = upscale([image], [3], generator(networks, DEFAULT, Options.of(DEFAULT, **options)), DEFAULT)
+    (reference,) = upscale([image], [3], pipeline.generator(Options.of(DEFAULT, **options)), DEFAULT)
     assert psnr(served.upscaled, reference.upscaled) > 50
 
 
@@ -89,7 +90,7 @@ def test_another_autoencoder(tmp_path: Path, rng: np.random.Generator) -> None:
     tiny_vae().save_pretrained(tmp_path)
     other = eager.load(ROOT / "weights" / "paper", PAPER, vae=tmp_path)
     image = rng.random((16, 16), dtype=np.float32)
-    (result,) = upscale([image], [0], other.generator(steps=2), PAPER)
+    (result,) = upscale([image], [0], other.generator(Options.of(PAPER, steps=2)), PAPER)
     assert result.upscaled.shape == (64, 64)
     assert torch.is_grad_enabled()
 

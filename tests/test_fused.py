@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline import ROOT
+from pipeline.method.options import Options
 from pipeline.method.sampler import ETA, image_noise, rows, sample, trajectory
 from pipeline.method.schedule import make_schedule
 from pipeline.method.upscale import Networks, generator, upscale
@@ -84,7 +85,7 @@ def whole_of(best: eager.Eager) -> Networks:
 def test_the_whole_is_the_way_of_separate_calls(best: eager.Eager, height: int, width: int) -> None:
     image = np.random.default_rng(0).random((height, width), dtype=np.float32)
     found, expected = (
-        upscale([image, image], [3, 4], generate, BEST, samples=2)
+        upscale([image, image], [3, 4], generate, BEST, Options.of(BEST, samples=2))
         for generate in (generator(whole_of(best), BEST), best.generator())
     )
     for a, b in zip(found, expected, strict=True):
@@ -98,4 +99,6 @@ def test_the_whole_is_the_way_of_separate_calls(best: eager.Eager, height: int, 
 @pytest.mark.parametrize("options", [{"steps": 4}, {"sampler": "ddpm"}], ids=str)
 def test_other_options_than_the_presets_own_take_separate_calls(best: eager.Eager, options: dict[str, object]) -> None:
     with pytest.raises(AssertionError, match="was called"):
-        upscale([np.zeros((16, 16), np.float32)], [0], generator(whole_of(best), BEST, **options), BEST)  # type: ignore[arg-type]
+        upscale(
+            [np.zeros((16, 16), np.float32)], [0], generator(whole_of(best), BEST, Options.of(BEST, **options)), BEST
+        )  # type: ignore[arg-type]

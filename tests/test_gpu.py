@@ -24,6 +24,7 @@ from benchmarks.gpu_networks import LeftOut
 from client import Client
 from pipeline import ROOT
 from pipeline.method.images import Image
+from pipeline.method.options import Options
 from pipeline.method.upscale import upscale
 from pipeline.networks import eager
 from pipeline.presets import BEST, PAPER, PRESETS, Preset
@@ -61,7 +62,7 @@ def test_a_way_starts_from_the_image_and_the_noise_each_time() -> None:
 def test_noise_is_that_of_the_seeds() -> None:
     job, system = job_of(PAPER, 1), system_of(PAPER)
     assert len(job.noise) == 10, "one to start from, and one for every step but the last"
-    drawn = system.generator(steps=10, sampler="ddpm")
+    drawn = system.generator(Options.of(system.preset, steps=10, sampler="ddpm"))
     found = upscale(job.images, [0], drawn, PAPER)[0].upscaled
     np.testing.assert_array_equal(gpu_ways.by_eager(system, job)()[0], found)
 

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.method.drawn import Drawn
 from pipeline.method.images import downscale, fold, upsample
+from pipeline.method.options import Options
 from pipeline.method.reduction import LEVEL, faithful_to, read_history
 from pipeline.method.sampler import Seed
 from pipeline.method.upscale import Networks, condition, generator, network_lr, scatter, upscale
@@ -21,7 +22,7 @@ from tests.conftest import Array
 
 def run(networks: Networks, image: Array, seed: int = 0, preset: Preset = PAPER, **options: Any) -> Array:
     """The upscaled image; ``options`` are the generator's."""
-    return upscale([image], [seed], generator(networks, preset, **options), preset)[0].upscaled
+    return upscale([image], [seed], generator(networks, preset, Options.of(preset, **options)), preset)[0].upscaled
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda p: p.name)
@@ -73,7 +74,7 @@ def test_the_denoiser_sees_noisy_latent_lr_latent_and_time(fake_networks: Networ
         return fake_networks.denoise(x, t)
 
     images = [rng.random((16, 16), dtype=np.float32) for _ in range(2)]
-    generate = generator(replace(fake_networks, denoise=denoise), PAPER, sampler="ddpm")
+    generate = generator(replace(fake_networks, denoise=denoise), PAPER, Options.of(PAPER, sampler="ddpm"))
     upscale(images, [0, 1], generate, PAPER)
     z_lr = condition(network_lr(images, PAPER), PAPER, fake_networks.encode)
     assert [int(t[0, 0]) for _, t in calls] == list(range(299, -1, -1))
@@ -85,10 +86,10 @@ def test_the_denoiser_sees_noisy_latent_lr_latent_and_time(fake_networks: Networ
 
 def test_an_image_is_the_same_alone_and_in_any_batch(fake_networks: Networks, rng: np.random.Generator) -> None:
     images = [rng.random((20, 30), dtype=np.float32) for _ in range(4)]
-    seeds, generate = [5, 6, 5, 7], generator(fake_networks, PAPER, steps=10)
-    together = upscale(images, seeds, generate, PAPER, samples=3, output="mean")
+    seeds, generate = [5, 6, 5, 7], generator(fake_networks, PAPER, Options.of(PAPER, steps=10))
+    together = upscale(images, seeds, generate, PAPER, Options.of(PAPER, samples=3, output="mean"))
     for i in range(4):
-        (alone,) = upscale([images[i]], [seeds[i]], generate, PAPER, samples=3, output="mean")
+        (alone,) = upscale([images[i]], [seeds[i]], generate, PAPER, Options.of(PAPER, samples=3, output="mean"))
         np.testing.assert_array_equal(alone.upscaled, together[i].upscaled)
         assert alone.spread is not None
         np.testing.assert_array_equal(alone.spread, together[i].spread)  # type: ignore[arg-type]
@@ -160,7 +161,7 @@ def history(reduction: int, noise: float = 0.0) -> Array:
 
 def test_the_first_sample_is_the_one_without_others() -> None:
     (one,) = upscale([IMAGE], [3], noisy(0.05), PAPER)
-    (first,) = upscale([IMAGE], [3], noisy(0.05), PAPER, samples=5)
+    (first,) = upscale([IMAGE], [3], noisy(0.05), PAPER, Options.of(PAPER, samples=5))
     np.testing.assert_array_equal(one.upscaled, first.upscaled)
     assert one.spread is None
     assert first.spread is not None
@@ -170,7 +171,7 @@ def test_the_mean_is_that_of_the_samples_and_the_spread_their_scaled_scatter() -
     generate, lr = noisy(0.05), network_lr([IMAGE], PAPER)
     cubic = read_history(None, "auto")
     drawn = [faithful_to(IMAGE, generate(lr, [seed]).images[0], cubic) for seed in (3, (3, 1), (3, 2), (3, 3))]
-    (result,) = upscale([IMAGE], [3], generate, PAPER, samples=4, output="mean", faithful=True)
+    (result,) = upscale([IMAGE], [3], generate, PAPER, Options.of(PAPER, samples=4, output="mean", faithful=True))
     np.testing.assert_allclose(result.upscaled, np.mean(drawn, axis=0), atol=1e-6)
     assert result.spread is not None and result.expected_error is None
     np.testing.assert_allclose(result.spread, np.float32(PAPER.band.scale(4)) * scatter(drawn), rtol=1e-4)
@@ -179,7 +180,7 @@ def test_the_mean_is_that_of_the_samples_and_the_spread_their_scaled_scatter() -
 def test_networks_that_tell_their_doubt_need_one_sample_for_the_spread() -> None:
     band = BEST.band
     for samples in (1, 4):
-        (result,) = upscale([IMAGE], [3], telling(history(0)), BEST, samples=samples)
+        (result,) = upscale([IMAGE], [3], telling(history(0)), BEST, Options.of(BEST, samples=samples))
         assert result.spread is not None and result.expected_error is not None and band.error is not None
         np.testing.assert_allclose(result.spread, 0.02 * band.scale(samples), rtol=1e-5)  # type: ignore[operator]
         assert result.expected_error == pytest.approx(0.02 * band.error)
@@ -212,10 +213,10 @@ def test_the_band_is_wider_where_pixels_are_of_a_size_not_trained_on() -> None:
 
 def test_faithful_results_reduce_to_the_image() -> None:
     for options in ({}, {"samples": 4, "output": "mean"}):
-        (result,) = upscale([IMAGE], [0], noisy(0.05), BEST, **options)  # type: ignore[arg-type]
+        (result,) = upscale([IMAGE], [0], noisy(0.05), BEST, Options.of(BEST, **options))  # type: ignore[arg-type]
         assert np.abs(downscale(result.upscaled) - IMAGE).max() < 1e-3
         assert result.lr_error == pytest.approx(np.abs(downscale(result.upscaled) - IMAGE).max(), abs=1e-5)
-    (free,) = upscale([IMAGE], [0], noisy(0.05), BEST, faithful=False)
+    (free,) = upscale([IMAGE], [0], noisy(0.05), BEST, Options.of(BEST, faithful=False))
     assert free.lr_error > 0.05
 
 
@@ -223,7 +224,7 @@ def test_results_reduce_as_the_image_was_reduced_found_or_told() -> None:
     (found,) = upscale([IMAGE], [0], telling(history(1)), BEST)
     assert found.history.reduction == "area"
     assert found.lr_error < 1e-3 < np.abs(downscale(found.upscaled) - IMAGE).max()
-    (said,) = upscale([IMAGE], [0], telling(history(1)), BEST, degradation="lanczos")
+    (said,) = upscale([IMAGE], [0], telling(history(1)), BEST, Options.of(BEST, degradation="lanczos"))
     assert said.history.reduction == "lanczos"
     assert said.lr_error < 1e-3
 
@@ -236,9 +237,9 @@ def test_noise_is_not_followed() -> None:
 
 def test_no_more_than_a_batch_goes_through_the_networks_at_once() -> None:
     batches: list[int] = []
-    upscale([IMAGE] * 5, [0, 1, 2, 3, 4], noisy(0.1, batches), BEST, samples=10)
+    upscale([IMAGE] * 5, [0, 1, 2, 3, 4], noisy(0.1, batches), BEST, Options.of(BEST, samples=10))
     assert sum(batches) == 50
     assert max(batches) == MAX_BATCH
     batches.clear()
-    upscale([np.zeros((512, 512), np.float32)], [0], noisy(0.1, batches), BEST, samples=3)
+    upscale([np.zeros((512, 512), np.float32)], [0], noisy(0.1, batches), BEST, Options.of(BEST, samples=3))
     assert batches == [1, 1, 1]

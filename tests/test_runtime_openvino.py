@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import ROOT
 from pipeline.export.parity import radiographs
+from pipeline.method.options import Options
 from pipeline.method.upscale import generator, upscale
 from pipeline.models import onnx_models
 from pipeline.presets import BEST
@@ -35,7 +36,9 @@ def test_numbers_are_those_of_onnxruntime(batch: int, shape: tuple[int, int], rn
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("shape", [(64, 64), (40, 48)], ids=["usual", "unusual"])
 def test_an_image_is_the_same_alone_and_in_a_batch(steps: int, shape: tuple[int, int]) -> None:
-    generate = generator(onnx_networks(ROOT / "model_repository", BEST, "openvino"), BEST, steps=steps)
+    generate = generator(
+        onnx_networks(ROOT / "model_repository", BEST, "openvino"), BEST, Options.of(BEST, steps=steps)
+    )
     (radiograph, _) = radiographs(BEST)
     images = [np.ascontiguousarray(radiograph[: shape[0], : shape[1]]) * np.float32(1 - 0.1 * k) for k in range(5)]
     together = upscale(images, list(range(5)), generate, BEST)

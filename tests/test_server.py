@@ -26,6 +26,7 @@ from client import Client
 from pipeline import ROOT, triton_config
 from pipeline.export import command as export
 from pipeline.method.images import psnr
+from pipeline.method.options import Options
 from pipeline.method.reduction import reduce
 from pipeline.method.upscale import generator, upscale
 from pipeline.models import fused_model, superres_model
@@ -79,7 +80,7 @@ def test_any_size_gives_what_the_same_files_give_in_one_process(
     served = request(client, images, seed=[5], steps=[12])
     assert served.shape == (1, 4 * height, 4 * width)
     assert served.dtype == np.float32
-    generate = generator(onnx_networks(REPOSITORY, DEFAULT), DEFAULT, steps=12)
+    generate = generator(onnx_networks(REPOSITORY, DEFAULT), DEFAULT, Options.of(DEFAULT, steps=12))
     (local,) = upscale(list(images), [5], generate, DEFAULT)
     assert psnr(served[0], local.upscaled) > 50
 
@@ -88,7 +89,9 @@ def test_samples_mean_spread_and_lr_error_are_those_of_one_process(client: trito
     images = random_images(20, 24, count=2)
     served = answer(client, images, seed=[5, 6], samples=[3, 3], output=["mean"] * 2, faithful=[True] * 2)
     generate = generator(onnx_networks(REPOSITORY, DEFAULT), DEFAULT)
-    local = upscale(list(images), [5, 6], generate, DEFAULT, samples=3, output="mean", faithful=True)
+    local = upscale(
+        list(images), [5, 6], generate, DEFAULT, Options.of(DEFAULT, samples=3, output="mean", faithful=True)
+    )
     for i, result in enumerate(local):
         assert result.spread is not None
         np.testing.assert_allclose(served["upscaled"][i], result.upscaled, atol=1e-3)

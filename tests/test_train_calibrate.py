@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import ROOT
+from pipeline.method.options import Options
 from pipeline.method.upscale import upscale
 from pipeline.networks import eager
 from pipeline.presets import DEFAULT, Band
@@ -102,7 +103,7 @@ def test_what_is_observed_is_what_the_pipeline_draws(data: Path) -> None:
     system = eager.load(ROOT / "weights" / DEFAULT.name, DEFAULT)
     (found,) = scatter(pairs, system, (4,))[4]
     lr, hr = pairs.unit_images(0)
-    (result,) = upscale([lr], [0], system.generator(), DEFAULT, samples=4, output="mean")
+    (result,) = upscale([lr], [0], system.generator(), DEFAULT, Options.of(DEFAULT, samples=4, output="mean"))
     np.testing.assert_allclose(found.error, np.abs(hr - result.upscaled), atol=1e-5)
     assert result.spread is not None
     factor = DEFAULT.band.scale(4) * (DEFAULT.band.noisy if found.noisy else 1.0)  # type: ignore[operator]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.method.images import downscale, upsample
+from pipeline.method.options import Options
 from pipeline.method.reduction import History, faithful_to, reduce
 from pipeline.method.sampler import image_noise
 from pipeline.networks.detail_vae import DetailVAE
@@ -198,7 +199,7 @@ class TestFewSteps:
         loss, (_, lr, *_) = self.loss(), self.arguments()
         networks = loss.networks
         system = Eager(Encoder(networks.vae), networks.unet, Decoder(networks.vae), BEST, torch.device("cpu"))
-        expected = system.generator(steps=2)(lr.numpy(), [3, 4]).images
+        expected = system.generator(Options.of(system.preset, steps=2))(lr.numpy(), [3, 4]).images
         noise = torch.from_numpy(image_noise([3, 4], (4, 8, 8))())
         with torch.no_grad():
             restored, _ = networks.vae.restorer(lr)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from pipeline.command_line import make_parser
 from pipeline.method.images import Image
+from pipeline.method.options import Options
 from pipeline.method.upscale import Samples, draw_samples
 from pipeline.networks import eager
 from pipeline.presets import DEFAULT, PRESETS, Band
@@ -72,7 +73,7 @@ def scatter(pairs: PairDataset, system: eager.Eager, counts: Sequence[int]) -> S
     found: dict[int, list[Observed]] = {count: [] for count in counts}
     for i in tqdm(range(len(pairs)), desc="samples", unit="image", leave=False):
         lr, hr = pairs.unit_images(i)
-        drawn = next(draw_samples([lr], [i], generate, preset, max(counts), preset.faithful))
+        drawn = next(draw_samples([lr], [i], generate, preset, Options.of(preset, samples=max(counts))))
         where = strong(hr)
         for count in counts:
             some = Samples(drawn.images[:count], drawn.history, drawn.told)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -127,17 +126,11 @@ def reconstruct(system: Eager, lr: list[Image], hr: list[Image], _seeds: list[in
     return [result.upscaled for result in upscale(lr, range(len(lr)), generate, system.preset)]
 
 
-def generation(options: Options) -> dict[str, Any]:
-    """What a ``generator`` takes of them; ``upscale`` takes the rest."""
-    return {name: getattr(options, name) for name in ("steps", "sampler", "start")}
-
-
 def by_generator(
     generate: Generate, preset: Preset, options: Options, lr: list[Image], _hr: list[Image], seeds: list[int]
 ) -> list[Image]:
     """By a generator made with the same options."""
-    finishing = {name: getattr(options, name) for name in ("samples", "output", "faithful", "degradation")}
-    return [result.upscaled for result in upscale(lr, seeds, generate, preset, **finishing)]
+    return [result.upscaled for result in upscale(lr, seeds, generate, preset, options)]
 
 
 def by_server(
@@ -161,10 +154,10 @@ def make_methods(
     options = {run: options_of(run, preset) for run in runs}
     systems: dict[str, Callable[[Options], Method]] = {}
     if "torch" in runtimes:
-        systems["torch"] = lambda o: partial(by_generator, system.generator(**generation(o)), preset, o)
+        systems["torch"] = lambda o: partial(by_generator, system.generator(o), preset, o)
     if "onnx" in runtimes:
         networks = onnx_networks(repository, preset)
-        systems["onnx"] = lambda o: partial(by_generator, generator(networks, preset, **generation(o)), preset, o)
+        systems["onnx"] = lambda o: partial(by_generator, generator(networks, preset, o), preset, o)
     if {"server", "trt"} & set(runtimes):
         client = Client(url)
         if client.preset != preset:

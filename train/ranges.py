@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline.command_line import make_parser
+from pipeline.method.options import Options
 from pipeline.method.upscale import by_fused, draw_samples
 from pipeline.networks import eager
 from pipeline.networks.detail_vae import DetailVAE
@@ -77,7 +78,7 @@ def record(pairs: PairDataset, system: eager.Eager) -> dict[str, Array]:
     histories = [PairDataset(pairs.paths, pairs.data, degradation=d) for d in ROWS.values()]
     for i in tqdm(range(len(pairs)), desc="ranges", unit="image", leave=False):
         lr, _ = histories[i % len(histories)].unit_images(i)
-        next(draw_samples([lr], [i], generate, system.preset, 1, True))
+        next(draw_samples([lr], [i], generate, system.preset, Options.of(system.preset)))
     for hook in hooks:
         hook.remove()
     return found

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from client.pictures import comparison
+from pipeline.method.options import Options
 from pipeline.method.schedule import make_schedule
 from pipeline.method.upscale import upscale
 from pipeline.networks.eager import Eager
@@ -177,7 +178,7 @@ def train_unet(config: UNetTraining) -> None:
     def picture(network: UNet) -> Picture:
         device = device_of(network)
         system = Eager(Encoder(vae), network, Decoder(vae.to(device)), preset, device)
-        generate = system.generator(steps=SAMPLE_STEPS, sampler="ddim")
+        generate = system.generator(Options.of(preset, steps=SAMPLE_STEPS, sampler="ddim"))
         return comparison(lr, upscale([lr], [0], generate, preset)[0].upscaled, hr)
 
     task = Task(

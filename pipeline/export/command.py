@@ -30,6 +30,7 @@ from pipeline.command_line import make_parser
 from pipeline.export.parity import MAX_DARK, MIN_PSNR, ParityError, compare_images, radiographs
 from pipeline.export.quantize import quantize
 from pipeline.method.images import psnr
+from pipeline.method.options import Options
 from pipeline.method.upscale import Array, Call, generator, upscale
 from pipeline.models import onnx_models
 from pipeline.networks import eager
@@ -156,9 +157,10 @@ def whole_image_parity(pipeline: eager.Eager, repository: Path, seed: int = 0) -
     image = np.clip(0.5 + 0.3 * np.sin(5 * x + 3 * y) + 0.05 * rng.standard_normal((side, side)), 0, 1).astype(
         np.float32
     )
+    ddpm = Options.of(preset, sampler="ddpm")
     generators = (
-        generator(onnx_networks(repository, preset), preset, sampler="ddpm"),
-        pipeline.generator(sampler="ddpm"),
+        generator(onnx_networks(repository, preset), preset, ddpm),
+        pipeline.generator(ddpm),
     )
     ours, reference = (upscale([image], [seed], generate, preset)[0].upscaled for generate in generators)
     return psnr(ours, reference)

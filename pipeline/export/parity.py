@@ -16,6 +16,7 @@ from pydicom.data import get_testdata_file
 from tritonclient.utils import InferenceServerException
 
 from pipeline.method.images import Image, crop_square, resize_cubic
+from pipeline.method.options import Options
 from pipeline.method.upscale import Array, Call, Networks, generator, network_lr, upsample_all, upscale
 from pipeline.models import fused_model
 from pipeline.presets import Preset
@@ -150,9 +151,11 @@ def measure_parity(url: str, preset: Preset, networks: Networks, pairs: Sequence
                     calls[call] = call_error(plan_denoise(x=x, t=t)[0], onnx)
                 return onnx
 
+            options = Options.of(preset, sampler="ddpm", faithful=False)
+
             def draw(image: Image, denoise: Callable[[Array, Array], Array]) -> Image:
-                generate = generator(replace(networks, denoise=denoise, fused=None), preset, sampler="ddpm")
-                return upscale([image], [0], generate, preset, faithful=False)[0].upscaled
+                generate = generator(replace(networks, denoise=denoise, fused=None), preset, options)
+                return upscale([image], [0], generate, preset, options)[0].upscaled
 
             def planned(x: Array, t: Array) -> Array:
                 return plan_denoise(x=x, t=t)[0]

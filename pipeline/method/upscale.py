@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.method.drawn import Drawn, Generate, as_drawn
 from pipeline.method.images import Image, fold, pad_to_multiple, to_network, upsample
+from pipeline.method.options import Options
 from pipeline.method.presentation import upright
 from pipeline.method.reduction import History, faithful_to, lr_error, read_history
 from pipeline.method.sampler import ETA, Leap, Seed, image_noise, rows, sample, trajectory
@@ -112,44 +113,35 @@ def draw_latents(
     noise: Callable[[], Z],
     z_lr: Z,
     diffusion: DiffusionSpec,
-    steps: int | None,
-    sampler: SamplerName | None,
-    start: Start | None,
+    steps: int,
+    sampler: SamplerName,
+    start: Start,
     leap: Leap[Z] | None = None,
 ) -> Z:
-    """``pipeline.method.sampler.sample`` with the preset's choice for what is None, on arrays and tensors alike."""
-    sampler = sampler or diffusion.sampler
+    """``pipeline.method.sampler.sample`` of a preset's diffusion, on arrays and tensors alike."""
     return sample(
         denoise,
         make_schedule(diffusion),
         noise,
-        steps=diffusion.default_steps(sampler) if steps is None else steps,
+        steps=steps,
         eta=ETA[sampler],
         prediction=diffusion.prediction,
-        z_lr=z_lr if (start or diffusion.start) == "lr" else None,
+        z_lr=z_lr if start == "lr" else None,
         leap=leap,
     )
 
 
-def generator(
-    networks: Networks,
-    preset: Preset,
-    *,
-    steps: int | None = None,
-    sampler: SamplerName | None = None,
-    start: Start | None = None,
-) -> Generate:
+def generator(networks: Networks, preset: Preset, options: Options | None = None) -> Generate:
     """The denoising loop around networks on arrays, in as few calls as they allow.
 
     Args:
-        networks: encoder, denoiser, decoder.
-        preset: the schedule, and what is not given below.
-        steps: denoising steps, 1 … T.
-        sampler: "ddpm" or "ddim".
-        start: "lr", the noised LR latent, or "noise".
+        networks: the preset's.
+        preset: the system.
+        options: steps, sampler and start count here. None: the preset's own.
     """
+    options = options or Options.of(preset)
     diffusion, fused = preset.diffusion, networks.fused
-    wanted = (diffusion.ddim_steps if steps is None else steps, sampler or diffusion.sampler, start or diffusion.start)
+    wanted = (options.steps, options.sampler, options.start)
     if fused and preset.fused == "superres_onnx" and wanted == (diffusion.ddim_steps, "ddim", "noise"):
         return by_fused(fused, preset)
 
@@ -171,7 +163,7 @@ def generator(
             return fused(z=z, condition=c, coefficients=rows, noise=noises)[0]
 
         z_0 = draw_latents(
-            *(denoise, image_noise(seeds, latent), c, diffusion, steps, sampler, start),
+            *(denoise, image_noise(seeds, latent), c, diffusion, *wanted),
             leap=leap if fused and preset.fused == "denoise" else None,
         )
         return as_drawn(networks.decode(z_0, lr), history)
@@ -257,9 +249,7 @@ def draw_samples(
     seeds: Sequence[int],
     generate: Generate,
     preset: Preset,
-    samples: int,
-    faithful: bool,
-    degradation: str = "auto",
+    options: Options,
 ) -> Iterator[Samples]:
     """Yield every image's samples, for images of one shape.
 
@@ -267,7 +257,7 @@ def draw_samples(
     """
     lr, generate = network_lr(images, preset), upright(generate)
     jobs: list[tuple[int, Seed]] = [
-        (i, seed if k == 0 else (seed, k)) for i, seed in enumerate(seeds) for k in range(samples)
+        (i, seed if k == 0 else (seed, k)) for i, seed in enumerate(seeds) for k in range(options.samples)
     ]
     size = min(MAX_BATCH, max(1, MAX_BATCH_PIXELS // lr[0, 0].size))
     of_one: list[Image] = []
@@ -277,12 +267,12 @@ def draw_samples(
         found = generate(lr[list(which)], chunk_seeds)
         for row, i in enumerate(which):
             told = None if found.told is None else found.told[row]
-            history = read_history(told, degradation, images[i].size)
+            history = read_history(told, options.degradation, images[i].size)
             raw = crop(found.images[row], images[i])
-            of_one.append(faithful_to(images[i], raw, history) if faithful else np.clip(raw, 0.0, 1.0))
+            of_one.append(faithful_to(images[i], raw, history) if options.faithful else np.clip(raw, 0.0, 1.0))
             if found.doubt is not None:
                 doubts.append(crop(found.doubt[row], images[i]))
-            if len(of_one) == samples:
+            if len(of_one) == options.samples:
                 yield Samples(of_one, history, mean(doubts) if doubts else None)
                 of_one, doubts = [], []
 
@@ -292,11 +282,8 @@ def upscale(
     seeds: Sequence[int],
     generate: Generate,
     preset: Preset,
+    options: Options | None = None,
     *,
-    samples: int = 1,
-    output: Output = "sample",
-    faithful: bool | None = None,
-    degradation: str = "auto",
     pixel_mm: Sequence[float | None] | None = None,
 ) -> list[Result]:
     """Upscale images of one shape together.
@@ -306,13 +293,12 @@ def upscale(
         seeds: one per image.
         generate: draws samples, see ``generator``.
         preset: the system.
-        samples: how many to draw of each image.
-        output: "sample", the first, or "mean".
-        faithful: whether results are made to reduce to the images; None: the preset's choice.
-        degradation: how the images were reduced, one of ``DEGRADATIONS``.
+        options: samples, output, faithful and degradation count here. None: the preset's own.
         pixel_mm: the distance of each image's pixels, in mm, where it is known.
     """
-    faithful = preset.faithful if faithful is None else faithful
-    all_samples = draw_samples(images, seeds, generate, preset, samples, faithful, degradation)
+    options = options or Options.of(preset)
+    all_samples = draw_samples(images, seeds, generate, preset, options)
     sizes = [None] * len(images) if pixel_mm is None else pixel_mm
-    return [combine(of_one, i, preset, output, mm) for of_one, i, mm in zip(all_samples, images, sizes, strict=True)]
+    return [
+        combine(of_one, i, preset, options.output, mm) for of_one, i, mm in zip(all_samples, images, sizes, strict=True)
+    ]

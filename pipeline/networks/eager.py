@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.method.drawn import Drawn, Generate, as_drawn
+from pipeline.method.options import Options
 from pipeline.method.sampler import Seed, image_noise
 from pipeline.method.upscale import Array, condition, draw_latents
 from pipeline.networks.detail_vae import DetailVAE
@@ -17,7 +18,6 @@ from pipeline.networks.unet import UNet
 from pipeline.networks.vae import Decoder, Encoder, Restore, load_vae, vae_path
 from pipeline.networks.weights import check_pair, load_unet
 from pipeline.presets import Preset
-from pipeline.spec import SamplerName, Start
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,12 @@ class Eager:
 
     def generator(
         self,
+        options: Options | None = None,
         *,
-        steps: int | None = None,
-        sampler: SamplerName | None = None,
-        start: Start | None = None,
         source: Callable[[Sequence[Seed], tuple[int, ...]], Callable[[], Array]] = image_noise,
     ) -> Generate:
         """As ``pipeline.method.upscale.generator``; equal seeds give equal noise, unless ``source`` is another."""
+        chosen = options or Options.of(self.preset)
 
         @torch.inference_mode()
         def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
@@ -75,7 +74,7 @@ class Eager:
             def noise() -> Tensor:
                 return self.tensor(draw())
 
-            z_0 = draw_latents(denoise, noise, c, self.preset.diffusion, steps, sampler, start)
+            z_0 = draw_latents(denoise, noise, c, self.preset.diffusion, chosen.steps, chosen.sampler, chosen.start)
             return as_drawn(self.decode(z_0, lr), history)
 
         return generate

@@ -59,7 +59,7 @@ class Network:
         try:
             results = self.all_cores.infer(dict(feed), share_inputs=True)
         except Exception:
-            del self.all_cores
+            self.__dict__.pop("all_cores", None)  # not there if compiling is what failed
             raise
         return [results[name] for name in self.outputs]
 
@@ -87,7 +87,7 @@ class Network:
             for request in started:  # they read the feeds
                 with contextlib.suppress(Exception):
                     request.wait()
-            del self.streams
+            self.__dict__.pop("streams", None)
             raise
         return found + self.one_by_one(feeds[count:])
 

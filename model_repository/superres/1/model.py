@@ -8,11 +8,12 @@ The method itself is ``pipeline.method.upscale``; its networks are the models of
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -63,26 +64,31 @@ server_stops = Event()
 """Set once Triton said so. It must then not be asked whether a model is ready: Triton 2.51 dies of the answer."""
 
 
-@lru_cache(maxsize=16)
-def was_ready(name: str, _second: int) -> bool:
-    """Whether this server ran the model, asked once in a second of the clock: it takes a tenth of a millisecond.
+LOOK_AGAIN = 1.0
+"""Seconds for which a model is taken to be as ready as it was: asking takes a tenth of a millisecond."""
+ready: dict[str, tuple[float, bool]] = {}
+"""By model, when this server was asked and what it said."""
+
+
+def is_ready(model: Model) -> bool:
+    """Whether this server runs the model, as of ``LOOK_AGAIN`` seconds ago at most.
 
     Raises:
         Unavailable: the server stops.
     """
     if server_stops.is_set():
         raise Unavailable(STOPPING)
+    now = time.monotonic()
+    asked, found = ready.get(model.name, (-math.inf, False))
+    if now - asked < LOOK_AGAIN:
+        return found
     try:
-        ready: bool = pb_utils.is_model_ready(model_name=name)
+        found = pb_utils.is_model_ready(model_name=model.name)
     except pb_utils.TritonModelException as error:
         server_stops.set()
         raise Unavailable(str(error)) from error
-    return ready
-
-
-def is_ready(model: Model) -> bool:
-    """Whether this server runs the model, as of a second ago at most."""
-    return was_ready(model.name, int(time.monotonic()))
+    ready[model.name] = now, found
+    return found
 
 
 def call(model: Model, **inputs: Array) -> tuple[Array, ...]:
@@ -162,22 +168,12 @@ class TritonPythonModel:
 
     def _upscale(self, jobs: list[Job], options: Options) -> list[Result]:
         """Jobs of one shape with the same options."""
-        generate = generator(
-            networks(self.preset, options.denoiser),
-            self.preset,
-            steps=options.steps,
-            sampler=options.sampler,
-            start=options.start,
-        )
         return upscale(
             [job.image for job in jobs],
             [job.seed for job in jobs],
-            generate,
+            generator(networks(self.preset, options.denoiser), self.preset, options),
             self.preset,
-            samples=options.samples,
-            output=options.output,
-            faithful=options.faithful,
-            degradation=options.degradation,
+            options,
             pixel_mm=[job.pixel_mm for job in jobs],
         )
 
