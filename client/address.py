@@ -42,7 +42,7 @@ def split(url: str, protocol: str) -> tuple[str, int]:
     if not port:
         raise AddressError(f"it names no port: give host:port, as {host}:{PORTS[protocol]}")
     if not (port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535):
-        raise AddressError(f"its port is '{port}', allowed are 1 to 65535")
+        raise AddressError(f"its port must be 1–65535, got '{port}'")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 

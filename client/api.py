@@ -138,9 +138,9 @@ class Client:
         timeout: float = 600,
     ) -> None:
         if protocol not in ("grpc", "http"):
-            raise BadRequest(f"'protocol' is {protocol!r}, allowed are grpc, http")
+            raise BadRequest(f"'protocol' must be 'grpc' or 'http', got {protocol!r}")
         if not isinstance(url, (str, type(None))):
-            raise BadRequest(f"'url' is {url!r}, needed is host:port, as '{DEFAULT_URL[protocol]}'")
+            raise BadRequest(f"'url' must be host:port, such as '{DEFAULT_URL[protocol]}', got {url!r}")
         self.protocol = protocol
         self.url = url or DEFAULT_URL[protocol]
         self.wait = allowed(check_seconds, "wait", wait, zero=True)

@@ -99,13 +99,13 @@ def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namesp
     height, width = source.image.shape
     if max(height, width) > MAX_SIDE or min(height, width) < MIN_SIDE:
         hint = " (--downscale N makes it smaller)" if max(height, width) > MAX_SIDE else ""
-        raise FileError(f"'{job.path}' is {width}×{height}, allowed are {MIN_SIDE} to {MAX_SIDE} pixels a side{hint}")
+        raise FileError(f"'{job.path}' must be {MIN_SIDE}–{MAX_SIDE} pixels per side, got {width}×{height}{hint}")
     hr = None
     if args.compare:
         hr = reader.read(args.compare, args.choice if args.compare == job.path else None).image
         high, wide = SCALE * height, SCALE * width
         if not (0 <= hr.shape[0] - high < SCALE and 0 <= hr.shape[1] - wide < SCALE):
-            raise FileError(f"'{args.compare}' is {hr.shape[1]}×{hr.shape[0]}, needed is {wide}×{high} to compare")
+            raise FileError(f"'{args.compare}' must be {wide}×{high} to compare, got {hr.shape[1]}×{hr.shape[0]}")
         hr = hr[:high, :wide]
     try:
         options = options_of(args, client.preset)

@@ -47,16 +47,16 @@ def connect(
         def upscale_all(images: Sequence[Any], seeds: Sequence[int]) -> list[Result]:
             for name, values in (("images", images), ("seeds", seeds)):
                 if not isinstance(values, Iterable):
-                    raise BadRequest(f"'{name}' is a {type(values).__name__}, needed is a list")
+                    raise BadRequest(f"'{name}' must be a list, got a {type(values).__name__}")
             arrays = [allowed(gray_image, image).astype(np.float32) for image in images]
             numbers = [allowed(check_seed, seed) for seed in seeds]
             if not arrays:
-                raise BadRequest("there are no images, needed is one or more")
+                raise BadRequest("at least one image is needed, got none")
             if len(arrays) != len(numbers):
-                raise BadRequest(f"there are {len(numbers)} seeds for {len(arrays)} images, needed is one for each")
+                raise BadRequest(f"there must be one seed per image, got {len(numbers)} for {len(arrays)}")
             if len(shapes := {array.shape for array in arrays}) > 1:
                 shown = ", ".join(f"{height}×{width}" for height, width in sorted(shapes))
-                raise BadRequest(f"the images are {shown} pixels, needed is one shape for all")
+                raise BadRequest(f"all images must have the same shape, got {shown} pixels")
             return upscale(arrays, numbers, by_fused(call, preset), preset)
 
         yield upscale_all

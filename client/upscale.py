@@ -159,14 +159,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if getattr(args, name) and several:
             parser.error(f"argument --{name}: goes with one image")
     if args.uncertainty and args.uncertainty.suffix.lower() != ".png":
-        parser.error(f"argument --uncertainty: '{args.uncertainty}', needed is a name that ends in .png")
+        parser.error(f"argument --uncertainty: must end in .png, got '{args.uncertainty}'")
     return args
 
 
 def check_reading(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End the command where an option on how to read files is not allowed; make ``args.choice`` of them."""
     if args.downscale is not None and args.downscale < 2:
-        parser.error(f"argument --downscale: {args.downscale}, allowed are 2 and more")
+        parser.error(f"argument --downscale: must be 2 or more, got {args.downscale}")
     for name in ("frame", "page"):
         if (getattr(args, name) or 1) < 1 or getattr(args, name) == 0:
             parser.error(f"argument --{name}: must be 1 or more, got {getattr(args, name)}")

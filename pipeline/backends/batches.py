@@ -52,7 +52,7 @@ def number(parameters: dict[str, Any], name: str) -> int:
     """
     text = parameters.get(name, {}).get("string_value", "0")
     if not text.isdecimal():
-        raise pb_utils.TritonModelException(f"parameter '{name}' is '{text}', allowed is a whole number")
+        raise pb_utils.TritonModelException(f"parameter '{name}' must be a whole number, got '{text}'")
     return int(text)
 
 

@@ -133,7 +133,7 @@ def check_graph(path: Path, model: Model) -> None:
     ]
     opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     if opset < 17:
-        differences.append(f"opset {opset}, needed is 17 or newer")
+        differences.append(f"opset must be 17 or newer, got {opset}")
     if differences:
         raise ExportError(f"{model.name}: " + "; ".join(differences))
 
@@ -197,7 +197,7 @@ def check_int8(repository: Path, preset: Preset) -> None:
             )
             if not (db > MIN_PSNR and dark < MAX_DARK):
                 raise ExportError(
-                    f"{model.name} in INT8: needed are more than {MIN_PSNR:g} dB and less than {MAX_DARK:g} gray levels"
+                    f"{model.name} in INT8: must reach {MIN_PSNR:g} dB and stay below {MAX_DARK:g} gray levels"
                 )
 
 
@@ -247,7 +247,7 @@ def export(weights: Path, repository: Path, preset: Preset, vae: str | None = No
         parity = whole_image_parity(pipeline, Path(staging))
         tqdm.write(f"whole image, {preset.diffusion.T} steps: PSNR between PyTorch and onnxruntime {parity:.1f} dB")
         if not parity > MIN_PARITY_DB:
-            raise ExportError(f"whole image: parity is {parity:.1f} dB, needed is more than {MIN_PARITY_DB} dB")
+            raise ExportError(f"whole image: parity must be above {MIN_PARITY_DB} dB, got {parity:.1f} dB")
         check_int8(Path(staging), preset)
         # all files are beside their places before the first is replaced
         with contextlib.ExitStack() as stack:

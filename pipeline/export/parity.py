@@ -57,11 +57,15 @@ def judge(parity: Parity) -> None:
     """
     wrong = [f"{call}: {error:.1%}" for call, error in parity.calls.items() if not error < MAX_CALL_ERROR]
     if wrong:
-        raise ParityError(f"the plan is off ({', '.join(wrong)}), allowed is {MAX_CALL_ERROR:.0%}: {ADVICE}")
+        raise ParityError(f"the plan's error must be below {MAX_CALL_ERROR:.0%}, got {', '.join(wrong)}: {ADVICE}")
     if not parity.psnr > MIN_PSNR:
-        raise ParityError(f"whole images: PSNR against ONNX is {parity.psnr:.1f} dB, needed is {MIN_PSNR:g}: {ADVICE}")
+        raise ParityError(
+            f"whole images: PSNR against ONNX must be above {MIN_PSNR:g} dB, got {parity.psnr:.1f}: {ADVICE}"
+        )
     if not parity.dark < MAX_DARK:
-        raise ParityError(f"dark areas are shifted by {parity.dark:.2f} gray levels, allowed is {MAX_DARK:g}: {ADVICE}")
+        raise ParityError(
+            f"the shift of dark areas must be below {MAX_DARK:g} gray levels, got {parity.dark:.2f}: {ADVICE}"
+        )
 
 
 def radiographs(preset: Preset) -> list[Image]:

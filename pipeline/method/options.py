@@ -115,7 +115,7 @@ def check_pixel_mm(value: Any) -> float:
     low, high = PIXEL_MM
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not number or not low <= value <= high:
-        raise InvalidRequest(f"'pixel_mm' is {_shown(value)}, allowed are {low:g} to {high:g} mm from pixel to pixel")
+        raise InvalidRequest(f"'pixel_mm' must be {low:g}–{high:g} (mm between pixels), got {_shown(value)}")
     return float(value)
 
 
@@ -128,7 +128,7 @@ def check_seconds(name: str, value: Any, *, zero: bool) -> float:
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not number or not (value >= 0 if zero else value > 0):
         allowed = "0 or more" if zero else "more than 0"
-        raise InvalidRequest(f"'{name}' is {_shown(value)}, allowed are {allowed} seconds; inf is no limit")
+        raise InvalidRequest(f"'{name}' must be {allowed} seconds (inf: no limit), got {_shown(value)}")
     return math.inf if value > sys.float_info.max else float(value)
 
 
@@ -139,19 +139,17 @@ def gray_image(value: Any) -> NDArray[np.floating[Any]]:
         InvalidRequest: it is none.
     """
     if np.ma.is_masked(value):  # type: ignore[no-untyped-call]
-        raise InvalidRequest("'image' has masked values, needed is a value for every pixel (such as .filled(0))")
+        raise InvalidRequest("'image' must not have masked values: fill them, for example with .filled(0)")
     try:
         array = np.asarray(value)
     except Exception as error:  # whatever a foreign object raises
-        raise InvalidRequest(
-            f"'image' is a {type(value).__name__} that makes no array, needed is floating point [H, W] from 0 to 1"
-        ) from error
+        raise InvalidRequest(f"'image' must be floating point [H, W], 0–1, got a {type(value).__name__}") from error
     if not np.issubdtype(array.dtype, np.floating):
         what = str(array.dtype) if array.dtype.kind in "biuc" else f"a {type(value).__name__} of no numbers"
         hint = f": divide by {np.iinfo(array.dtype).max}" if array.dtype in (np.uint8, np.uint16) else ""
-        raise InvalidRequest(f"'image' is {what}, needed is floating point from 0 to 1{hint}")
+        raise InvalidRequest(f"'image' must be floating point, 0–1, got {what}{hint}")
     if array.ndim != 2:
-        raise InvalidRequest(f"'image' has shape {array.shape}, needed is [H, W], one gray image")
+        raise InvalidRequest(f"'image' must be one gray image [H, W], got shape {array.shape}")
     check_image(array)
     return array
 
@@ -160,28 +158,28 @@ def check_image(image: NDArray[Any]) -> None:
     """Raises InvalidRequest where the last two axes are too short or too long, or values are not in [0, 1]."""
     height, width = image.shape[-2:]
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
-        raise InvalidRequest(f"'image' is {height}×{width} pixels, allowed are {MIN_SIDE} to {MAX_SIDE} a side")
+        raise InvalidRequest(f"'image' must be {MIN_SIDE}–{MAX_SIDE} pixels per side, got {height}×{width}")
     if not np.isfinite(image).all():
-        raise InvalidRequest("'image' has NaN or infinite values, allowed are 0 to 1")
+        raise InvalidRequest("'image' must be 0–1, got NaN or infinite values")
     if image.min() < 0 or image.max() > 1:
-        raise InvalidRequest(f"'image' has values from {image.min():g} to {image.max():g}, allowed are 0 to 1")
+        raise InvalidRequest(f"'image' must be 0–1, got values from {image.min():g} to {image.max():g}")
 
 
 def _number(name: str, value: Any, low: int, high: int) -> int:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
-        raise InvalidRequest(f"'{name}' is {_shown(value)}, allowed are {low} to {high}")
+        raise InvalidRequest(f"'{name}' must be {low}–{high}, got {_shown(value)}")
     return int(value)
 
 
 def _choice(name: str, value: Any, allowed: tuple[Choice, ...]) -> Choice:
     if not isinstance(value, str) or value not in allowed:
-        raise InvalidRequest(f"'{name}' is {_shown(value)}, allowed are {', '.join(allowed)}")
+        raise InvalidRequest(f"'{name}' must be one of {', '.join(allowed)}, got {_shown(value)}")
     return next(choice for choice in allowed if choice == value)  # not a subclass of str
 
 
 def _truth(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
-        raise InvalidRequest(f"'{name}' is {_shown(value)}, allowed are true and false")
+        raise InvalidRequest(f"'{name}' must be true or false, got {_shown(value)}")
     return bool(value)
 
 

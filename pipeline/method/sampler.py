@@ -55,7 +55,7 @@ def timesteps(T: int, steps: int) -> list[int]:
         ValueError: ``steps`` is not in 1 … T.
     """
     if not 1 <= steps <= T:
-        raise ValueError(f"steps is {steps}, allowed are 1 to {T}")
+        raise ValueError(f"'steps' must be 1–{T}, got {steps}")
     return [round(T - i * T / steps) - 1 for i in range(steps)]
 
 
@@ -71,7 +71,7 @@ def trajectory(schedule: Schedule, steps: int, eta: float, prediction: Predictio
         ValueError: ``steps`` is not in 1 … T, or ``eta`` not in 0 … 1.
     """
     if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta is {eta}, allowed are 0 to 1")
+        raise ValueError(f"'eta' must be 0–1, got {eta}")
     times = timesteps(schedule.T, steps)
     result = []
     for t, previous in zip(times, [*times[1:], None], strict=True):

@@ -83,7 +83,7 @@ def load_kl(source: str | Path, spec: VAESpec) -> AutoencoderKL:
     found = (vae.config.in_channels, vae.config.latent_channels, factor)
     wanted = (spec.channels, spec.latent_channels, spec.factor)
     if found != wanted:
-        raise ValueError(f"autoencoder '{source}' has (channels, latent channels, factor) {found}, needed is {wanted}")
+        raise ValueError(f"autoencoder '{source}' must have (channels, latent channels, factor) {wanted}, got {found}")
     return vae.eval()
 
 

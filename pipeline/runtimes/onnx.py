@@ -62,7 +62,7 @@ def network(path: Path, model: Model, inputs: list[str], run: Run) -> Call:
     names = model.input_names
     if inputs != names:
         raise ValueError(
-            f"'{path}' has the inputs {', '.join(inputs)}, needed are {', '.join(names)}: another preset's"
+            f"'{path}' must have the inputs {', '.join(names)}, got {', '.join(inputs)}: it belongs to another preset"
         )
     return lambda **arrays: tuple(run({name: arrays[name] for name in names}))
 

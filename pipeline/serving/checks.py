@@ -120,8 +120,8 @@ def find_host(host: str) -> str:
             probe.bind((address, 0))
     except (OSError, UnicodeError):
         raise ServeError(
-            f"--host is '{host}', needed is an IPv4 address or name of this machine, such as 127.0.0.1, or 0.0.0.0 "
-            "for all its addresses"
+            f"--host must be an IPv4 address or name of this machine, such as 127.0.0.1, or 0.0.0.0 for all its "
+            f"addresses, got '{host}'"
         ) from None
     return address
 
@@ -139,7 +139,7 @@ def listening_at(host: str, ports: dict[str, int], extra: Sequence[str]) -> dict
         flag = f"--{protocol}-port"
         port = given(extra, flag) or str(ports[protocol])
         if not (port.isdecimal() and 1 <= int(port) <= 65535):
-            raise ServeError(f"{flag} is {port}, allowed are 1 to 65535")
+            raise ServeError(f"{flag} must be 1–65535, got {port}")
         for other, (_, taken) in found.items():
             if taken == int(port):
                 raise ServeError(f"port {port} is given twice: --{other}-port, {flag}")

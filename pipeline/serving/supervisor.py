@@ -104,7 +104,7 @@ def upscale_one(address: Address, preset: Preset) -> float:
         raise NotReady(f"a {side}×{side} image becomes one of shape {upscaled.shape[1:]}, not {SCALE} times the size")
     low, high = upscaled.min(), upscaled.max()
     if not (low >= 0 and high <= 1):  # NaN is neither
-        raise NotReady(f"a {side}×{side} image becomes one with values from {low:g} to {high:g}, allowed are 0 to 1")
+        raise NotReady(f"the result of a {side}×{side} image must be 0–1, got values from {low:g} to {high:g}")
     return time.monotonic() - began
 
 
