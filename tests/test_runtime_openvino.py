@@ -14,7 +14,7 @@ from pipeline.method.upscale import generator, upscale
 from pipeline.models import onnx_models
 from pipeline.presets import BEST
 from pipeline.runtimes.onnx import by_onnxruntime, onnx_networks
-from pipeline.runtimes.openvino import OpenVINOError, load
+from pipeline.runtimes.openvino import Network, OpenVINOError, load
 
 UNET = onnx_models(BEST).denoiser
 PATH = ROOT / "model_repository" / "unet_onnx" / "1" / "model.onnx"
@@ -73,6 +73,30 @@ def test_a_shape_that_cannot_run_is_an_error_and_the_next_call_works(
     for batch in (5, 1, 1):
         feed = {name: array[:batch] for name, array in right.items()}
         np.testing.assert_array_equal(run(feed)[0], expected[:batch])
+
+
+def test_a_failed_recompilation_is_its_own_error_and_the_next_call_compiles_again(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    _, _, run = load(PATH, bf16=False, usual=USUAL)
+    right = {"x": rng.standard_normal((5, 8, 8, 24), dtype=np.float32), "t": np.zeros((5, 1), np.float32)}
+    wrong = {"x": np.zeros((5, 8, 9, 9), np.float32), "t": np.zeros((5, 1), np.float32)}
+    expected = run(right)[0]
+    one = {name: array[:1] for name, array in right.items()}
+    for broken in (wrong, {name: array[:1] for name, array in wrong.items()}):
+        with pytest.raises(RuntimeError):
+            run(broken)
+
+    def fail(_network: Network, _hint: str) -> None:
+        raise MemoryError("no memory to compile")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Network, "_compiled", fail)
+        for feed in (right, one):
+            with pytest.raises(MemoryError, match="no memory to compile"):
+                run(feed)
+    np.testing.assert_array_equal(run(right)[0], expected)
+    np.testing.assert_array_equal(run(one)[0], expected[:1])
 
 
 def test_without_a_usual_shape_the_model_runs_as_it_is_called(rng: np.random.Generator) -> None:

@@ -1,0 +1,108 @@
+"""ONNX files by onnxruntime on a GPU, as the backend runs them: usual shapes as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+Shapes = Mapping[str, Sequence[int]]
+"""Input name ⇒ shape without the batch axis."""
+Feed = Mapping[str, Any]
+"""Input name ⇒ array."""
+Run = Callable[[Feed], list[Any]]
+"""Inputs by name ⇒ all outputs, in the file's order."""
+
+NO_GRAPH = -1
+
+
+def options_of(graph: int) -> ort.RunOptions:
+    """What runs as the session's CUDA graph of that number, recorded by the first of them, or as none."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
+
+
+class Replayed:
+    """Runs on inputs of one shape, from and to memory of the device that stays where it is, as a CUDA graph needs it.
+
+    A graph takes one launch in place of some hundreds, which small networks wait for longer than for their arithmetic.
+    """
+
+    def __init__(self, session: ort.InferenceSession, feed: Feed, graph: int, kind: str, device: int) -> None:
+        self.session, self.options = session, options_of(graph)
+        self.binding = session.io_binding()
+        results = session.run(None, feed, options_of(NO_GRAPH))
+        self.inputs = {name: ort.OrtValue.ortvalue_from_numpy(array, kind, device) for name, array in feed.items()}
+        self.outputs = [
+            ort.OrtValue.ortvalue_from_shape_and_type(result.shape, result.dtype, kind, device) for result in results
+        ]
+        for name, value in self.inputs.items():
+            self.binding.bind_ortvalue_input(name, value)
+        for tensor, value in zip(session.get_outputs(), self.outputs, strict=True):
+            self.binding.bind_ortvalue_output(tensor.name, value)
+
+    def __call__(self, feed: Feed) -> list[Any]:
+        for name, array in feed.items():
+            self.inputs[name].update_inplace(array)
+        self.session.run_with_iobinding(self.binding, self.options)
+        return [value.numpy() for value in self.outputs]
+
+
+def replaying(session: ort.InferenceSession, usual: Shapes, kind: str, device: int) -> Run:
+    """The session's function: ``usual`` shapes have a graph for each batch size, others none."""
+    recorded: dict[int, Replayed] = {}
+    without = options_of(NO_GRAPH)
+
+    def run(feed: Feed) -> list[Any]:
+        if {name: array.shape[1:] for name, array in feed.items()} != usual:
+            return list(session.run(None, feed, without))
+        batch = len(next(iter(feed.values())))
+        if batch in recorded:
+            return recorded[batch](feed)
+        replayed = Replayed(session, feed, batch, kind, device)
+        results = replayed(feed)
+        recorded[batch] = replayed
+        return results
+
+    return run
+
+
+def load(
+    path: Path, options: ort.SessionOptions, device: int, usual: Shapes | None
+) -> tuple[ort.InferenceSession, Run, str]:
+    """A session on a GPU, its function, and why it uses no CUDA graphs: nothing where it does.
+
+    Where the GPU or CUDA's libraries cannot be used, onnxruntime says so on stderr, and runs it on the CPU.
+
+    Args:
+        path: of the ONNX file.
+        options: of the session.
+        device: number of the GPU.
+        usual: of a batched model, shapes that are worth a graph. None: none is.
+
+    Raises:
+        Exception: onnxruntime's, for a file that is damaged.
+    """
+    ort.preload_dlls()
+    options.use_deterministic_compute = True  # not all kernels heed it: images may differ by 3e-4
+    # an exhaustive search would keep the first image of every size waiting for seconds
+    cuda = {"device_id": device, "cudnn_conv_algo_search": "HEURISTIC"}
+    reason = "it has no usual shapes"
+    if usual is not None:
+        try:
+            session = ort.InferenceSession(
+                str(path), options, providers=[("CUDAExecutionProvider", {**cuda, "enable_cuda_graph": "1"})]
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            reason = str(error).strip()
+        else:
+            if "CUDAExecutionProvider" in session.get_providers():
+                return session, replaying(session, usual, "cuda", device), ""
+            reason = "CUDA cannot be used"
+    session = ort.InferenceSession(
+        str(path), options, providers=[("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
+    )
+    return session, lambda feed: list(session.run(None, feed)), reason

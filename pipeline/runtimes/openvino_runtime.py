@@ -1,0 +1,139 @@
+"""ONNX files by OpenVINO on the CPU, as the backend and the benchmarks run them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from pipeline.runtimes.processor import BFLOAT16, multiplies
+
+Shapes = Mapping[str, Sequence[int]]
+"""Input name ⇒ shape without the batch axis."""
+Feed = Mapping[str, Any]
+"""Input name ⇒ array."""
+
+
+class OpenVINOError(Exception):
+    """The file cannot be loaded; the message is OpenVINO's."""
+
+
+class Network:
+    """A model compiled for one item on all cores, and for as many at once as OpenVINO finds best (streams).
+
+    Every item of a batch is an inference of its own. On two cores that is as fast as a batch in one, and does not wait
+    for the slowest core at every layer. After an error the model is compiled anew: what OpenVINO then remembers of the
+    wrong shapes would fail later inferences of right ones.
+    """
+
+    def __init__(self, core: openvino.Core, model: openvino.Model, properties: dict[str, Any]) -> None:
+        self.core, self.model, self.properties = core, model, properties
+        self.outputs = [tensor.any_name for tensor in model.outputs]
+        _ = self.all_cores
+
+    def _compiled(self, hint: str) -> openvino.CompiledModel:
+        return self.core.compile_model(self.model, "CPU", {**self.properties, "PERFORMANCE_HINT": hint})
+
+    @cached_property
+    def all_cores(self) -> openvino.InferRequest:
+        return self._compiled("LATENCY").create_infer_request()
+
+    @cached_property
+    def streams(self) -> list[openvino.InferRequest]:
+        compiled = self._compiled("THROUGHPUT")
+        count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        return [compiled.create_infer_request() for _ in range(count)]
+
+    def _finished(self, request: openvino.InferRequest) -> list[Any]:
+        request.wait()
+        return [request.get_tensor(name).data.copy() for name in self.outputs]
+
+    def at_once(self, feed: Feed) -> list[Any]:
+        """All outputs of one inference."""
+        try:
+            results = self.all_cores.infer(dict(feed), share_inputs=True)
+        except Exception:
+            del self.all_cores
+            raise
+        return [results[name] for name in self.outputs]
+
+    def one_by_one(self, feeds: Sequence[Feed]) -> list[list[Any]]:
+        """All outputs of each."""
+        return [self.at_once(feed) for feed in feeds]
+
+    def in_streams(self, feeds: Sequence[Feed]) -> list[list[Any]]:
+        """All outputs of each; the last ones that would leave half of the streams idle go on all cores in turn."""
+        if len(feeds) == 1:
+            return self.one_by_one(feeds)
+        rest = len(feeds) % len(self.streams)
+        count = len(feeds) - (rest if 2 * rest <= len(self.streams) else 0)
+        found: list[list[Any]] = []
+        started: deque[openvino.InferRequest] = deque()
+        try:
+            for i, feed in enumerate(feeds[:count]):
+                if len(started) == len(self.streams):
+                    found.append(self._finished(started.popleft()))
+                started.append(self.streams[i % len(self.streams)])
+                started[-1].start_async(dict(feed), share_inputs=True)
+            while started:
+                found.append(self._finished(started.popleft()))
+        except Exception:
+            for request in started:  # they read the feeds
+                with contextlib.suppress(Exception):
+                    request.wait()
+            del self.streams
+            raise
+        return found + self.one_by_one(feeds[count:])
+
+
+def load(
+    path: Path, *, bf16: bool, usual: Shapes | None = None, alone: bool = False, threads: int = 0
+) -> tuple[list[str], list[str], Callable[[Feed], list[Any]]]:
+    """The names of inputs and outputs, and the function from inputs by name to outputs.
+
+    Args:
+        path: of the ONNX file.
+        bf16: compute in bfloat16 where the processor has it, else in float32.
+        usual: of a batched model, shapes for which a second network is compiled: it takes no others, and two thirds of
+            the time. None: the model runs as it is called.
+        alone: take the items of a batch one after another, for a model whose bits depend on the cores at work.
+        threads: 0 for OpenVINO's own choice.
+
+    Raises:
+        OpenVINOError: the file is missing or damaged.
+    """
+    properties = {
+        # asked for bfloat16, OpenVINO would imitate it on some processors that lack it
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 and multiplies(BFLOAT16) else "f32",
+        **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+    }
+    try:
+        core = openvino.Core()
+        model = core.read_model(path)
+        inputs = [tensor.any_name for tensor in model.inputs]
+        any_shape = Network(core, model, properties)
+        if usual is None:
+            return inputs, any_shape.outputs, any_shape.at_once
+        fixed = model.clone()
+        fixed.reshape({name: [1, *shape] for name, shape in usual.items()})
+        usual_shape = Network(core, fixed, properties)
+        if not alone:
+            _ = usual_shape.streams
+    except Exception as error:  # OpenVINO raises RuntimeError for whatever it is
+        raise OpenVINOError((str(error).strip() or type(error).__name__).splitlines()[-1]) from error
+
+    def run(feed: Feed) -> list[Any]:
+        fits = {name: array.shape[1:] for name, array in feed.items()} == usual
+        network = usual_shape if fits else any_shape
+        total = len(next(iter(feed.values())))
+        items = [{name: array[i : i + 1] for name, array in feed.items()} for i in range(total)]
+        found = network.one_by_one(items) if alone else network.in_streams(items)
+        return found[0] if total == 1 else [np.concatenate(outputs) for outputs in zip(*found, strict=True)]
+
+    return inputs, any_shape.outputs, run
