@@ -67,7 +67,7 @@ def config_files(preset: Preset) -> dict[str, str]:
     """Path in the repository ⇒ text, of every configuration that is in git.
 
     ``tritonserver --model-config-name=NAME`` takes the second one of that name where a model has it: "openvino", or
-    "one_thread" for the native ONNX Runtime backend on few cores, whose threads otherwise spin (docs/serving.md).
+    "one_thread" for the native ONNX Runtime backend on few cores, whose threads otherwise spin (docs/how-to/serve.md).
     """
     texts = {f"{model.name}/config.pbtxt": config_text(model) for model in models(preset)}
     for model in onnx_models(preset):
