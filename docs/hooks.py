@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+COLUMNS = 100
 HELP = re.compile(r"^<!-- help: (\S+) -->$", re.MULTILINE)
 """Replaced by the help of a module."""
 INCLUDE = re.compile(r"^\[[^\]]*\]\((?P<path>(?:\.\./)+[^)]+\.md)\)$", re.MULTILINE)
@@ -31,18 +33,19 @@ PAGES = {
 @cache
 def help_of(module: str) -> str:
     """What ``python -m MODULE --help`` prints, without this machine's paths."""
-    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+    environment = {**os.environ, "COLUMNS": str(COLUMNS), "NO_COLOR": "1"}
     done = subprocess.run(
         [sys.executable, "-m", module, "--help"],
         cwd=ROOT,
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     if done.returncode:
         raise RuntimeError(f"python -m {module} --help failed:\n{done.stderr}")
-    return done.stdout.replace(f"{ROOT}/", "").strip()
+    lines = done.stdout.replace(f"{ROOT}/", "").strip().splitlines()
+    # argparse leaves descriptions as they are: one long line
+    return "\n".join(line if line.startswith((" ", "usage:")) else textwrap.fill(line, COLUMNS) for line in lines)
 
 
 def included(source: Path, page: Path) -> str:
