@@ -58,6 +58,14 @@ def included(source: Path, page: Path) -> str:
     return LINK.sub(moved, source.read_text(encoding="utf-8"))
 
 
+def on_pre_build(**_: Any) -> None:
+    """MkDocs calls this first. Checks the links of files outside docs/ as they are, which MkDocs does not."""
+    for source in PAGES:
+        targets = [match["path"] for match in LINK.finditer(source.read_text(encoding="utf-8"))]
+        if missing := [target for target in targets if not (source.parent / target).exists()]:
+            raise RuntimeError(f"{source.relative_to(ROOT)} links to what is not there: {', '.join(missing)}")
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """MkDocs calls this with the text of every page."""
     path = DOCS / page.file.src_uri
