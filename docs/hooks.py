@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +29,37 @@ PAGES = {
 """Files outside docs/ and the pages that stand for them."""
 
 
-@cache
-def help_of(module: str) -> str:
-    """What ``python -m MODULE --help`` prints, without this machine's paths."""
+PRINT_HELP = """
+import contextlib, io, json, runpy, sys
+found = {}
+for module in sys.argv[1:]:
+    printed = io.StringIO()
+    sys.argv = [module, "--help"]
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    found[module] = printed.getvalue()
+print(json.dumps(found))
+"""
+"""One process for all commands: most import PyTorch, which takes seconds."""
+
+
+def helps_of(modules: list[str]) -> dict[str, str]:
+    """Return what ``python -m MODULE --help`` prints, by module, without this machine's paths."""
     environment = {**os.environ, "COLUMNS": str(COLUMNS), "NO_COLOR": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", module, "--help"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", PRINT_HELP, *modules], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     if done.returncode:
-        raise RuntimeError(f"python -m {module} --help failed:\n{done.stderr}")
-    lines = done.stdout.replace(f"{ROOT}/", "").strip().splitlines()
-    # argparse leaves descriptions as they are: one long line
+        raise RuntimeError(f"a command's --help failed:\n{done.stderr}")
+    found: dict[str, str] = json.loads(done.stdout)
+    if broken := [module for module, text in found.items() if not text.startswith("usage:")]:
+        raise RuntimeError(f"no help from {', '.join(broken)}")
+    return {module: wrapped(text.replace(f"{ROOT}/", "")) for module, text in found.items()}
+
+
+def wrapped(text: str) -> str:
+    """Wrap a help's description, which argparse leaves as one long line."""
+    lines = text.strip().splitlines()
     return "\n".join(line if line.startswith((" ", "usage:")) else textwrap.fill(line, COLUMNS) for line in lines)
 
 
@@ -69,7 +84,7 @@ def on_pre_build(**_: Any) -> None:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """MkDocs calls this with the text of every page."""
     path = DOCS / page.file.src_uri
-    with ThreadPoolExecutor(2) as pool:  # every help takes seconds: most commands import PyTorch
-        list(pool.map(help_of, HELP.findall(markdown)))
-    markdown = HELP.sub(lambda match: f"```text\n{help_of(match[1])}\n```", markdown)
+    if modules := HELP.findall(markdown):
+        helps = helps_of(modules)
+        markdown = HELP.sub(lambda match: f"```text\n{helps[match[1]]}\n```", markdown)
     return INCLUDE.sub(lambda match: included((path.parent / match["path"]).resolve(), path), markdown)
