@@ -26,13 +26,28 @@ from client import Client, ServerUnavailable
 from pipeline import ROOT
 from pipeline.method.images import downscale
 from pipeline.method.upscale import Networks
-from pipeline.presets import PAPER
+from pipeline.presets import PAPER, PRESETS
 from pipeline.serving.local_server import free_ports, stop
+from tests.tiny import TINY
 
 Array = NDArray[np.float32]
 
 # a shell that runs the tests in the background has them, and what they start, ignore Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What needs a real server is slow. Of several workers one has all tests of the shared server, others whole files.
+
+    So the server starts once, and what a module's fixtures make is made once.
+    """
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "start_server" in fixtures:
+            item.add_marker(pytest.mark.slow)
+        if config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group("server" if "server" in fixtures else item.path.stem))
 
 
 def fake_denoise(z_t: Array, z_lr: Array, t: int) -> Array:
@@ -85,6 +100,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cv2.imwrite(str(folder / "HR_256" / name), hr)
         cv2.imwrite(str(folder / "LR_64" / name), downscale(hr))
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_presets() -> Iterator[None]:
+    """Trainings of the presets make the networks of ``tests.tiny``, and validate on a few images."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, preset in TINY.items():
+            patch.setitem(PRESETS, name, preset)
+        for setting in ("tune.VALIDATION_SQUARES", "restore.HELD_OUT", "doubt.HELD_OUT", "presentation.HELD_OUT"):
+            patch.setattr(f"train.{setting}", 4)
+        yield
 
 
 @pytest.fixture
