@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,20 +35,23 @@ Array = NDArray[np.float32]
 
 # a shell that runs the tests in the background has them, and what they start, ignore Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# no test asks the hub: huggingface_hub reads this when it is imported, and would try again and again
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What needs a real server is slow. Of several workers one has all tests of the shared server, others whole files.
+    """What needs a real server or an export is slow, and what is made once for all tests is made by one worker.
 
-    So the server starts once, and what a module's fixtures make is made once.
+    That is the shared server, the export of preset paper, or else what the fixtures of a module make.
     """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        if "start_server" in fixtures:
+        if "start_server" in fixtures or "paper_repository" in fixtures:
             item.add_marker(pytest.mark.slow)
         if config.pluginmanager.hasplugin("xdist"):
-            item.add_marker(pytest.mark.xdist_group("server" if "server" in fixtures else item.path.stem))
+            shared = [name for name in ("server", "paper_repository") if name in fixtures]
+            item.add_marker(pytest.mark.xdist_group(*shared or [item.path.stem]))
 
 
 def fake_denoise(z_t: Array, z_lr: Array, t: int) -> Array:
@@ -219,3 +223,16 @@ def wait_ready(server: RunningServer, model: str) -> None:
 def server(start_server: StartServer) -> RunningServer:
     """The real server on the repository as it is shipped, with no configuration completed by the server."""
     return start_server(ROOT / "model_repository")
+
+
+@pytest.fixture(scope="session")
+def paper_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of preset paper, exported from the weights as they are shipped."""
+    from pipeline import triton_config
+    from pipeline.export import command as export
+
+    repository = tmp_path_factory.mktemp("paper") / "models"
+    shutil.copytree(ROOT / "model_repository" / "superres", repository / "superres")
+    for command in (export.main, triton_config.main):
+        assert command(["--preset", "paper", "--model-repository", str(repository)]) == 0
+    return repository

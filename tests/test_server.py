@@ -24,7 +24,6 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from client import Client
 from pipeline import ROOT, triton_config
-from pipeline.export import command as export
 from pipeline.method.images import psnr
 from pipeline.method.options import Options
 from pipeline.method.reduction import reduce
@@ -487,16 +486,10 @@ def test_a_server_that_is_stopped_under_load_ends_in_order(start_server: StartSe
     assert not any("unet_onnx" in message or "INTERNAL" in message for message in messages)
 
 
-def test_a_repository_of_preset_paper(
-    start_server: StartServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    repository = tmp_path / "models"
-    shutil.copytree(REPOSITORY / "superres", repository / "superres")
-    for command in (export.main, triton_config.main):
-        assert command(["--preset", "paper", "--model-repository", str(repository)]) == 0, capsys.readouterr().err
-    server = start_server(repository)
+def test_a_repository_of_preset_paper(start_server: StartServer, paper_repository: Path) -> None:
+    server = start_server(paper_repository)
     image = random_images(20, 33)[0]
-    generate = generator(onnx_networks(repository, PAPER), PAPER)
+    generate = generator(onnx_networks(paper_repository, PAPER), PAPER)
     for protocol in ("grpc", "http"):
         with Client(server.url(protocol), protocol=protocol) as client:
             assert client.preset == PAPER

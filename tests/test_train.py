@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import resource
-import shlex
 import shutil
 import signal
 import subprocess
@@ -15,14 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL
 
 from pipeline import ROOT
@@ -32,6 +29,7 @@ from pipeline.networks.vae import load_vae, set_latent_scale, vae_path
 from pipeline.networks.weights import load_unet
 from pipeline.presets import Preset
 from pipeline.serving.local_server import free_ports
+from tests.recipes import run_recipe
 from tests.tiny import BEST, PAPER
 from train import loop, tune, unet, vae
 from train.losses import AdversaryLoss, Discriminator
@@ -328,28 +326,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def commands_of(script: Path, *arguments: Path, **variables: str) -> list[list[str]]:
-    """What a recipe would call Python with, in turn."""
-    asked = Path(variables["RUNS"]) / "asked"
-    asked.parent.mkdir(exist_ok=True)
-    asked.write_text("")
-    python = {"BASH_FUNC_python%%": f"() {{ printf '%s\\n' \"${{*@Q}}\" >> {shlex.quote(str(asked))}; }}"}
-    result = subprocess.run(
-        [script, *arguments], env={**os.environ, **variables, **python}, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return [shlex.split(line) for line in asked.read_text().splitlines()]
-
-
-@pytest.fixture
-def own_precision() -> Iterator[None]:
-    """Trainings take the precision that they are told: accelerate lets a process choose once."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("own_precision")
 @pytest.mark.parametrize("preset", [PAPER, BEST], ids=lambda p: p.name)
 def test_the_whole_recipe_trains_all_networks_and_continues(
     data: Path, tmp_path: Path, preset: Preset, capsys: pytest.CaptureFixture[str]
@@ -358,12 +334,10 @@ def test_the_whole_recipe_trains_all_networks_and_continues(
     sizes = {f"{stage}_STEPS": "1" for stage in ("VAE", "UNET", "RESTORE", "TUNE", "DOUBT", "PRESENTATION")}
     sizes |= {"DEVICE": "cpu", "RUNS": str(tmp_path / "runs"), "STAGES": "vae unet restore tune doubt presentation"}
     for _ in range(2):
-        capsys.readouterr()
-        for flag, module, *arguments in commands_of(script, data, tmp_path / "out", **sizes):
-            assert flag == "-m"
-            assert import_module(module).main(arguments) == 0, capsys.readouterr().err[-3000:]
-    continued = capsys.readouterr().out.count("continuing")
-    assert continued == (2 if preset == PAPER else 6), "finished parts are not repeated"
+        result = run_recipe(script, data, tmp_path / "out", **sizes)
+        said = capsys.readouterr()
+        assert result.returncode == 0, said.err[-3000:] + result.stderr[-3000:]
+    assert said.out.count("continuing") == (2 if preset == PAPER else 6), "finished parts are not repeated"
     eager.load(tmp_path / "out", preset)
 
 
