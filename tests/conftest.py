@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -41,17 +40,28 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What needs a real server or an export is slow, and what is made once for all tests is made by one worker.
-
-    That is the shared server, the export of preset paper, or else what the fixtures of a module make.
-    """
+    """What needs a real server is slow. Workers begin with what is slow, so that none ends long after the others."""
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        if "start_server" in fixtures or "paper_repository" in fixtures:
+        if "start_server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
-        if config.pluginmanager.hasplugin("xdist"):
-            shared = [name for name in ("server", "paper_repository") if name in fixtures]
-            item.add_marker(pytest.mark.xdist_group(*shared or [item.path.stem]))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give workers whole files, and all files with tests of the shared server to one: it is started once.
+
+    xdist's own groups ask for what pytest 9.2 no longer lets a plugin do: change the names of tests.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "server" if "server: RunningServer" in (config.rootpath / file).read_text() else file
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def fake_denoise(z_t: Array, z_lr: Array, t: int) -> Array:
@@ -223,16 +233,3 @@ def wait_ready(server: RunningServer, model: str) -> None:
 def server(start_server: StartServer) -> RunningServer:
     """The real server on the repository as it is shipped, with no configuration completed by the server."""
     return start_server(ROOT / "model_repository")
-
-
-@pytest.fixture(scope="session")
-def paper_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of preset paper, exported from the weights as they are shipped."""
-    from pipeline import triton_config
-    from pipeline.export import command as export
-
-    repository = tmp_path_factory.mktemp("paper") / "models"
-    shutil.copytree(ROOT / "model_repository" / "superres", repository / "superres")
-    for command in (export.main, triton_config.main):
-        assert command(["--preset", "paper", "--model-repository", str(repository)]) == 0
-    return repository

@@ -18,10 +18,9 @@ from pipeline.networks import eager
 from pipeline.networks.unet import UNet
 from pipeline.presets import DEFAULT, PAPER, PRESETS, UNetSpec
 from pipeline.spec import Model
-from tests.test_vae import tiny_vae
 
 ROOT = Path(__file__).parents[1]
-UNET, ENCODER, DECODER, *_ = onnx_models(PAPER)
+UNET = onnx_models(PAPER).denoiser
 WEIGHTS = ROOT / "weights" / DEFAULT.name
 SHIPPED = pytest.mark.parametrize("model", [*onnx_models(DEFAULT)], ids=lambda m: m.name)
 
@@ -127,39 +126,6 @@ def test_the_shipped_graphs_equal_pytorch(model: Model, batch: int) -> None:
     network = export.networks(pipeline)[model.name]
     path = ROOT / "model_repository" / model.name / "1" / "model.onnx"
     assert export.relative_error(network, model, path, batch) < export.MAX_RELATIVE_ERROR
-
-
-def test_exports_a_pretrained_autoencoder_with_attention(
-    paper_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write = export.write_onnx
-
-    def write_the_autoencoder(network: nn.Module, model: Model, path: Path) -> None:
-        """What is made of the same U-Net is exported already, and is still compared with it."""
-        if model.name.startswith("vae_"):
-            write(network, model, path)
-        else:
-            shutil.copy(paper_repository / model.name / "1" / "model.onnx", path)
-
-    monkeypatch.setattr(export, "write_onnx", write_the_autoencoder)
-    tiny_vae().save_pretrained(tmp_path / "vae")
-    repository = tmp_path / "repository"
-    weights = str(ROOT / "weights" / "paper")
-    arguments = [
-        "--preset",
-        "paper",
-        "--weights",
-        weights,
-        "--vae",
-        str(tmp_path / "vae"),
-        "--model-repository",
-        str(repository),
-    ]
-    assert export.main(arguments) == 0, capsys.readouterr().err
-    for model in (UNET, ENCODER, DECODER):
-        export.check_graph(repository / model.name / "1" / "model.onnx", model)
-    assert triton_config.main(["--model-repository", str(repository), "--preset", "paper", "--check"]) == 0
-    assert {p.name for p in repository.iterdir()} == {model.name for model in models(PAPER)}
 
 
 def fake_export(monkeypatch: pytest.MonkeyPatch) -> None:
