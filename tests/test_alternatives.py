@@ -67,6 +67,7 @@ def test_what_cannot_be_run_here_is_left_out_with_a_line(
     assert lines[1].startswith("left out: Real-ESRGAN x4plus, ncnn: ")
 
 
+@pytest.mark.slow
 def test_real_server_with_pytorch_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert alternatives.main(["--way", "in_process", "diffusers", "--rounds", "1"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -76,6 +77,7 @@ def test_real_server_with_pytorch_in_it(capsys: pytest.CaptureFixture[str]) -> N
         assert way["difference"] < 5, "the same weights and noise make the same image, in bfloat16 nearly"
 
 
+@pytest.mark.slow
 def test_steps_out_of_range(capsys: pytest.CaptureFixture[str]) -> None:
     assert alternatives.main(["--steps", "301", "--way", "diffusers", "--rounds", "1"]) == 1
     assert "'steps' is 301" in capsys.readouterr().err

@@ -19,6 +19,8 @@ from pipeline.networks.unet import UNet
 from pipeline.presets import DEFAULT, PAPER, PRESETS, UNetSpec
 from pipeline.spec import Model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 UNET = onnx_models(PAPER).denoiser
 WEIGHTS = ROOT / "weights" / DEFAULT.name

@@ -16,6 +16,8 @@ from pipeline.presets import BEST
 from pipeline.runtimes.onnx import by_onnxruntime, onnx_networks
 from pipeline.runtimes.openvino import Network, OpenVINOError, load
 
+pytestmark = pytest.mark.slow
+
 UNET = onnx_models(BEST).denoiser
 PATH = ROOT / "model_repository" / "unet_onnx" / "1" / "model.onnx"
 USUAL = dict(zip(UNET.input_names, UNET.warmup, strict=True))

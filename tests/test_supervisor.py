@@ -42,6 +42,7 @@ def supervise(*command: str, check: str = "passes") -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "status", "line"),
     [
@@ -109,6 +110,7 @@ def test_a_server_that_fails_its_check_is_stopped() -> None:
     assert (process.returncode, output, errors) == (1, "", "error: no image\n")
 
 
+@pytest.mark.slow
 def test_what_the_server_leaves_behind_is_ended(tmp_path: Path) -> None:
     process = supervise("sh", "-c", f"sleep 60 & echo $! > {tmp_path / 'pid'}; kill -9 $$")
     process.communicate(timeout=20)

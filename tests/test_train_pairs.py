@@ -235,6 +235,7 @@ def test_a_write_that_fails_leaves_no_part_of_a_file(
     assert_pair(out, "a", radiograph())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_an_ended_run_leaves_whole_files_and_is_continued(many: Path, out: Path, sent: signal.Signals) -> None:
     (out / HR).mkdir(parents=True)

@@ -73,6 +73,7 @@ def test_as_a_script_on_one_image(server: RunningServer, tmp_path: Path) -> None
         )
 
 
+@pytest.mark.slow
 def test_help_has_examples() -> None:
     command = [sys.executable, "client/upscale.py", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
