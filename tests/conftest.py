@@ -148,6 +148,20 @@ def answering(data: bytes | None) -> Iterator[int]:
         yield server.getsockname()[1]
 
 
+def wait_for(state: Callable[[], object], limit: float = 60) -> None:
+    """Return once ``state`` holds."""
+    deadline = time.monotonic() + limit
+    while not state():
+        assert time.monotonic() < deadline, "what is waited for does not come"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that are not told how long to wait for a server wait a moment."""
+    monkeypatch.setitem(Client.__init__.__kwdefaults__, "wait", 0.1)
+
+
 @dataclass
 class RunningServer:
     """A tritonserver that tests started."""

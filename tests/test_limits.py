@@ -80,6 +80,7 @@ def test_impossible_arguments(arguments: list[str], capsys: pytest.CaptureFixtur
     assert "needed is" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("impatient")
 def test_nothing_answers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "measure_machine", lambda: MACHINE)
     assert limits.main(["--url", "localhost:1"]) == 1
