@@ -159,7 +159,9 @@ def wait_for(state: Callable[[], object], limit: float = 60) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that are not told how long to wait for a server wait a moment."""
-    monkeypatch.setitem(Client.__init__.__kwdefaults__, "wait", 0.1)
+    defaults = Client.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "wait", 0.1)
 
 
 @dataclass

@@ -253,7 +253,10 @@ def test_a_plan_that_does_not_load_leaves_the_rest_served(start_server: StartSer
 
 
 @pytest.mark.slow
-def test_a_network_that_does_not_load_ends_a_server_without_plans(repository: Path) -> None:
+def test_a_network_that_does_not_load_ends_a_server_without_plans(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    for name in ("vae_encoder", "unet_onnx"):
+        shutil.copytree(REPOSITORY / name, repository / name)
     (repository / "unet_onnx" / "1" / "model.onnx").write_bytes(b"cut off")
     ports = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), free_ports(3), strict=True)]
     result = run("--model-repository", repository, *ports)

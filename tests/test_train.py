@@ -413,7 +413,7 @@ def test_tuning_changes_unet_and_decoder_together_and_not_the_encoder(
     tune.tune(tuning(data, best_weights, tmp_path, warmup=0))
     before, after = (load_vae(vae_path(f, BEST.vae), BEST.vae).state_dict() for f in (best_weights, tmp_path))
     same = {name for name in before if torch.equal(before[name], after[name])}
-    assert same == {name for name in before if name.startswith(("encoder.", "latent_", "doubt."))}
+    assert same == {name for name in before if name.startswith(("encoder.", "latent_", "doubt.", "presentation."))}
     assert not torch.equal(state_of(best_weights, BEST)["out.weight"], state_of(tmp_path, BEST)["out.weight"])
     eager.load(tmp_path, BEST)
 
