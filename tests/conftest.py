@@ -117,13 +117,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny_presets() -> Iterator[None]:
+def few_held_out() -> Iterator[None]:
+    """Trainings validate on a few images."""
+    with pytest.MonkeyPatch.context() as patch:
+        for setting in ("tune.VALIDATION_SQUARES", "restore.HELD_OUT", "doubt.HELD_OUT", "presentation.HELD_OUT"):
+            patch.setattr(f"train.{setting}", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny_presets(few_held_out: None) -> Iterator[None]:  # noqa: ARG001
     """Trainings of the presets make the networks of ``tests.tiny``, and validate on a few images."""
     with pytest.MonkeyPatch.context() as patch:
         for name, preset in TINY.items():
             patch.setitem(PRESETS, name, preset)
-        for setting in ("tune.VALIDATION_SQUARES", "restore.HELD_OUT", "doubt.HELD_OUT", "presentation.HELD_OUT"):
-            patch.setattr(f"train.{setting}", 4)
         yield
 
 

@@ -15,12 +15,11 @@ from pipeline.networks.vae import make_vae
 from pipeline.networks.weights import digest, save_unet, save_vae
 from pipeline.presets import BEST
 from tests.recipes import run_recipe
-from train import tune
 
 SLICE = ROOT / "train" / "runs" / "slice.sh"
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_held_out")]
 
 
 def run(*arguments: str | Path, **variables: str | Path) -> subprocess.CompletedProcess[str]:
@@ -36,9 +35,8 @@ def make(folder: Path) -> None:
 
 
 def test_slices_go_on_by_the_parts_of_the_checkpoint(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tune, "VALIDATION_SQUARES", 4)
     make(tmp_path / "out-restoring")
     folders = {"RUNS": tmp_path / "runs", "PARTS_DIR": tmp_path / "parts"}
     first = run("0.0001", data, tmp_path / "out", **folders, TUNE_STEPS="3")

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.presets import BEST, PRESETS
 from tests.tiny import shrink
-from train import sweep, tune
+from train import sweep
 from train.sweep import LEADS, STEPS, base_of
 from train.tune import Tuning
 from train.unet import UNetTraining
@@ -70,11 +70,11 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_held_out")
 def test_a_sweep_trains_measures_logs_and_continues(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "LEADS", tuple(replace(lead, preset=shrink(lead.preset)) for lead in LEADS))
-    monkeypatch.setattr(tune, "VALIDATION_SQUARES", 4)
     monkeypatch.setattr(sweep, "STEPS", {"vae": 1, "unet": 1, "tune": 1})
     monkeypatch.setattr(sweep, "STEPS_MEASURED", {"unet": (1,), "tune": (1,)})
     small = {"vae": {"batch": 1, "crop": 64}, "unet": {"batch": 2}, "tune": {"batch": 1, "crop": 64}}

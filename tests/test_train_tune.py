@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from pipeline import ROOT
 from train import tune
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_held_out")]
 
 WEIGHTS = ROOT / "weights" / "best"
 
