@@ -8,8 +8,11 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 
 PRESET ?= best
 
+# a worker a core: more threads would wait for each other
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu check format docs serve export plan train bench bench-gpu clean
+.PHONY: help demo test test-fast test-gpu check format docs serve export plan train bench bench-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -41,8 +44,12 @@ $(VENV)/perf_analyzer: | $(VENV)/serving
 demo: $(VENV)/serving ## upscale a real radiograph through a real server into demo/
 	$(BIN)/python -m client.demo
 
-test: $(VENV)/testing $(VENV)/perf_analyzer ## run the tests, those against the real server included
-	$(BIN)/python -m pytest
+test: $(VENV)/testing $(VENV)/perf_analyzer ## run all tests, those against the real server included, in minutes
+	$(PYTEST) -m 'not gpu and not alone'
+	$(BIN)/python -m pytest -m 'alone and not gpu'
+
+test-fast: $(VENV)/testing ## run the tests that need no server, training or export, in under a minute: while working
+	$(PYTEST) -m 'not slow and not alone and not gpu'
 
 test-gpu: $(VENV)/testing ## run the tests that need a GPU and TensorRT or onnxruntime-gpu
 	$(BIN)/python -m pytest -m gpu

@@ -26,13 +26,42 @@ from client import Client, ServerUnavailable
 from pipeline import ROOT
 from pipeline.method.images import downscale
 from pipeline.method.upscale import Networks
-from pipeline.presets import PAPER
+from pipeline.presets import PAPER, PRESETS
 from pipeline.serving.local_server import free_ports, stop
+from tests.tiny import TINY
 
 Array = NDArray[np.float32]
 
 # a shell that runs the tests in the background has them, and what they start, ignore Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# no test asks the hub: huggingface_hub reads this when it is imported, and would try again and again
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What needs a real server is slow. Workers begin with what is slow, so that none ends long after the others."""
+    for item in items:
+        if "start_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give workers whole files, and all files with tests of the shared server to one: it is started once.
+
+    xdist's own groups ask for what pytest 9.2 no longer lets a plugin do: change the names of tests.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "server" if "server: RunningServer" in (config.rootpath / file).read_text() else file
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def fake_denoise(z_t: Array, z_lr: Array, t: int) -> Array:
@@ -87,6 +116,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def few_held_out() -> Iterator[None]:
+    """Trainings validate on a few images."""
+    with pytest.MonkeyPatch.context() as patch:
+        for setting in ("tune.VALIDATION_SQUARES", "restore.HELD_OUT", "doubt.HELD_OUT", "presentation.HELD_OUT"):
+            patch.setattr(f"train.{setting}", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny_presets(few_held_out: None) -> Iterator[None]:  # noqa: ARG001
+    """Trainings of the presets make the networks of ``tests.tiny``, and validate on a few images."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, preset in TINY.items():
+            patch.setitem(PRESETS, name, preset)
+        yield
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
@@ -106,6 +153,22 @@ def answering(data: bytes | None) -> Iterator[int]:
         if data is not None:
             threading.Thread(target=serve, daemon=True).start()
         yield server.getsockname()[1]
+
+
+def wait_for(state: Callable[[], object], limit: float = 60) -> None:
+    """Return once ``state`` holds."""
+    deadline = time.monotonic() + limit
+    while not state():
+        assert time.monotonic() < deadline, "what is waited for does not come"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that are not told how long to wait for a server wait a moment."""
+    defaults = Client.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "wait", 0.1)
 
 
 @dataclass

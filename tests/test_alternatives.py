@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.method.options import Options
 from pipeline.method.upscale import network_lr
 from pipeline.networks import eager
 from pipeline.presets import PRESETS
+from tests.conftest import RunningServer
 
 
 @pytest.mark.parametrize(("name", "steps"), [("best", 1), ("best", 4), ("paper", 10)])
@@ -67,6 +69,7 @@ def test_what_cannot_be_run_here_is_left_out_with_a_line(
     assert lines[1].startswith("left out: Real-ESRGAN x4plus, ncnn: ")
 
 
+@pytest.mark.slow
 def test_real_server_with_pytorch_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert alternatives.main(["--way", "in_process", "diffusers", "--rounds", "1"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -76,7 +79,10 @@ def test_real_server_with_pytorch_in_it(capsys: pytest.CaptureFixture[str]) -> N
         assert way["difference"] < 5, "the same weights and noise make the same image, in bfloat16 nearly"
 
 
-def test_steps_out_of_range(capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_out_of_range(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(alternatives, "running_server", lambda *_: nullcontext(server.url("grpc")))
     assert alternatives.main(["--steps", "301", "--way", "diffusers", "--rounds", "1"]) == 1
     assert "'steps' is 301" in capsys.readouterr().err
 

@@ -10,6 +10,7 @@ from benchmarks import arithmetic
 from pipeline.presets import BEST, PAPER
 
 
+@pytest.mark.slow
 def test_best_takes_less_than_a_tenth_of_the_papers_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
     assert arithmetic.main([]) == 0
     ratios = json.loads(capsys.readouterr().out.splitlines()[-1])

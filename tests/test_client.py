@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import signal
 import socket
@@ -25,7 +26,7 @@ from pipeline.method.options import Options
 from pipeline.presets import DEFAULT
 from pipeline.serving.local_server import free_ports
 from pipeline.spec import MAX_SEED
-from tests.conftest import RunningServer, StartServer
+from tests.conftest import RunningServer, StartServer, wait_for
 
 Protocol = Literal["grpc", "http"]
 PROTOCOLS: list[Protocol] = ["grpc", "http"]
@@ -301,6 +302,35 @@ def test_an_answer_that_takes_too_long_is_not_asked_for_again(server: RunningSer
             client.upscale(np.zeros((96, 96)), sampler="ddpm")
 
 
+def test_ten_seconds_are_waited_for_a_server_unless_told() -> None:
+    assert inspect.signature(Client).parameters["wait"].default == 10
+
+
+def watch(client: Client) -> tuple[list[Any], list[Exception]]:
+    """What requests ``client`` sends from now on, and the errors that they come back with."""
+    sent: list[Any] = []
+    errors: list[Exception] = []
+    infer = client._wire.infer
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        sent.append(arguments)
+        try:
+            return infer(*arguments, **options)
+        except Exception as error:
+            errors.append(error)
+            raise
+
+    client._wire.infer = watched  # type: ignore[method-assign]
+    return sent, errors
+
+
+def calls_of(server: RunningServer, model: str) -> int:
+    """How often the server has called a model."""
+    with triton.InferenceServerClient(server.url("grpc")) as client:
+        (statistics,) = client.get_inference_statistics(model).model_stats
+    return int(statistics.execution_count)
+
+
 def test_server_that_dies_during_a_request(start_server: StartServer) -> None:
     server = start_server(REPOSITORY)
     with (
@@ -308,8 +338,10 @@ def test_server_that_dies_during_a_request(start_server: StartServer) -> None:
         Client(server.url("http"), protocol="http", wait=1) as http,
         ThreadPoolExecutor(2) as pool,
     ):
+        sent = [watch(client)[0] for client in (grpc, http)]
+        before = calls_of(server, "unet_onnx")
         running = [pool.submit(client.upscale, np.zeros((256, 256)), sampler="ddpm") for client in (grpc, http)]
-        time.sleep(0.5)
+        wait_for(lambda: all(sent) and calls_of(server, "unet_onnx") > before)
         server.kill()
         began = time.monotonic()
         for future in running:
@@ -414,8 +446,9 @@ def test_models_that_are_unloaded_are_waited_for(start_server: StartServer) -> N
             expected = grpc.upscale(IMAGE).image
             for model in ("superres_onnx", "superres"):  # called by the other; asked directly
                 control.unload_model(model)
+                refused = [watch(client)[1] for client in (grpc, http)]
                 running = [pool.submit(client.upscale, IMAGE) for client in (grpc, http)]
-                time.sleep(0.5)
+                wait_for(lambda refused=refused: all(refused))  # type: ignore[misc]
                 assert not any(future.done() for future in running)
                 control.load_model(model)
                 for future in running:
@@ -443,8 +476,9 @@ def test_a_closed_client_says_so(server: RunningServer, protocol: Protocol) -> N
 def test_closing_ends_the_requests_of_other_threads(server: RunningServer, protocol: Protocol) -> None:
     client = Client(server.url(protocol), protocol=protocol)
     with ThreadPoolExecutor(3) as pool:
+        sent, _ = watch(client)
         running = [pool.submit(client.upscale, np.zeros((64, 64)), sampler="ddpm", seed=i) for i in range(3)]
-        time.sleep(0.2)
+        wait_for(lambda: len(sent) == 3)
         client.close()
         for future in running:
             assert isinstance(future.exception(timeout=5), ClientClosed)
@@ -452,10 +486,10 @@ def test_closing_ends_the_requests_of_other_threads(server: RunningServer, proto
 
 def test_closing_ends_the_wait_for_a_server(server: RunningServer) -> None:
     client = Client(server.url("grpc"), wait=60)
-    fail_from_now_on(client)
+    sent = fail_from_now_on(client)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(client.upscale, IMAGE)
-        time.sleep(0.2)
+        wait_for(lambda: len(sent) > 1)
         client.close()
         assert isinstance(running.exception(timeout=5), ClientClosed)
 

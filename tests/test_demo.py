@@ -16,6 +16,8 @@ from client.files import read_image
 from pipeline import ROOT
 from pipeline.method.images import downscale, psnr
 
+pytestmark = pytest.mark.slow
+
 
 def start(out: Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(

@@ -33,6 +33,7 @@ def read(data: bytes, choice: Choice | None = None) -> Source:
     return replace(source, notes=tuple(notes))
 
 
+@pytest.mark.slow
 def test_the_real_radiograph() -> None:
     path = get_testdata_file("RG1_UNCR.dcm")
     assert path is not None

@@ -36,6 +36,7 @@ def test_upscales_a_batch(pipeline: eager.Eager, rng: np.random.Generator) -> No
     np.testing.assert_allclose(alone.upscaled, results[1].upscaled, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 300), ("ddim", 25)])
 def test_the_shipped_onnx_files_are_the_shipped_weights(pipeline: eager.Eager, sampler: str, steps: int) -> None:
     y, x = np.mgrid[0:64, 0:64].astype(np.float32) / 64
@@ -84,6 +85,7 @@ def test_another_presets_onnx_files_are_refused() -> None:
         onnx_networks(ROOT / "model_repository", PAPER if DEFAULT == BEST else BEST)
 
 
+@pytest.mark.slow
 def test_another_autoencoder(tmp_path: Path, rng: np.random.Generator) -> None:
     from tests.test_vae import tiny_vae
 
@@ -95,8 +97,7 @@ def test_another_autoencoder(tmp_path: Path, rng: np.random.Generator) -> None:
     assert torch.is_grad_enabled()
 
 
-def test_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_missing_weights(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no AutoencoderKL at"):
         eager.load(tmp_path, PAPER)
     with pytest.raises(ValueError, match=r"cannot read '.*vae\.safetensors'"):

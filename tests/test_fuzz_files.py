@@ -11,6 +11,8 @@ from client.files import read_image
 from client.reader import Reader
 from tests.fuzz_files import FORMATS, damaged, outcome, read_all, seeds
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_what_is_damaged_for_this_is_valid_before(kind: str, tmp_path: Path) -> None:

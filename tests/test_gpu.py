@@ -43,6 +43,7 @@ def system_of(preset: Preset) -> eager.Eager:
     return eager.load(ROOT / "weights" / preset.name, preset)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 @torch.inference_mode()
 def test_what_a_graph_would_hold_makes_eagers_images(preset: Preset) -> None:
@@ -86,6 +87,7 @@ def test_the_server_makes_eagers_image(server: RunningServer) -> None:
     assert gpu.same(found, gpu_ways.by_eager(system_of(BEST), job)()) > 40
 
 
+@pytest.mark.slow
 def test_command_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(BEST_ARGUMENTS) == 0
     lines = capsys.readouterr().out.splitlines()

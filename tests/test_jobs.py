@@ -162,6 +162,7 @@ def test_the_first_job_comes_before_other_folders_are_looked_at(
     assert looked_at == ["a"]
 
 
+@pytest.mark.alone
 def test_the_time_is_linear_in_the_number_of_files(tmp_path: Path) -> None:
     """Quadratic, as it was, 8,000 files would take sixteen times as long as 2,000."""
     times = []

@@ -40,6 +40,7 @@ def test_the_scarcer_of_arithmetic_and_memory_is_the_floor() -> None:
     assert Need(some, some, steps=4).floor(MACHINE) == pytest.approx(2.0)
 
 
+@pytest.mark.slow
 def test_both_presets_with_their_own_steps() -> None:
     best, paper = limits.need(BEST, 64), limits.need(PAPER, 64)
     assert (best.steps, paper.steps) == (1, 10)
@@ -79,6 +80,7 @@ def test_impossible_arguments(arguments: list[str], capsys: pytest.CaptureFixtur
     assert "needed is" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("impatient")
 def test_nothing_answers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "measure_machine", lambda: MACHINE)
     assert limits.main(["--url", "localhost:1"]) == 1

@@ -16,6 +16,8 @@ from pipeline.method.images import psnr
 from pipeline.presets import BEST
 from tests.conftest import RunningServer, StartServer
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = ROOT / "model_repository"
 MIN_PSNR = 45.0
 """dB between two runtimes on images unlike any radiograph."""

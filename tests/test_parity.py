@@ -71,6 +71,7 @@ def measure(url: str, *names: str) -> Parity:
     return measure_parity(url, BEST, onnx_networks(REPOSITORY, BEST), pairs)
 
 
+@pytest.mark.slow
 def test_the_same_network_passes_in_single_calls_and_whole_images(url: str) -> None:
     found = measure(url, *(plan.name for plan in PLANS))
     assert list(found.calls) == [
@@ -83,6 +84,7 @@ def test_the_same_network_passes_in_single_calls_and_whole_images(url: str) -> N
     judge(found)
 
 
+@pytest.mark.slow
 def test_whole_images_tell_what_the_recorded_calls_do_not(url: str) -> None:
     found = measure(url, "unet_late")
     assert max(found.calls.values()) < 1e-4
@@ -90,6 +92,7 @@ def test_whole_images_tell_what_the_recorded_calls_do_not(url: str) -> None:
         judge(found)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_nan_and_another_encoder_fail(url: str) -> None:
     found = measure(url, "unet_nan", "encoder_far")
@@ -98,6 +101,7 @@ def test_nan_and_another_encoder_fail(url: str) -> None:
         judge(found)
 
 
+@pytest.mark.slow
 def test_a_model_that_the_server_lacks_is_named(url: str) -> None:
     assert not_ready(url, "unet_trt") is None
     assert not_ready(url, "missing") == "it is not in the repository"

@@ -162,6 +162,7 @@ def test_a_damaged_repository(repository: Path, capsys: pytest.CaptureFixture[st
     assert "missing' is no directory: name the repository with --model-repository" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gpu", "onnx_as_plan")
 def test_a_plan_is_built_checked_installed_and_served(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model-repository", str(repository)]) == 0, capsys.readouterr().err
@@ -191,6 +192,7 @@ def test_a_plan_is_built_checked_installed_and_served(repository: Path, capsys: 
     assert np.abs(auto - onnx).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("onnx_as_plan")
 def test_a_plan_that_is_not_the_network_replaces_nothing(
     repository: Path, gpu: Path, capsys: pytest.CaptureFixture[str]
@@ -206,6 +208,7 @@ def test_a_plan_that_is_not_the_network_replaces_nothing(
     assert "the plan is off (unet_trt at t = 299: 50.0%" in assert_refused(repository, capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gpu")
 def test_a_plan_that_no_server_loads_replaces_nothing(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = assert_refused(repository, capsys)

@@ -101,6 +101,7 @@ def shipped() -> eager.Eager:
     return eager.load(ROOT / "weights" / DEFAULT.name, DEFAULT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["turned", "inverted"])
 def test_a_radiograph_gains_as_much_turned_or_inverted(
     shipped: eager.Eager, name: str, rng: np.random.Generator

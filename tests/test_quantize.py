@@ -66,6 +66,7 @@ def test_integers_hold_the_range_and_zero_exactly(low: float, high: float) -> No
     assert (255 - float(zero)) * scale >= max(high, 0) - scale
 
 
+@pytest.mark.slow
 def test_channels_of_small_values_keep_their_digits(layers: onnx.ModelProto, rng: np.random.Generator) -> None:
     size = np.array([1, 0.05, 1], np.float32)
     x = rng.uniform(-1, 1, (4, 3, 8, 8)).astype(np.float32) * size[:, None, None]

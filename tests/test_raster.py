@@ -98,6 +98,7 @@ def with_chunk(png: bytes, kind: bytes, content: bytes) -> bytes:
     return png[:33] + chunk + png[33:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt"])
 def test_text_of_any_size(kind: bytes) -> None:
     text = bytes(100_000_000 if kind == b"zTXt" else 10_000_000)

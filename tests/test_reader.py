@@ -50,6 +50,7 @@ def test_images_and_errors_are_those_of_read_image(images: list[Path]) -> None:
             reader.read(images[0].with_name("none.png"))
 
 
+@pytest.mark.slow
 def test_a_crash_and_a_hang_are_errors_of_their_file_alone(images: list[Path]) -> None:
     crash, hang = (images[0].with_name(name) for name in ("crash.png", "hang.png"))
     with Reader((sys.executable, "-c", FATED), limit=3) as reader:
@@ -76,6 +77,7 @@ def test_a_process_that_does_not_start_is_not_the_files_fault(images: list[Path]
             reader.read(images[0])
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_its_owner(images: list[Path]) -> None:
     code = (
         "import os, signal, pathlib; from client.reader import Reader; r = Reader(); "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,21 +12,38 @@ import pytest
 from pipeline import ROOT
 from pipeline.export.parity import radiographs
 from pipeline.method.options import Options
-from pipeline.method.upscale import generator, upscale
+from pipeline.method.upscale import Networks, generator, upscale
 from pipeline.models import onnx_models
 from pipeline.presets import BEST
 from pipeline.runtimes.onnx import by_onnxruntime, onnx_networks
 from pipeline.runtimes.openvino import Network, OpenVINOError, load
+
+pytestmark = pytest.mark.slow
+
+Loaded = tuple[list[str], list[str], Callable[[dict[str, Any]], list[Any]]]
+"""Names of inputs and outputs, and what runs the network."""
 
 UNET = onnx_models(BEST).denoiser
 PATH = ROOT / "model_repository" / "unet_onnx" / "1" / "model.onnx"
 USUAL = dict(zip(UNET.input_names, UNET.warmup, strict=True))
 
 
+@pytest.fixture(scope="module")
+def unet() -> Loaded:
+    return load(PATH, bf16=False, usual=USUAL)
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    return onnx_networks(ROOT / "model_repository", BEST, "openvino")
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 7])
 @pytest.mark.parametrize("shape", [(32, 32), (8, 24)], ids=["usual", "unusual"])
-def test_numbers_are_those_of_onnxruntime(batch: int, shape: tuple[int, int], rng: np.random.Generator) -> None:
-    inputs, outputs, run = load(PATH, bf16=False, usual=USUAL)
+def test_numbers_are_those_of_onnxruntime(
+    unet: Loaded, batch: int, shape: tuple[int, int], rng: np.random.Generator
+) -> None:
+    inputs, outputs, run = unet
     assert (inputs, outputs) == (["x", "t"], ["v"])
     feed = {
         "x": rng.standard_normal((batch, 8, *shape), dtype=np.float32),
@@ -35,10 +54,8 @@ def test_numbers_are_those_of_onnxruntime(batch: int, shape: tuple[int, int], rn
 
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("shape", [(64, 64), (40, 48)], ids=["usual", "unusual"])
-def test_an_image_is_the_same_alone_and_in_a_batch(steps: int, shape: tuple[int, int]) -> None:
-    generate = generator(
-        onnx_networks(ROOT / "model_repository", BEST, "openvino"), BEST, Options.of(BEST, steps=steps)
-    )
+def test_an_image_is_the_same_alone_and_in_a_batch(networks: Networks, steps: int, shape: tuple[int, int]) -> None:
+    generate = generator(networks, BEST, Options.of(BEST, steps=steps))
     (radiograph, _) = radiographs(BEST)
     images = [np.ascontiguousarray(radiograph[: shape[0], : shape[1]]) * np.float32(1 - 0.1 * k) for k in range(5)]
     together = upscale(images, list(range(5)), generate, BEST)

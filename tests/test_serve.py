@@ -157,6 +157,7 @@ def test_a_numpy_that_the_stub_cannot_use_is_refused(package: Path, monkeypatch:
         find.embedded_server(package)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -251,7 +252,11 @@ def test_a_plan_that_does_not_load_leaves_the_rest_served(start_server: StartSer
     assert "failed to load 'unet_trt'" in server.log.read_text()
 
 
-def test_a_network_that_does_not_load_ends_a_server_without_plans(repository: Path) -> None:
+@pytest.mark.slow
+def test_a_network_that_does_not_load_ends_a_server_without_plans(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    for name in ("vae_encoder", "unet_onnx"):
+        shutil.copytree(REPOSITORY / name, repository / name)
     (repository / "unet_onnx" / "1" / "model.onnx").write_bytes(b"cut off")
     ports = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), free_ports(3), strict=True)]
     result = run("--model-repository", repository, *ports)
@@ -259,6 +264,7 @@ def test_a_network_that_does_not_load_ends_a_server_without_plans(repository: Pa
     assert "cannot load" in result.stdout + result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.pbtxt", "configs/openvino.pbtxt"])
 def test_damaged_config(tmp_path: Path, name: str) -> None:
     (tmp_path / "m" / "configs").mkdir(parents=True)
@@ -374,6 +380,7 @@ def ports_of(grpc: int | None = None) -> list[str]:
     return [f"--http-port={http}", f"--grpc-port={grpc or free}", f"--metrics-port={metrics}"]
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_upscale_is_stopped(tmp_path: Path) -> None:
     result = run("--model-repository", write_superres(tmp_path, AN_ERROR), *ports_of())
     assert result.returncode == 1
@@ -407,6 +414,7 @@ def serving(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[st
 TOOK = r"\(a 64×64 image took \d\.\d\d s\)"
 
 
+@pytest.mark.slow
 def test_ready_is_said_once_an_image_is_upscaled(tmp_path: Path) -> None:
     """By models in a folder that a shell would take for two, whose letters are not ASCII, by a relative path."""
     write_superres(tmp_path / "Röntgen models")
@@ -414,12 +422,14 @@ def test_ready_is_said_once_an_image_is_upscaled(tmp_path: Path) -> None:
         assert re.fullmatch(rf"ready: grpc 127\.0\.0\.1:\d+, http 127\.0\.0\.1:\d+ {TOOK}", line)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_checked_is_said(tmp_path: Path) -> None:
     write_superres(tmp_path / "models")
     with serving(tmp_path, "--model-repository=models", "--", "--allow-grpc=false") as (_, line):
         assert line == "not checked: --allow-grpc is false"
 
 
+@pytest.mark.slow
 def test_a_supervisor_that_is_killed_takes_the_server_along(tmp_path: Path) -> None:
     write_superres(tmp_path / "models")
     with serving(tmp_path, "--model-repository=models", "--host=0.0.0.0", "--", "--allow-http=0") as (process, line):

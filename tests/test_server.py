@@ -22,15 +22,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from client import Client
 from pipeline import ROOT, triton_config
-from pipeline.export import command as export
 from pipeline.method.images import psnr
 from pipeline.method.options import Options
 from pipeline.method.reduction import reduce
 from pipeline.method.upscale import generator, upscale
 from pipeline.models import fused_model, superres_model
-from pipeline.presets import DEFAULT, PAPER
+from pipeline.presets import DEFAULT
 from pipeline.runtimes.onnx import onnx_networks
 from pipeline.spec import REDUCTIONS
 from tests.conftest import Array, RunningServer, StartServer
@@ -485,22 +483,3 @@ def test_a_server_that_is_stopped_under_load_ends_in_order(start_server: StartSe
         messages = set().union(*(future.result() for future in running))
     assert "[StatusCode.UNAVAILABLE] Server not ready" in messages
     assert not any("unet_onnx" in message or "INTERNAL" in message for message in messages)
-
-
-def test_a_repository_of_preset_paper(
-    start_server: StartServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    repository = tmp_path / "models"
-    shutil.copytree(REPOSITORY / "superres", repository / "superres")
-    for command in (export.main, triton_config.main):
-        assert command(["--preset", "paper", "--model-repository", str(repository)]) == 0, capsys.readouterr().err
-    server = start_server(repository)
-    image = random_images(20, 33)[0]
-    generate = generator(onnx_networks(repository, PAPER), PAPER)
-    for protocol in ("grpc", "http"):
-        with Client(server.url(protocol), protocol=protocol) as client:
-            assert client.preset == PAPER
-            result = client.upscale(image)
-            assert (result.preset, result.options.steps, result.options.start) == ("paper", 10, "lr")
-            assert not result.options.faithful
-            assert psnr(result.image, upscale([image], [0], generate, PAPER)[0].upscaled) > 50

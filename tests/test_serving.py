@@ -163,6 +163,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "file' cannot be made a folder: File exists" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("impatient")
 def test_nothing_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert serving.main(["--part", "unet", "--url", "localhost:1", "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("error: no server ready at localhost:1")

@@ -33,6 +33,7 @@ def test_processes_of_processes_are_found() -> None:
     assert soak.descendants(child.pid) == []
 
 
+@pytest.mark.alone
 def test_memory_that_is_taken_is_seen() -> None:
     before = soak.memory([os.getpid()])
     # pages of its own, for the heap may hold enough from before

@@ -35,6 +35,7 @@ def test_three_steps_differ(rng: np.random.Generator) -> None:
     assert not np.allclose(found.images, expected.images, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_command(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = str(ROOT / "weights" / "best")
     assert solvers.main(["--data", str(data), "--limit", "1", "--weights", weights, "--steps", "3"]) == 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline import ROOT
 from pipeline.presets import BEST
 from pipeline.serving.supervisor import NotReady, upscale_one, wait_until_listening
+from tests.conftest import wait_for
 
 SUPERVISE = """
 import sys
@@ -42,6 +43,7 @@ def supervise(*command: str, check: str = "passes") -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "status", "line"),
     [
@@ -92,12 +94,19 @@ def test_what_is_under_way_ends_and_nothing_begins_before_the_server_hears_a_sig
     assert output in ("ended\n", "ended\nrefused\n")
 
 
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has yet to take a signal."""
+    mask = re.search(r"^ShdPnd:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert mask is not None
+    return bool(int(mask[1], 16) >> (number - 1) & 1)
+
+
 def test_a_second_signal_does_not_wait() -> None:
     process = supervise(sys.executable, "-c", WORK, "60")
     assert process.stdout is not None
     assert {process.stdout.readline(), process.stdout.readline()} == {"ready\n", "begun\n"}
     process.terminate()
-    time.sleep(0.2)  # two at once would be one
+    wait_for(lambda: not is_pending(process.pid, signal.SIGTERM))  # two at once would be one
     process.terminate()
     output, errors = process.communicate(timeout=20)
     assert (process.returncode, output, errors) == (128 + signal.SIGTERM, "", "")
@@ -109,6 +118,7 @@ def test_a_server_that_fails_its_check_is_stopped() -> None:
     assert (process.returncode, output, errors) == (1, "", "error: no image\n")
 
 
+@pytest.mark.slow
 def test_what_the_server_leaves_behind_is_ended(tmp_path: Path) -> None:
     process = supervise("sh", "-c", f"sleep 60 & echo $! > {tmp_path / 'pid'}; kill -9 $$")
     process.communicate(timeout=20)
@@ -117,16 +127,12 @@ def test_what_the_server_leaves_behind_is_ended(tmp_path: Path) -> None:
 
 def test_the_server_ends_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     ended = tmp_path / "ended"
-    process = supervise("sh", "-c", f"trap 'touch {ended}; exit' TERM; while :; do sleep 0.05; done")
+    process = supervise("sh", "-c", f"trap 'touch {ended}; exit' TERM; echo trapped; while :; do sleep 0.05; done")
     assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(0.2)  # for the shell to set its trap
+    assert {process.stdout.readline(), process.stdout.readline()} == {"ready\n", "trapped\n"}
     process.kill()
     process.communicate(timeout=20)
-    deadline = time.monotonic() + 10
-    while not ended.exists():
-        assert time.monotonic() < deadline, "the server is left behind"
-        time.sleep(0.02)
+    wait_for(ended.exists)
 
 
 def test_a_port_that_another_process_took_meanwhile_is_named() -> None:

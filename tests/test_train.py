@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,15 @@ from pipeline.method.upscale import upscale
 from pipeline.networks import eager
 from pipeline.networks.vae import load_vae, set_latent_scale, vae_path
 from pipeline.networks.weights import load_unet
-from pipeline.presets import BEST, PAPER, Preset
+from pipeline.presets import Preset
 from pipeline.serving.local_server import free_ports
+from tests.recipes import run_recipe
+from tests.tiny import BEST, PAPER
 from train import loop, tune, unet, vae
 from train.losses import AdversaryLoss, Discriminator
 from train.schedule import learning_rate
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tiny_presets")]
 
 
 def vae_config(data: Path, folder: Path, **changes: Any) -> vae.VAETraining:
@@ -41,7 +47,7 @@ def vae_config(data: Path, folder: Path, **changes: Any) -> vae.VAETraining:
 
 
 @pytest.fixture(scope="module")
-def weights(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(data: Path, tiny_presets: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
     folder = tmp_path_factory.mktemp("weights")
     vae.train_vae(vae_config(data, folder))
     return folder
@@ -111,7 +117,9 @@ def test_an_adversary_learns_along_and_is_resumed_to_the_same_bits(
 
 
 def test_unet_training_learns_and_writes_weights_logs_and_pictures(data: Path, weights: Path, tmp_path: Path) -> None:
-    unet.train_unet(unet_config(data, weights, tmp_path, steps=40, validate_every=20, augment=True))
+    unet.train_unet(
+        unet_config(data, weights, tmp_path, steps=40, validate_every=20, augment=True, rate=0.01, warmup=5)
+    )
     state_of(tmp_path)
     metadata = json.loads((tmp_path / "unet.json").read_text())
     assert metadata["validation_loss"] < 0.8, "a network that predicts nothing has 1"
@@ -144,7 +152,7 @@ def test_the_best_validated_weights_are_saved(
 
 def command(config: unet.UNetTraining, *extra: str) -> list[str]:
     return [
-        "-m", "train.unet", f"--data={config.data}", f"--weights={config.weights}", f"--out={config.out}",
+        f"--data={config.data}", f"--weights={config.weights}", f"--out={config.out}",
         f"--run-dir={config.run_dir}", f"--steps={config.steps}", f"--validate-every={config.validate_every}",
         f"--batch={config.batch}", "--passes=1", f"--ema={config.ema}", "--precision=fp32", "--device=cpu",
         "--preset=paper", *extra,
@@ -156,7 +164,10 @@ def test_a_killed_training_continues_to_the_same_bits(data: Path, weights: Path,
     unet.train_unet(straight)
     killed = replace(straight, out=tmp_path / "killed", run_dir=tmp_path / "killed" / "run")
     process = subprocess.Popen(
-        [sys.executable, *command(killed)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "tests.tiny", "train.unet", *command(killed)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
     while not (killed.run_dir / "checkpoint.pt").exists():
@@ -191,18 +202,50 @@ def one_step(data: Path, weights: Path, out: Path, **changes: Any) -> unet.UNetT
     return unet_config(data, weights, out, **{"steps": 1, "warmup": 0, "ema": 0.0, "clip": 1e9, "batch": 8, **changes})
 
 
-@pytest.mark.parametrize("loss", ["mse", "eps-image"])
-def test_two_processes_train_as_one(data: Path, weights: Path, tmp_path: Path, loss: str) -> None:
-    alone = one_step(data, weights, tmp_path / "alone", loss=loss, image_share=4)
-    unet.train_unet(alone)
-    shared = replace(alone, out=tmp_path / "shared", run_dir=tmp_path / "shared" / "run")
+TRAIN_EACH = """
+import json, sys
+from tests.tiny import PRESETS, TINY
+from train import unet
+
+PRESETS.update(TINY)
+for arguments in json.loads(sys.argv[1]):
+    assert unet.main(arguments) == 0
+"""
+
+
+@pytest.fixture(scope="module")
+def shared_and_alone(
+    data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[unet.UNetTraining, unet.UNetTraining]]:
+    """By the loss: a step of training that two processes shared, and the one that this process has yet to take."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "train_each.py").write_text(TRAIN_EACH)
+    found, commands = {}, []
+    for loss in ("mse", "eps-image"):
+        alone = one_step(data, weights, folder / loss / "alone", loss=loss, image_share=4)
+        shared = replace(alone, out=folder / loss / "shared", run_dir=folder / loss / "shared" / "run")
+        commands.append(command(shared, "--warmup=0", "--clip=1e9", f"--loss={loss}", "--image-share=4"))
+        found[loss] = shared, alone
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_ports(1)[0]}"]
-    extra = ["--warmup=0", "--clip=1e9", f"--loss={loss}", "--image-share=4"]
     result = subprocess.run(
-        [sys.executable, *launcher, *command(shared, *extra)], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, *launcher, str(folder / "train_each.py"), json.dumps(commands)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "on 2 x cpu" in result.stdout
+    assert result.stdout.count("on 2 x cpu") == 2
+    return found
+
+
+@pytest.mark.parametrize("loss", ["mse", "eps-image"])
+def test_two_processes_train_as_one(
+    shared_and_alone: dict[str, tuple[unet.UNetTraining, unet.UNetTraining]], loss: str
+) -> None:
+    shared, alone = shared_and_alone[loss]
+    unet.train_unet(alone)
     assert_same_training(alone, shared)
 
 
@@ -254,33 +297,47 @@ def test_impossible_settings(data: Path, weights: Path, tmp_path: Path, changes:
         unet.train_unet(unet_config(data, weights, tmp_path, **changes))
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(data: Path, weights: Path, tmp_path: Path) -> None:
-    config = unet_config(data, weights, tmp_path)
-    result = subprocess.run(
-        ["bash", "-c", 'ulimit -f 8192; exec "$@"', "bash", sys.executable, *command(config)],  # KiB
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith(f"error: cannot write '{config.run_dir}/checkpoint.pt': ")
-    assert "Traceback" not in result.stderr
+@contextmanager
+def no_file_beyond(size: int) -> Iterator[None]:
+    """As on a full disk, writing fails where a file would grow larger."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    data: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = unet_config(data, weights, tmp_path, steps=1)
+    unet.train_unet(config)
+    latents, checkpoint = ((config.run_dir / name).stat().st_size for name in ("latents.pt", "checkpoint.pt"))
+    assert latents < checkpoint
+    shutil.rmtree(config.run_dir)
+    capsys.readouterr()
+    with no_file_beyond((latents + checkpoint) // 2):
+        assert unet.main(command(config)) == 1
+    errors = capsys.readouterr().err
+    assert errors.splitlines()[-1].startswith(f"error: cannot write '{config.run_dir}/checkpoint.pt': ")
+    assert "Traceback" not in errors
     assert not (config.run_dir / "checkpoint.pt").exists()
     assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("preset", [PAPER, BEST], ids=lambda p: p.name)
-def test_the_whole_recipe_trains_all_networks_and_continues(data: Path, tmp_path: Path, preset: Preset) -> None:
+def test_the_whole_recipe_trains_all_networks_and_continues(
+    data: Path, tmp_path: Path, preset: Preset, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = ROOT / "train" / "runs" / f"{preset.name}.sh"
     sizes = {f"{stage}_STEPS": "1" for stage in ("VAE", "UNET", "RESTORE", "TUNE", "DOUBT", "PRESENTATION")}
     sizes |= {"DEVICE": "cpu", "RUNS": str(tmp_path / "runs"), "STAGES": "vae unet restore tune doubt presentation"}
-    python = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for _ in range(2):
-        result = subprocess.run(
-            [script, data, tmp_path / "out"], env={**os.environ, **sizes, **python}, capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("continuing") == (2 if preset == PAPER else 6), "finished parts are not repeated"
+        result = run_recipe(script, data, tmp_path / "out", **sizes)
+        said = capsys.readouterr()
+        assert result.returncode == 0, said.err[-3000:] + result.stderr[-3000:]
+    assert said.out.count("continuing") == (2 if preset == PAPER else 6), "finished parts are not repeated"
     eager.load(tmp_path / "out", preset)
 
 
@@ -325,7 +382,7 @@ def test_latents_of_another_scale_are_not_taken(data: Path, weights: Path, tmp_p
 
 
 @pytest.fixture(scope="module")
-def best_weights(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def best_weights(data: Path, tiny_presets: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
     """Both networks of preset best, hardly trained."""
     folder = tmp_path_factory.mktemp("best")
     spoilt = {"latent_noise": 0.5, "latent_drop": 0.2, "vgg": 0.1, "whole_every": 0}
@@ -356,7 +413,7 @@ def test_tuning_changes_unet_and_decoder_together_and_not_the_encoder(
     tune.tune(tuning(data, best_weights, tmp_path, warmup=0))
     before, after = (load_vae(vae_path(f, BEST.vae), BEST.vae).state_dict() for f in (best_weights, tmp_path))
     same = {name for name in before if torch.equal(before[name], after[name])}
-    assert same == {name for name in before if name.startswith(("encoder.", "latent_", "doubt."))}
+    assert same == {name for name in before if name.startswith(("encoder.", "latent_", "doubt.", "presentation."))}
     assert not torch.equal(state_of(best_weights, BEST)["out.weight"], state_of(tmp_path, BEST)["out.weight"])
     eager.load(tmp_path, BEST)
 

@@ -98,6 +98,7 @@ def test_strong_gradients_are_a_tenth_of_the_pixels_and_at_the_edges() -> None:
     assert where[40, 25] and not where[40, 5]
 
 
+@pytest.mark.slow
 def test_what_is_observed_is_what_the_pipeline_draws(data: Path) -> None:
     pairs = PairDataset(list_pairs(data)[:1], DEFAULT.data)
     system = eager.load(ROOT / "weights" / DEFAULT.name, DEFAULT)
@@ -110,6 +111,7 @@ def test_what_is_observed_is_what_the_pipeline_draws(data: Path) -> None:
     np.testing.assert_allclose(result.spread, factor * found.doubt, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_command(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrate.main(["--data", str(data), "--limit", "1", "--degradation", "cubic", "area"]) == 0
     text = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import os
@@ -9,6 +10,7 @@ import shutil
 import socket
 import struct
 import tarfile
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conftest import wait_for
 from train import download as module
 from train.download import ARCHIVES, ATTEMPTS, DownloadError, Extracted, download, extract, main, parse_batches
 
@@ -61,6 +64,12 @@ class Site:
         return [asked for _, asked in self.asked]
 
 
+def unacknowledged(connection: socket.socket) -> int:
+    """Bytes that the other side has yet to receive."""
+    (count,) = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))
+    return int(count)
+
+
 class Handler(BaseHTTPRequestHandler):
     site: Site
 
@@ -84,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200 if start is None else 206, headers)
             self.wfile.write(sent[: fault.after] if fault else sent)
             if fault and fault.reset:
-                time.sleep(0.05)  # a reset may overtake what is under way
+                wait_for(lambda: not unacknowledged(self.connection))  # a reset may overtake what is under way
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 os.close(self.connection.detach())
         self.close_connection = True

@@ -98,6 +98,7 @@ def border(image: Image) -> np.ndarray:  # type: ignore[type-arg]
     return found
 
 
+@pytest.mark.slow
 def test_command_measures_what_other_viewers_made_of_the_scans(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +126,7 @@ def test_other_sizes_need_pairs_of_that_size(data: Path, capsys: pytest.CaptureF
     )
 
 
+@pytest.mark.slow
 def test_command_reports_runtimes_side_by_side(data: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights"
     shutil.copytree(WEIGHTS, weights)
@@ -231,9 +233,10 @@ def test_tensorrt_is_asked_of_the_server_with_each_images_seed(
     assert asked == [{"seed": 3, **common}, {"seed": 4, **common}]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_tensorrt_without_a_server_is_one_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main(["--data", str(data), "--runtimes", "trt", "--url", "localhost:1"]) == 1
-    assert capsys.readouterr().err.startswith("error: no server ready at localhost:1 (grpc) within 10 s")
+    assert capsys.readouterr().err.startswith("error: no server ready at localhost:1 (grpc) within 0.1 s")
 
 
 def test_tensorrt_without_a_plan_is_one_line(server: object, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

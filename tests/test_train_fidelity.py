@@ -77,6 +77,7 @@ def test_own_error_is_mean_and_two_deviations(data: Path) -> None:
     assert own_error(pairs, bicubic) == pytest.approx(errors.mean() + 2 * errors.std(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_command_compares_presets(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fidelity.main(["--data", str(data), "--limit", "1", "--presets", "best", "paper"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -14,6 +14,8 @@ from pipeline.presets import BEST, PAPER
 from train.data import PairDataset, list_pairs
 from train.latents import cached_latents
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:

@@ -166,6 +166,7 @@ def test_a_faithful_autoencoder_is_judged_after_projection() -> None:
     np.testing.assert_allclose(downscale(y), lr[0, 0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_vgg_counts_where_it_has_a_weight() -> None:
     x, y = torch.rand(2, 5, 1, 160, 160) * 2 - 1
     perceptual, vgg = Perceptual(0.2, 0.1), LPIPS("vgg")
@@ -277,6 +278,7 @@ def test_the_restorer_learns_to_name_reductions_and_noise() -> None:
     assert all(terms[name] < first[name] / 2 for name in ("restored", "reduction", "noise"))
 
 
+@pytest.mark.slow
 def test_doubt_learns_what_nine_of_ten_errors_are_within_and_nothing_else_does() -> None:
     torch.manual_seed(0)
     vae = DetailVAE(BEST.vae)  # type: ignore[arg-type]

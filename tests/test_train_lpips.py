@@ -21,6 +21,7 @@ def images() -> torch.Tensor:
     return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
+@pytest.mark.slow
 def test_is_a_distance(lpips: LPIPS) -> None:
     x = images()
     y = torch.nn.functional.avg_pool2d(x, 5, 1, 2)

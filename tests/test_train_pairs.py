@@ -17,6 +17,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
+from benchmarks.soak import descendants
+from tests.conftest import wait_for
 from train import pairs
 from train.pairs import HR, LR, SKIPPED, Pairs, generate_downsampled_pairs, main
 
@@ -235,6 +237,7 @@ def test_a_write_that_fails_leaves_no_part_of_a_file(
     assert_pair(out, "a", radiograph())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_an_ended_run_leaves_whole_files_and_is_continued(many: Path, out: Path, sent: signal.Signals) -> None:
     (out / HR).mkdir(parents=True)
@@ -273,10 +276,7 @@ def test_an_ended_run_leaves_whole_files_and_is_continued(many: Path, out: Path,
 def test_ctrl_c_while_the_workers_start(many: Path, out: Path) -> None:
     command = [sys.executable, "-m", "train.pairs", str(many), str(out), "--workers", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not (out / LR).exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(0.1)
+    wait_for(lambda: process.poll() is not None or descendants(process.pid))
     os.killpg(process.pid, signal.SIGINT)
     errors = process.communicate(timeout=30)[1]
     assert process.returncode == 130

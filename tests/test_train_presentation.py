@@ -18,6 +18,8 @@ from pipeline.spec import PRESENTATIONS
 from train import presentation
 from train.scans import SIZES, Scans
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_held_out")]
+
 WEIGHTS = ROOT / "weights" / "best"
 
 

@@ -23,6 +23,8 @@ from train.data import PairDataset, list_pairs
 from train.degrade import ROWS
 from train.ranges import EXACT, quantizable, record
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = ROOT / "weights" / "best"
 
 

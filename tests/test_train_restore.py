@@ -13,6 +13,8 @@ from pipeline.networks import eager
 from pipeline.presets import BEST
 from train import restore
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_held_out")]
+
 WEIGHTS = ROOT / "weights" / "best"
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,14 +14,16 @@ from pipeline.networks.unet import UNet
 from pipeline.networks.vae import make_vae
 from pipeline.networks.weights import digest, save_unet, save_vae
 from pipeline.presets import BEST
+from tests.recipes import run_recipe
 
 SLICE = ROOT / "train" / "runs" / "slice.sh"
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_held_out")]
+
+
 def run(*arguments: str | Path, **variables: str | Path) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    given = {**os.environ, "PATH": path, "DEVICE": "cpu", **{name: str(value) for name, value in variables.items()}}
-    return subprocess.run([SLICE, *arguments], env=given, capture_output=True, text=True)
+    return run_recipe(SLICE, *arguments, **{"DEVICE": "cpu", **variables})
 
 
 def make(folder: Path) -> None:
@@ -34,19 +34,22 @@ def make(folder: Path) -> None:
     save_unet(unet, folder, {"vae": digest(vae)})
 
 
-def test_slices_go_on_by_the_parts_of_the_checkpoint(data: Path, tmp_path: Path) -> None:
+def test_slices_go_on_by_the_parts_of_the_checkpoint(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make(tmp_path / "out-restoring")
     folders = {"RUNS": tmp_path / "runs", "PARTS_DIR": tmp_path / "parts"}
     first = run("0.0001", data, tmp_path / "out", **folders, TUNE_STEPS="3")
-    assert first.returncode == 0, first.stderr[-3000:]
+    said = capsys.readouterr()
+    assert first.returncode == 0, said.err[-3000:] + first.stderr[-3000:]
     assert "== tune\n" in first.stdout
-    assert "stopped at step 1 of 3 after 0.0001 minutes; the same command with --resume goes on" in first.stdout
+    assert "stopped at step 1 of 3 after 0.0001 minutes; the same command with --resume goes on" in said.out
     parts = list((tmp_path / "parts" / "tune").glob("part-*"))
     assert len(parts) > 1
     assert all(part.stat().st_size < 16_000_000 for part in parts)
     shutil.rmtree(tmp_path / "runs")
     second = run("0.0001", data, tmp_path / "out", **folders, TUNE_STEPS="3")
-    assert second.returncode == 0, second.stderr[-3000:]
+    assert second.returncode == 0, capsys.readouterr().err[-3000:] + second.stderr[-3000:]
     assert torch.load(tmp_path / "runs" / "tune" / "checkpoint.pt", weights_only=True)["step"] == 2
     assert not (tmp_path / "out-tuned").exists()
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 from dataclasses import fields, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from pipeline.presets import BEST, PRESETS
+from tests.tiny import shrink
 from train import sweep
 from train.sweep import LEADS, STEPS, base_of
 from train.tune import Tuning
@@ -67,9 +69,12 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [lead.name for lead in LEADS]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_held_out")
 def test_a_sweep_trains_measures_logs_and_continues(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sweep, "LEADS", tuple(replace(lead, preset=shrink(lead.preset)) for lead in LEADS))
     monkeypatch.setattr(sweep, "STEPS", {"vae": 1, "unet": 1, "tune": 1})
     monkeypatch.setattr(sweep, "STEPS_MEASURED", {"unet": (1,), "tune": (1,)})
     small = {"vae": {"batch": 1, "crop": 64}, "unet": {"batch": 2}, "tune": {"batch": 1, "crop": 64}}
@@ -77,15 +82,11 @@ def test_a_sweep_trains_measures_logs_and_continues(
     log = tmp_path / "leads.csv"
     command = ["--data", str(data), "--folder", str(tmp_path / "sweep"), "--log", str(log), "--limit", "1"]
     command += ["--device", "cpu", "--only"]
-    names = set(PRESETS)
-    try:
+    with patch.dict(PRESETS):
         assert sweep.main([*command, "vae-8ch"]) == 0
         first = log.read_text(encoding="utf-8")
         assert "unet" not in first, "only the bases that a lead needs"
         assert sweep.main([*command, "unet-x0", "tune-same"]) == 0
-    finally:
-        for name in set(PRESETS) - names:
-            del PRESETS[name]
     assert log.read_text(encoding="utf-8").startswith(first), "what is logged is not run again"
     with open(log, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

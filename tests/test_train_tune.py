@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from pipeline import ROOT
 from train import tune
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_held_out")]
 
 WEIGHTS = ROOT / "weights" / "best"
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
-import threading
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from pydicom.data import get_testdata_file
 
+from client import Client
 from client.batch import SEVERAL, options_of
 from client.files import read_image
 from client.upscale import main, parse
@@ -73,6 +74,7 @@ def test_as_a_script_on_one_image(server: RunningServer, tmp_path: Path) -> None
         )
 
 
+@pytest.mark.slow
 def test_help_has_examples() -> None:
     command = [sys.executable, "client/upscale.py", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
@@ -550,17 +552,26 @@ def test_server_not_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_server_dying_in_the_middle_of_a_folder(
-    start_server: StartServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    start_server: StartServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = start_server(ROOT / "model_repository")
     names = [picture(tmp_path / "in" / f"{i:02}.png", 128, 128).name for i in range(12)]
-    threading.Timer(2, server.kill).start()
-    slow = ["--sampler", "ddpm", "--wait", "1"]
+    begun = itertools.count(1)
+    send = Client.upscale
+
+    def kill_before_the_ninth(client: Client, *arguments: Any, **options: Any) -> Any:
+        if next(begun) == 9:  # one was answered then, for eight are under way at once
+            server.kill()
+        return send(client, *arguments, **options)
+
+    monkeypatch.setattr(Client, "upscale", kill_before_the_ninth)
+    slow = ["--sampler", "ddpm", "--steps", "20", "--wait", "1"]
     assert main([str(tmp_path / "in"), "--url", server.url("grpc"), *slow]) == 1
     captured = capsys.readouterr()
     failed = [n for n in names if any(n in line for line in captured.err.replace("\r", "\n").splitlines())]
     written = [p.name for p in (tmp_path / "in_x4").iterdir()] if (tmp_path / "in_x4").exists() else []
     assert len(failed) + len(written) == 12, "every file is written whole or named"
+    assert written and failed
     assert "Traceback" not in captured.err
 
 
