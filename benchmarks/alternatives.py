@@ -51,20 +51,20 @@ from pipeline.presets import Preset
 from pipeline.serving.local_server import ServerError, running_server
 from pipeline.triton_config import preset_of
 
-WAYS = {
+VARIANTS = {
     "diffusers": "diffusers, PyTorch eager",
     "compiled": "diffusers, torch.compile",
     "in_process": "PyTorch in a Triton model",
     "esrgan": "Real-ESRGAN x4plus, ncnn",
 }
-TOGETHER = 8
+CONCURRENCY = 8
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
-Way = Callable[[Image], Image]
+Variant = Callable[[Image], Image]
 """[H, W] ⇒ [4H, 4W], both in [0, 1]."""
 
 
-class WayError(Exception):
+class Unavailable(Exception):
     """A way cannot be gone here; the message says why."""
 
 
@@ -105,16 +105,16 @@ def compiled(system: eager.Eager) -> eager.Eager:
     """The system with U-Net and decoder by torch.compile, which needs a C++ compiler.
 
     Raises:
-        WayError: there is none.
+        Unavailable: there is none.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        raise WayError(f"torch.compile needs a C++ compiler, and there is no '{compiler}': install g++ or set CXX")
+        raise Unavailable(f"torch.compile needs a C++ compiler, and there is no '{compiler}': install g++ or set CXX")
     unet, decoder = torch.compile(system.unet), torch.compile(system.decoder)
     return replace(system, unet=unet, decoder=decoder)  # type: ignore[arg-type]
 
 
-def by_loop(system: eager.Eager, steps: int) -> Way:
+def loop_variant(system: eager.Eager, steps: int) -> Variant:
     generate = diffusers_loop(system, steps)
     return lambda image: upscale([image], [0], generate, system.preset)[0].upscaled
 
@@ -151,7 +151,7 @@ class Compared:
     """largest, between its image and the server's, in gray levels"""
 
 
-def compare(ways: dict[str, Way], image: Image, rounds: int, together: int = 1) -> dict[str, Compared]:
+def compare(ways: dict[str, Variant], image: Image, rounds: int, together: int = 1) -> dict[str, Compared]:
     """Every way in turn, ``together`` images at a time; the first is what the others are compared with.
 
     Returns:
@@ -183,30 +183,32 @@ def rounded(way: Compared) -> dict[str, float]:
 def table(title: str, found: dict[str, Compared]) -> str:
     lines = [f"| {title} | ms an image | / ours | difference (levels) |", "|---|---|---|---|"]
     for name, way in found.items():
-        lines.append(f"| {WAYS.get(name, name)} | {1e3 * way.seconds:.1f} | {way.ratio:.2f} | {way.difference:.2f} |")
+        lines.append(
+            f"| {VARIANTS.get(name, name)} | {1e3 * way.seconds:.1f} | {way.ratio:.2f} | {way.difference:.2f} |"
+        )
     return "\n".join(lines)
 
 
-def local_ways(wanted: Sequence[str], system: eager.Eager, steps: int) -> dict[str, Way]:
+def local_variants(wanted: Sequence[str], system: eager.Eager, steps: int) -> dict[str, Variant]:
     """The ways that need no server; one that cannot be gone here is left out with a line that says why."""
-    makers: dict[str, Callable[[], Way]] = {
-        "diffusers": lambda: by_loop(system, steps),
-        "compiled": lambda: by_loop(compiled(system), steps),
+    makers: dict[str, Callable[[], Variant]] = {
+        "diffusers": lambda: loop_variant(system, steps),
+        "compiled": lambda: loop_variant(compiled(system), steps),
         "esrgan": lambda: real_esrgan(CACHE),
     }
     ways = {}
     for name in (name for name in wanted if name in makers):
         try:
             ways[name] = makers[name]()
-        except (WayError, PeerError) as error:
-            print(f"left out: {WAYS[name]}: {error}")
+        except (Unavailable, PeerError) as error:
+            print(f"left out: {VARIANTS[name]}: {error}")
     return ways
 
 
 def measure(
     models: Path, wanted: Sequence[str], steps: int | None, rounds: int
 ) -> tuple[dict[str, Compared], dict[str, Compared]]:
-    """The comparison of one image at a time, and of ``TOGETHER``, in which only servers take part.
+    """The comparison of one image at a time, and of ``CONCURRENCY``, in which only servers take part.
 
     Raises:
         ServerError: the server does not start.
@@ -226,19 +228,19 @@ def measure(
         url = stack.enter_context(running_server(folder / "log", repository))
         client = stack.enter_context(Client(url))
         client.check(steps=steps)
-        served: dict[str, Way] = {"ours": lambda image: client.upscale(image, steps=steps).image}
+        served: dict[str, Variant] = {"ours": lambda image: client.upscale(image, steps=steps).image}
         if "in_process" in wanted:
             other = stack.enter_context(tritonclient.grpc.InferenceServerClient(url))
             served["in_process"] = partial(ask_in_process, other)
         system = eager.load(ROOT / "weights" / preset.name, preset)
-        alone = compare(served | local_ways(wanted, system, steps), image, rounds)
-        return alone, compare(served, image, rounds, TOGETHER)
+        alone = compare(served | local_variants(wanted, system, steps), image, rounds)
+        return alone, compare(served, image, rounds, CONCURRENCY)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
-    parser.add_argument("--way", choices=WAYS, nargs="+", default=list(WAYS), help="default: all")
+    parser.add_argument("--way", choices=VARIANTS, nargs="+", default=list(VARIANTS), help="default: all")
     parser.add_argument("--steps", type=int, help="of DDIM (default: the preset's)")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     args = parser.parse_args(argv)
@@ -255,8 +257,8 @@ def main(argv: list[str] | None = None) -> int:
     except InferenceServerException as error:
         print(f"error: the model in_process failed: {error.message()}", file=sys.stderr)
         return 1
-    print(f"\n{table('one at a time', alone)}\n\n{table(f'{TOGETHER} at once', together)}\n")
-    found = {"alone": alone, f"{TOGETHER} at once": together}
+    print(f"\n{table('one at a time', alone)}\n\n{table(f'{CONCURRENCY} at once', together)}\n")
+    found = {"alone": alone, f"{CONCURRENCY} at once": together}
     print(json.dumps({title: {name: rounded(way) for name, way in ways.items()} for title, ways in found.items()}))
     return 0
 

@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.gpu_networks import LeftOut, load
-from benchmarks.gpu_ways import PACKAGES, WAYS, Way, make_job, make_ways
+from benchmarks.gpu_networks import Unavailable, load
+from benchmarks.gpu_variants import PACKAGES, VARIANTS, Variant, make_job, make_variants
 from pipeline.command_line import make_parser
 from pipeline.method.images import Image, psnr
 from pipeline.presets import PAPER, PRESETS
@@ -51,12 +51,12 @@ class Timed:
     """dB, of its images to eager's, the least"""
 
 
-def same(found: list[Image], reference: list[Image]) -> float:
+def min_psnr(found: list[Image], reference: list[Image]) -> float:
     """The least PSNR, at most ``EQUAL_DB``."""
     return min(EQUAL_DB, *(psnr(a, b) for a, b in zip(found, reference, strict=True)))
 
 
-def compare(jobs: list[dict[str, Way]], rounds: int) -> list[dict[str, Timed]]:
+def compare(jobs: list[dict[str, Variant]], rounds: int) -> list[dict[str, Timed]]:
     """For every batch its ways by name; in each round every way of every batch has its turn."""
     seconds: list[dict[str, list[float]]] = [{name: [] for name in ways} for ways in jobs]
     images = [{name: way() for name, way in ways.items()} for ways in jobs]
@@ -70,7 +70,7 @@ def compare(jobs: list[dict[str, Way]], rounds: int) -> list[dict[str, Timed]]:
     def timed(name: str, of_job: dict[str, list[float]], made: dict[str, list[Image]]) -> Timed:
         median = statistics.median(of_job[name])
         speedup = statistics.median(e / s for e, s in zip(of_job["eager"], of_job[name], strict=True))
-        return Timed(1e3 * median, len(made[name]) / median, speedup, same(made[name], made["eager"]))
+        return Timed(1e3 * median, len(made[name]) / median, speedup, min_psnr(made[name], made["eager"]))
 
     return [{name: timed(name, s, made) for name in s} for s, made in zip(seconds, images, strict=True)]
 
@@ -87,7 +87,9 @@ def table(title: str, found: Found) -> str:
     for name in found[last]:
         times = [found[batch][name] for batch in batches]
         cells = [text for t in times for text in (f"{t.ms:.2f}", f"{t.speedup:.2f}")]
-        lines.append([WAYS[name], *cells, f"{found[last][name].images_per_s:.1f}", f"{min(t.psnr for t in times):.1f}"])
+        lines.append(
+            [VARIANTS[name], *cells, f"{found[last][name].images_per_s:.1f}", f"{min(t.psnr for t in times):.1f}"]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -115,7 +117,7 @@ TARGETS = (
 )
 
 
-def against_targets(found: dict[str, Found], steps: int) -> str:
+def targets_table(found: dict[str, Found], steps: int) -> str:
     """A table of what the server and the fastest way reach; targets of 300 steps need so many."""
 
     def cell(target: Target, ways: dict[str, Timed], name: str | None) -> str:
@@ -131,7 +133,7 @@ def against_targets(found: dict[str, Found], steps: int) -> str:
         measured = target.preset != PAPER.name or steps == PAPER.diffusion.T
         ways = of_preset.get(batch, {}) if measured else {}
         fastest = min(ways, key=lambda name: ways[name].ms, default=None)
-        cells = (cell(target, ways, "triton"), cell(target, ways, fastest), WAYS.get(fastest or "", "–"))
+        cells = (cell(target, ways, "triton"), cell(target, ways, fastest), VARIANTS.get(fastest or "", "–"))
         lines.append(f"| {target.text} | {target.limit:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -151,7 +153,7 @@ def describe(device: torch.device) -> dict[str, str]:
     for package, names in PACKAGES.items():
         try:
             facts[package] = str(load(names).__version__)
-        except LeftOut:
+        except Unavailable:
             facts[package] = "not installed"
     facts["eager's convolutions in TF32"] = str(torch.backends.cudnn.allow_tf32)
     facts["eager's matrix products in TF32"] = str(torch.backends.cuda.matmul.allow_tf32)
@@ -178,7 +180,7 @@ def measure(
         its_steps = steps if preset == PAPER else preset.diffusion.ddim_steps
         jobs = [make_job(preset, its_steps, device, batch) for batch in batches]
         with ExitStack() as stack:
-            timed = compare(make_ways(jobs, wanted, repository, stack), rounds)
+            timed = compare(make_variants(jobs, wanted, repository, stack), rounds)
         found[name] = dict(zip(batches, timed, strict=True))
         drawing[name] = 1e3 * min(job.drawing / len(job.images) for job in jobs)
     return found, drawing
@@ -189,8 +191,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
     parser.add_argument("--preset", choices=PRESETS, nargs="+", default=list(PRESETS), help="default: all")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16], help="default: 1 8 16")
-    ways = f"besides eager: {', '.join(WAYS)} (default: all)"
-    parser.add_argument("--way", choices=WAYS, nargs="+", default=list(WAYS), metavar="WAY", help=ways)
+    ways = f"besides eager: {', '.join(VARIANTS)} (default: all)"
+    parser.add_argument("--way", choices=VARIANTS, nargs="+", default=list(VARIANTS), metavar="WAY", help=ways)
     parser.add_argument("--rounds", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=PAPER.diffusion.T, help="of preset paper (default: %(default)s)")
     parser.add_argument(
@@ -226,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, of_preset in found.items():
         title = f"{name}, {args.steps} steps" if name == PAPER.name else name
         print(f"\n{table(title, of_preset)}\n\ndrawing the noise of an image on the CPU: {drawing[name]:.2f} ms")
-    print(f"\n{against_targets(found, args.steps)}\n")
+    print(f"\n{targets_table(found, args.steps)}\n")
     figures = {
         name: {batch: {way: rounded(timed) for way, timed in ways.items()} for batch, ways in of_preset.items()}
         for name, of_preset in found.items()

@@ -29,7 +29,7 @@ WARM_UP = 3
 """Calls after which no runtime allocates, chooses algorithms or records graphs any more."""
 
 
-class LeftOut(Exception):
+class Unavailable(Exception):
     """A way cannot be gone here; the message says why."""
 
 
@@ -37,7 +37,7 @@ def load(names: Sequence[str]) -> ModuleType:
     """The first of these packages that is installed.
 
     Raises:
-        LeftOut: none is, or it does not load.
+        Unavailable: none is, or it does not load.
     """
     reasons = []
     for name in names:
@@ -45,7 +45,7 @@ def load(names: Sequence[str]) -> ModuleType:
             return importlib.import_module(name)
         except (ImportError, OSError) as error:
             reasons.append(str(error))
-    raise LeftOut("; ".join(reasons))
+    raise Unavailable("; ".join(reasons))
 
 
 def buffers(model: Model, preset: Preset, batch: int, device: torch.device) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ def buffers(model: Model, preset: Preset, batch: int, device: torch.device) -> d
     return {name: torch.zeros((batch, *dims), device=device) for name, dims in shapes.items()}
 
 
-def by_pytorch(system: Eager) -> dict[str, Network]:
+def pytorch_networks(system: Eager) -> dict[str, Network]:
     """The models that an image takes, by name; for ``denoise`` any number of steps will do."""
     vae = system.decoder.vae
     if isinstance(vae, DetailVAE):
@@ -89,11 +89,13 @@ def graphed(run: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor,
     return replay
 
 
-def by_onnxruntime(path: Path, model: Model, preset: Preset, batch: int, device: torch.device, graph: bool) -> Network:
+def onnxruntime_network(
+    path: Path, model: Model, preset: Preset, batch: int, device: torch.device, graph: bool
+) -> Network:
     """A session with inputs and output bound to memory of the device; ``graph``: replayed as a CUDA graph.
 
     Raises:
-        LeftOut: onnxruntime or its CUDA provider is not here, or the model cannot be loaded.
+        Unavailable: onnxruntime or its CUDA provider is not here, or the model cannot be loaded.
         Exception: whatever onnxruntime raises, such as for a model that a graph cannot hold.
     """
     ort = load(["onnxruntime"])
@@ -106,10 +108,10 @@ def by_onnxruntime(path: Path, model: Model, preset: Preset, batch: int, device:
         providers = [("CUDAExecutionProvider", settings)]
         run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
     if not path.is_file():
-        raise LeftOut(f"'{path}' is missing")
+        raise Unavailable(f"'{path}' is missing")
     session = ort.InferenceSession(str(path), providers=providers)
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-        raise LeftOut("its CUDA provider does not load here: is onnxruntime-gpu installed, for this CUDA?")
+        raise Unavailable("its CUDA provider does not load here: is onnxruntime-gpu installed, for this CUDA?")
     inputs = buffers(model, preset, batch, device)
     binding = session.io_binding()
     for name, tensor in inputs.items():
@@ -132,7 +134,7 @@ def build_plan(trt: Any, onnx: Path, shapes: dict[str, Shape], precision: Precis
     """A plan for these shapes of the inputs only.
 
     Raises:
-        LeftOut: it cannot be built, or not in this precision.
+        Unavailable: it cannot be built, or not in this precision.
     """
     profiles = {name: Profile(shape, shape, shape) for name, shape in shapes.items()}
     builder = by_api(trt)
@@ -143,24 +145,24 @@ def build_plan(trt: Any, onnx: Path, shapes: dict[str, Shape], precision: Precis
                 onnx = cast(onnx, Path(folder) / "model.onnx", precision)
             builder.build(onnx, plan, profiles, precision, None)
         except PlanError as error:
-            raise LeftOut(str(error)) from error
+            raise Unavailable(str(error)) from error
         return plan.read_bytes()
 
 
-def by_tensorrt(
+def tensorrt_network(
     trt: Any, path: Path, model: Model, preset: Preset, batch: int, precision: Precision, device: torch.device
 ) -> Network:
     """A plan, built for this batch, on memory of the device.
 
     Raises:
-        LeftOut: the plan cannot be built or loaded.
+        Unavailable: the plan cannot be built or loaded.
     """
     tensors = buffers(model, preset, batch, device)
     plan = build_plan(trt, path, {name: tuple(tensors[name].shape) for name in model.input_names}, precision)
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
     context = engine.create_execution_context() if engine else None
     if context is None:
-        raise LeftOut(f"TensorRT {trt.__version__} cannot load the plan of {model.name} that it built")
+        raise Unavailable(f"TensorRT {trt.__version__} cannot load the plan of {model.name} that it built")
     for name in model.input_names:
         context.set_input_shape(name, tuple(tensors[name].shape))
     for name, tensor in tensors.items():
@@ -171,7 +173,7 @@ def by_tensorrt(
         for name, array in arrays.items():
             tensors[name].copy_(array)
         if not context.execute_async_v3(torch.cuda.current_stream(device).cuda_stream):
-            raise LeftOut(f"TensorRT cannot execute {model.name}")
+            raise Unavailable(f"TensorRT cannot execute {model.name}")
         return outputs
 
     return run

@@ -40,13 +40,13 @@ from pipeline.presets import DEFAULT, PRESETS, Preset
 from pipeline.serving.local_server import ServerError, running_server
 from pipeline.triton_config import preset_of
 
-MATRIX = 2048
+MATRIX_SIDE = 2048
 """Side of the square matrices whose product is timed."""
-COPIED = 2**28
+COPIED_BYTES = 2**28
 """Bytes that are copied, more than any cache holds."""
 TRIES = 10
 Kind = Literal["float32", "bfloat16", "int8"]
-NARROWER: dict[Kind, int] = {"float32": 1, "bfloat16": 2, "int8": 4}
+NUMBERS_PER_FLOAT32: dict[Kind, int] = {"float32": 1, "bfloat16": 2, "int8": 4}
 """By the kind of number that is multiplied: how many take the place of one in float32."""
 PATHS = {"pytorch_eager": "PyTorch eager", "one_process": "same files, one process", "server": "server"}
 
@@ -66,7 +66,7 @@ class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def moved(run: Callable[[], object]) -> float:
+def gigabytes_moved(run: Callable[[], object]) -> float:
     """10⁹ bytes."""
     with Traffic() as traffic:
         run()
@@ -99,12 +99,12 @@ class Machine:
 
 def measure_machine() -> Machine:
     def matrix_rate(dtype: torch.dtype, multiply: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> float:
-        a, b = ((100 * torch.rand(MATRIX, MATRIX)).to(dtype) for _ in range(2))
-        return MATRIX**3 / 1e9 / best_seconds(lambda: multiply(a, b))
+        a, b = ((100 * torch.rand(MATRIX_SIDE, MATRIX_SIDE)).to(dtype) for _ in range(2))
+        return MATRIX_SIDE**3 / 1e9 / best_seconds(lambda: multiply(a, b))
 
-    source = torch.zeros(COPIED, dtype=torch.uint8)
+    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8)
     target = torch.empty_like(source)
-    copied = 2 * COPIED / 1e9 / best_seconds(lambda: target.copy_(source))
+    copied = 2 * COPIED_BYTES / 1e9 / best_seconds(lambda: target.copy_(source))
     int8 = matrix_rate(torch.int8, torch._int_mm)  # into 32 bits; ``matmul`` has none
     return Machine(matrix_rate(torch.float32), matrix_rate(torch.bfloat16), int8, copied)
 
@@ -120,13 +120,13 @@ class Need:
     def floor(self, machine: Machine, kind: Kind = "float32") -> float:
         """Seconds that the image takes at least with all numbers of one kind."""
         computing = self.multiply_adds.total(self.steps) / getattr(machine, kind)
-        moving = self.traffic.total(self.steps) / machine.memory / NARROWER[kind]
+        moving = self.traffic.total(self.steps) / machine.memory / NUMBERS_PER_FLOAT32[kind]
         return max(computing, moving)
 
 
 def need(preset: Preset, side: int) -> Need:
     """Of an LR image of side² pixels."""
-    return Need(arithmetic(preset, side), arithmetic(preset, side, moved), preset.diffusion.ddim_steps)
+    return Need(arithmetic(preset, side), arithmetic(preset, side, gigabytes_moved), preset.diffusion.ddim_steps)
 
 
 def report(machine: Machine, needs: dict[str, Need], own: str, achieved: dict[str, float]) -> str:
@@ -145,7 +145,7 @@ def report(machine: Machine, needs: dict[str, Need], own: str, achieved: dict[st
                 lines.append(f"| {name}, {part} | {work:.3f} | {traffic:.4f} | {work / traffic:.0f} |")
     lines += ["", "| preset, steps | floor (ms) | in bfloat16 | in INT8 |", "|---|---|---|---|"]
     for name, found in needs.items():
-        floors = " | ".join(f"{1e3 * found.floor(machine, kind):.2f}" for kind in NARROWER)
+        floors = " | ".join(f"{1e3 * found.floor(machine, kind):.2f}" for kind in NUMBERS_PER_FLOAT32)
         lines.append(f"| {name}, {found.steps} | {floors} |")
     lines += [
         "",
@@ -153,7 +153,7 @@ def report(machine: Machine, needs: dict[str, Need], own: str, achieved: dict[st
         "|---|---|---|---|---|",
     ]
     for path, seconds in achieved.items():
-        ratios = " | ".join(f"{seconds / needs[own].floor(machine, kind):.1f}" for kind in NARROWER)
+        ratios = " | ".join(f"{seconds / needs[own].floor(machine, kind):.1f}" for kind in NUMBERS_PER_FLOAT32)
         lines.append(f"| {PATHS[path]} | {1e3 * seconds:.1f} | {ratios} |")
     return "\n".join(lines)
 

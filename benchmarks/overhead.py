@@ -39,9 +39,9 @@ from pipeline.serving.find import RUNTIMES
 from pipeline.serving.local_server import ServerError, running_server
 from pipeline.spec import SAMPLERS, SamplerName
 
-TOGETHER = 16
+CONCURRENCY = 16
 """Images under way in the measurement of throughput."""
-EACH = 3
+REQUESTS_PER_CLIENT = 3
 """Images that each of these clients asks for, one after another, in a round."""
 BATCHES = (1, 4, 16)
 
@@ -114,10 +114,10 @@ def measure(
 def measure_throughput(
     url: str, repository: Path, rounds: int, sampler: SamplerName | None, steps: int | None, side: int
 ) -> dict[str, float]:
-    """Images a second through the server, TOGETHER at once, and in this process at several batch sizes; medians."""
-    count = EACH * TOGETHER
+    """Images a second through the server, CONCURRENCY at once, and in this process at several batch sizes; medians."""
+    count = REQUESTS_PER_CLIENT * CONCURRENCY
     images = list(np.random.default_rng(0).random((count, side, side), dtype=np.float32))
-    with Client(url) as client, ThreadPoolExecutor(TOGETHER) as pool:
+    with Client(url) as client, ThreadPoolExecutor(CONCURRENCY) as pool:
         preset = client.preset
         generate = generator(
             onnx_networks(repository, preset, runtime_of(url)), preset, Options.of(preset, steps=steps, sampler=sampler)
@@ -150,7 +150,7 @@ def report_throughput(rates: dict[str, float]) -> str:
     best = max((name for name in rates if name != "server"), key=rates.__getitem__)
     lines = [f"  {name:<14}{rate:8.2f}" for name, rate in rates.items()]
     ratio = f"the server's is {rates['server'] / rates[best]:.2f} of {best} in one process"
-    return "\n".join([f"images a second, {TOGETHER} at once and in one process by batch size", *lines, ratio, ""])
+    return "\n".join([f"images a second, {CONCURRENCY} at once and in one process by batch size", *lines, ratio, ""])
 
 
 def report(r: dict[str, float], side: int) -> str:
@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
     parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="of the server that is started")
-    parser.add_argument("--throughput", action="store_true", help=f"also of {TOGETHER} images at once")
+    parser.add_argument("--throughput", action="store_true", help=f"also of {CONCURRENCY} images at once")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: the preset's")
     parser.add_argument("--steps", type=int, help="default: the preset's")

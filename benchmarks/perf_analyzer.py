@@ -26,11 +26,11 @@ LIBRARIES = ("libb64.so.0d", "libcudart.so.12")
 
 
 UNSTABLE = "Failed to obtain stable measurement"
-ANYTHING = 100_000
+ANY_PERCENTAGE = 100_000
 """A percentage that every measurement is within."""
 TRIALS = 4
 """Windows at most; the figures are those of the last three."""
-LIMIT = 1800
+TIMEOUT = 1800
 """Seconds that one measurement may take."""
 
 
@@ -110,11 +110,11 @@ def read_report(path: Path, stable: bool = True) -> Measurement:
     return Measurement(throughput, p50 / 1e3, p99 / 1e3, queue / 1e3, stable)
 
 
-def reason(output: str) -> str:
+def error_line(output: str) -> str:
     """Why perf_analyzer failed, by what it printed: the error itself, not the lines around it."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    telling = [line for line in lines if re.search(r"\berror: ", line)] or lines[-1:] or ["it printed nothing"]
-    return re.sub(r"^(error|Thread \[\d+\] had error): |\[request id: <id_unknown>\] ", "", telling[0])
+    errors = [line for line in lines if re.search(r"\berror: ", line)] or lines[-1:] or ["it printed nothing"]
+    return re.sub(r"^(error|Thread \[\d+\] had error): |\[request id: <id_unknown>\] ", "", errors[0])
 
 
 def measure(arguments: Sequence[str], requests: int, stability: int = 50) -> Measurement:
@@ -130,7 +130,7 @@ def measure(arguments: Sequence[str], requests: int, stability: int = 50) -> Mea
         PerfAnalyzerError: it is not installed, fails or does not end.
     """
     binary, environment = find()
-    for percentage in (stability, ANYTHING):
+    for percentage in (stability, ANY_PERCENTAGE):
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.csv"
             windows = ["--measurement-mode", "count_windows", "--measurement-request-count", str(requests)]
@@ -142,16 +142,18 @@ def measure(arguments: Sequence[str], requests: int, stability: int = 50) -> Mea
                     capture_output=True,
                     text=True,
                     errors="replace",
-                    timeout=LIMIT,
+                    timeout=TIMEOUT,
                     check=False,
                 )
             except subprocess.TimeoutExpired:
-                raise PerfAnalyzerError(f"perf_analyzer is not done after {LIMIT} s: ask for fewer requests") from None
+                raise PerfAnalyzerError(
+                    f"perf_analyzer is not done after {TIMEOUT} s: ask for fewer requests"
+                ) from None
             if result.returncode == 0:
                 return read_report(report, stable=percentage == stability)
             if UNSTABLE not in result.stderr:
                 break
-    raise PerfAnalyzerError(f"perf_analyzer failed: {reason(result.stderr or result.stdout)}")
+    raise PerfAnalyzerError(f"perf_analyzer failed: {error_line(result.stderr or result.stdout)}")
 
 
 def main() -> int:

@@ -128,7 +128,7 @@ class Case:
     needs_plan: bool = False
 
 
-def together(clients: int) -> list[str]:
+def concurrency_options(clients: int) -> list[str]:
     # with an end of the range perf_analyzer starts as many threads as clients
     return ["--concurrency-range", f"{clients}:{clients}"]
 
@@ -136,14 +136,14 @@ def together(clients: int) -> list[str]:
 def unet_cases(target: Target, sweep: Sweep) -> Iterator[Case]:
     for batch in (batch for batch in sweep.batches if batch <= MAX_BATCH):
         for runtime in ("onnx", "trt"):
-            arguments = [*target.unet(runtime, batch), *target.address("grpc"), *together(2)]
+            arguments = [*target.unet(runtime, batch), *target.address("grpc"), *concurrency_options(2)]
             yield Case("unet", f"batch {batch}", f"unet_{runtime}", arguments, sweep.requests, runtime == "trt")
 
 
 def superres_cases(target: Target, sweep: Sweep) -> Iterator[Case]:
     for clients in sweep.clients:
         for denoiser in ("onnx", "trt"):
-            arguments = [*target.superres(denoiser), *target.address("grpc"), *together(clients)]
+            arguments = [*target.superres(denoiser), *target.address("grpc"), *concurrency_options(clients)]
             requests = max(sweep.requests, 2 * clients)
             yield Case("superres", f"{clients} at once", denoiser, arguments, requests, denoiser == "trt")
 
@@ -160,7 +160,7 @@ def protocol_cases(target: Target, sweep: Sweep) -> Iterator[Case]:
         shared = ["--shared-memory", "system", "--output-shared-memory-size", str(output_bytes)]
         for variant, extra in {"": [], ", shared memory": shared}.items():
             for protocol in ("grpc", "http"):
-                command = [*arguments, *target.address(protocol), *extra, *together(4)]
+                command = [*arguments, *target.address(protocol), *extra, *concurrency_options(4)]
                 yield Case("protocols", f"{name}, 4 at once", protocol + variant, command, sweep.requests)
 
 
@@ -219,7 +219,7 @@ def measure_parts(target: Target, parts: Sequence[str], sweep: Sweep) -> Iterato
     for part in (part for part in parts if part in builders):
         yield run(list(builders[part](target, sweep)), sweep.rounds, target.plan)
     if "poisson" in parts:
-        arguments = [*target.superres("onnx"), *target.address("grpc"), *together(MAX_BATCH)]
+        arguments = [*target.superres("onnx"), *target.address("grpc"), *concurrency_options(MAX_BATCH)]
         saturated = run([Case("poisson", "saturation", f"{MAX_BATCH} at once", arguments, 2 * MAX_BATCH)], 1, False)
         cases = list(poisson_cases(target, sweep, saturated[0]["per_s"]))
         yield saturated + run(cases, sweep.rounds, target.plan)

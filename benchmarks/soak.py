@@ -39,7 +39,7 @@ from pipeline.spec import MAX_SIDE, MIN_SIDE
 PROC = Path("/proc")
 WARM_UP = 0.1
 """Share of the requests; also that of the beginning and of the end whose latencies are compared."""
-LEAST_REQUESTS = 30
+MIN_REQUESTS = 30
 
 
 class SoakError(Exception):
@@ -244,8 +244,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if (args.url is None) != (args.pid is None):
         parser.error("arguments --url and --pid belong together")
-    if args.requests < LEAST_REQUESTS:
-        parser.error(f"argument --requests: {args.requests}, needed is {LEAST_REQUESTS} or more")
+    if args.requests < MIN_REQUESTS:
+        parser.error(f"argument --requests: {args.requests}, needed is {MIN_REQUESTS} or more")
     if not MIN_SIDE <= args.side <= MAX_SIDE:
         parser.error(f"argument --side: {args.side}, allowed are {MIN_SIDE} to {MAX_SIDE}")
     if args.concurrency < 1 or (args.rate is not None and not args.rate > 0):

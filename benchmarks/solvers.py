@@ -28,17 +28,17 @@ from pipeline.presets import BEST
 from train.config import DEVICES, choose_device
 from train.data import read_index
 from train.evaluate import add_choice, choose, measure
-from train.methods import Method, Run, by_generator, make_methods, options_of
+from train.methods import Method, Run, make_methods, options_of, run_generator
 from train.report import table
 
-LEAST_SIGNAL = 2.0**-24
+MIN_SIGNAL = 2.0**-24
 """ᾱ_T of pure noise is 0, whose logarithm the solver would need."""
 
 
 def dpm_solver(system: eager.Eager, steps: int) -> Generate:
     """DPM-Solver++(2M), Lu et al. 2022, from pure noise, timesteps as ``pipeline.method.sampler.timesteps``."""
     preset = system.preset
-    alpha_bar = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar).float().clamp(min=LEAST_SIGNAL)
+    alpha_bar = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar).float().clamp(min=MIN_SIGNAL)
 
     @torch.inference_mode()
     def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         methods: dict[str, Method] = make_methods(("torch",), runs, system, Path(), "")
         for run in runs:
             name = f"DPM-Solver++(2M), {run.steps} step{'s' if run.steps > 1 else ''}"
-            methods[name] = partial(by_generator, dpm_solver(system, run.steps), BEST, options_of(run, BEST))
+            methods[name] = partial(run_generator, dpm_solver(system, run.steps), BEST, options_of(run, BEST))
         results = measure(pairs, methods, ["alex"])
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -34,11 +34,11 @@ from train.loop import Run, Task, to_device
 from train.losses import FewStepLoss, Perceptual
 from train.plan import PRECISION, SWITCH, compiles, machine, make_accelerator, preset_of, split_files, workers_of
 from train.scans import Scans, read_scans
-from train.tune import Tuning, draw_batch, numbers_of_steps, regions
+from train.tune import Tuning, draw_batch, parse_sampler_steps, regions
 
-SIDE = {"cuda": 8192, "cpu": 1024}
+MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
 """Of the matrices that are multiplied."""
-MADE_UP, MADE_UP_SIZE = 16, 1024
+SYNTHETIC_IMAGES, SYNTHETIC_SIZE = 16, 1024
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Speed:
     tflops_of_matmul: float
 
 
-def made_up(size: int) -> Scans:
+def synthetic_scans(size: int) -> Scans:
     """Radiographs of noise, which are prepared in the same time."""
     rng = np.random.default_rng(0)
-    images: list[Gray] = [rng.integers(0, 256, (size, size), dtype=np.uint8) for _ in range(MADE_UP)]
+    images: list[Gray] = [rng.integers(0, 256, (size, size), dtype=np.uint8) for _ in range(SYNTHETIC_IMAGES)]
     return Scans({size: images}, {size: 1.0})
 
 
@@ -72,7 +72,7 @@ def scans_of(config: Tuning, data: Path | None) -> Scans:
     Raises:
         ValueError: it is no folder that train.pairs wrote.
     """
-    return made_up(MADE_UP_SIZE) if data is None else read_scans(config, split_files(config)[0])["train"]
+    return synthetic_scans(SYNTHETIC_SIZE) if data is None else read_scans(config, split_files(config)[0])["train"]
 
 
 def make_run(config: Tuning, scans: Scans) -> Run:
@@ -83,7 +83,7 @@ def make_run(config: Tuning, scans: Scans) -> Run:
         module.requires_grad_(False)
     perceptual = Perceptual(config.lpips, config.vgg)
     loss = FewStepLoss(unet, vae, perceptual, preset, config.diversity, config.faithful_share)
-    numbers = numbers_of_steps(config.sampler_steps, preset.diffusion.T)
+    numbers = parse_sampler_steps(config.sampler_steps, preset.diffusion.T)
     task = Task(
         name="benchmark",
         loss=loss,
@@ -120,7 +120,7 @@ def learn(run: Run) -> None:
     run.step += 1
 
 
-def tflop_a_step(run: Run, steps: int) -> float:
+def tflop_per_step(run: Run, steps: int) -> float:
     """10¹² operations, a multiplication and an addition being two, of forward and backward; the mean of so many."""
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         for _ in range(steps):
@@ -129,9 +129,9 @@ def tflop_a_step(run: Run, steps: int) -> float:
     return float(counter.get_total_flops()) / steps / 1e12
 
 
-def tflops_of_matmul(run: Run) -> float:
+def matmul_tflops(run: Run) -> float:
     """10¹² operations per second of a plain product of matrices."""
-    side = SIDE[run.accelerator.device.type]
+    side = MATRIX_SIDE[run.accelerator.device.type]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[run.config.precision]
     a, b = torch.randn(2, side, side, device=run.accelerator.device).to(dtype)
     seconds(run, lambda: a @ b, 3)
@@ -140,13 +140,13 @@ def tflops_of_matmul(run: Run) -> float:
 
 def measure(config: Tuning, scans: Scans, steps: int) -> Speed:
     """Time so many steps each: of the data, the arithmetic, and both."""
-    kinds = len(numbers_of_steps(config.sampler_steps, preset_of(config).diffusion.T))
+    kinds = len(parse_sampler_steps(config.sampler_steps, preset_of(config).diffusion.T))
     run = make_run(config, scans)
     run.prepare()
     given = [to_device(next(run.batches), run.accelerator.device) for _ in range(kinds)]
     data = seconds(run, lambda: next(run.batches), steps)
     run.batches = cycle(given)
-    flop, matmul = tflop_a_step(run, kinds), tflops_of_matmul(run)
+    flop, matmul = tflop_per_step(run, kinds), matmul_tflops(run)
     for _ in range(kinds):
         learn(run)
     compute = seconds(run, lambda: learn(run), steps)

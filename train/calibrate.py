@@ -29,22 +29,22 @@ from pipeline.presets import DEFAULT, PRESETS, Band
 from pipeline.spec import MAX_SAMPLES, NOISY, PROTOCOL
 from train.config import DEVICES, choose_device
 from train.data import PairDataset, read_index
-from train.degrade import ROWS
+from train.degrade import DEGRADATIONS
 from train.evaluate import add_choice, add_degradations, choose, degraded
 
 SHARE = 0.91
 """Of the pixels, in the band: one in a hundred more than promised, as the strongest gradients hold fewer."""
 COUNTS = (1, 2, 3, 4, 8, MAX_SAMPLES)
 """Numbers of samples that get a scale of their own."""
-STRONGEST = 0.1
+STRONG_SHARE = 0.1
 """Share of an image's pixels whose gradients are called strong."""
-USUAL = 0.99
+USUAL_SHARE = 0.99
 """Share of the images whose expected error is called usual."""
 
 Pixels = NDArray[np.float32]
 
 
-class Observed(NamedTuple):
+class Observation(NamedTuple):
     """What is known of an image and of so many samples."""
 
     error: Pixels
@@ -57,20 +57,20 @@ class Observed(NamedTuple):
     """whether noise or compression changed much of the LR image"""
 
 
-Scatter = Mapping[int, Sequence[Observed]]
+Observations = Mapping[int, Sequence[Observation]]
 """The images, by number of samples."""
 
 
 def strong(image: Image) -> NDArray[np.bool_]:
     """The pixels with the strongest gradients (Sobel)."""
     gradient = np.hypot(cv2.Sobel(image, cv2.CV_32F, 1, 0), cv2.Sobel(image, cv2.CV_32F, 0, 1))
-    return gradient >= np.quantile(gradient, 1 - STRONGEST)
+    return gradient >= np.quantile(gradient, 1 - STRONG_SHARE)
 
 
-def scatter(pairs: PairDataset, system: eager.Eager, counts: Sequence[int]) -> Scatter:
+def observe(pairs: PairDataset, system: eager.Eager, counts: Sequence[int]) -> Observations:
     """What samples of a system at the preset's own settings tell of these images; image i has seed i."""
     preset, generate = system.preset, system.generator()
-    found: dict[int, list[Observed]] = {count: [] for count in counts}
+    found: dict[int, list[Observation]] = {count: [] for count in counts}
     for i in tqdm(range(len(pairs)), desc="samples", unit="image", leave=False):
         lr, hr = pairs.unit_images(i)
         drawn = next(draw_samples([lr], [i], generate, preset, Options.of(preset, samples=max(counts))))
@@ -79,16 +79,16 @@ def scatter(pairs: PairDataset, system: eager.Eager, counts: Sequence[int]) -> S
             some = Samples(drawn.images[:count], drawn.history, drawn.told)
             if (doubt := some.doubt()) is not None:
                 error, noisy = np.abs(hr - np.mean(some.images, axis=0)), drawn.history.noise > NOISY
-                found[count].append(Observed(error, doubt, where, noisy))
+                found[count].append(Observation(error, doubt, where, noisy))
     return {count: observed for count, observed in found.items() if observed}
 
 
-def quantile(observed: Sequence[Observed]) -> float:
+def quantile(observed: Sequence[Observation]) -> float:
     """The scale with which ``SHARE`` of the pixels lie within scale·doubt: split conformal prediction."""
     return float(np.quantile(np.concatenate([(o.error / o.doubt).ravel() for o in observed]), SHARE))
 
 
-def fit(rows: Mapping[str, Scatter], told: bool) -> Band:
+def fit(rows: Mapping[str, Observations], told: bool) -> Band:
     """The band that holds about ``SHARE`` of the pixels of every row: what rows need differs, it lies in the middle.
 
     Rows of noisy images have a factor of their own. The scales of several samples come from the row that has them,
@@ -111,7 +111,7 @@ def fit(rows: Mapping[str, Scatter], told: bool) -> Band:
         tuple((count, round(one * quantile(several[count]) / quantile(several[1]), 3)) for count in COUNTS),
         error=round(error, 3),
         noisy=round(noisy, 3),
-        usual=round(float(np.quantile(error * doubts, USUAL)), 4),
+        usual=round(float(np.quantile(error * doubts, USUAL_SHARE)), 4),
     )
 
 
@@ -121,7 +121,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def report(rows: Mapping[str, Scatter], band: Band) -> str:
+def report(rows: Mapping[str, Observations], band: Band) -> str:
     """What the preset's band holds of these images, a row for each degradation and number of samples."""
     lines = [
         "| LR by | samples | pixels within the band | least and most of an image | strongest tenth of gradients "
@@ -151,7 +151,7 @@ def report(rows: Mapping[str, Scatter], band: Band) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m train.calibrate")
     add_choice(parser, split="val")
-    add_degradations(parser, default=list(ROWS), several=True)
+    add_degradations(parser, default=list(DEGRADATIONS), several=True)
     parser.add_argument("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
     parser.add_argument("--weights", type=Path, help="default: weights/PRESET")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
@@ -163,11 +163,11 @@ def main(argv: list[str] | None = None) -> int:
         weights = args.weights or Path("weights") / preset.name
         system = eager.load(weights, preset, device=choose_device(args.device))
         told = preset.vae.sees_lr
-        rows: dict[str, Scatter] = {}
+        rows: dict[str, Observations] = {}
         # other presets take every image for the protocol's
         for (pairs, _), name in product(chosen, args.degradation if told else [PROTOCOL]):
             counts = COUNTS if pairs is chosen[0][0] and name == PROTOCOL else (1,)
-            rows[f"{pairs.data.hr_size}, {name}"] = scatter(degraded(pairs, name), system, counts)
+            rows[f"{pairs.data.hr_size}, {name}"] = observe(degraded(pairs, name), system, counts)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

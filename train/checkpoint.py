@@ -24,7 +24,7 @@ from pipeline.whole import whole_file
 
 M = TypeVar("M", bound=nn.Module)
 
-MOST = 15_000_000
+MAX_PART_BYTES = 15_000_000
 """Bytes of a part."""
 PARTS = "parts.json"
 """Tells of the whole; without it there are no parts."""
@@ -92,8 +92,8 @@ def load(path: Path, key: Key) -> dict[str, Any] | None:
     return state
 
 
-def split(path: Path, folder: Path, most: int = MOST) -> list[Path]:
-    """Write a file in parts of at most ``most`` bytes into ``folder``, in place of what parts there are.
+def split(path: Path, folder: Path, max_bytes: int = MAX_PART_BYTES) -> list[Path]:
+    """Write a file in parts of at max_bytes ``most`` bytes into ``folder``, in place of what parts there are.
 
     Raises:
         OSError: it cannot be read, or they cannot be written.
@@ -102,9 +102,9 @@ def split(path: Path, folder: Path, most: int = MOST) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / PARTS, *folder.glob("part-*")):
         old.unlink(missing_ok=True)
-    parts = [folder / f"part-{i:03}" for i in range(-(-len(whole) // most))]
+    parts = [folder / f"part-{i:03}" for i in range(-(-len(whole) // max_bytes))]
     for i, part in enumerate(parts):
-        part.write_bytes(whole[i * most : (i + 1) * most])
+        part.write_bytes(whole[i * max_bytes : (i + 1) * max_bytes])
     told = {"parts": [part.name for part in parts], "bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
     (folder / PARTS).write_text(json.dumps(told, indent=2) + "\n")
     return parts

@@ -23,13 +23,13 @@ class Paused(Exception):
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def option(default: Any, help: str, choices: Iterable[str] | None = None, decides: bool = True) -> Any:
+def option(default: Any, help: str, choices: Iterable[str] | None = None, affects_result: bool = True) -> Any:
     """A dataclass field with a help text.
 
-    ``decides`` is False for what does not change a run's result: such a field is no part of ``settings``. Folders are
+    ``affects_result`` is False for what does not change a run's result: such a field is no part of ``settings``. Folders are
     none either.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "decides": decides})
+    return field(default=default, metadata={"help": help, "choices": choices, "affects_result": affects_result})
 
 
 def _add(parser: argparse.ArgumentParser, f: Field[Any]) -> None:
@@ -89,7 +89,7 @@ def choose_device(name: str) -> str:
 
 def settings(config: Any) -> dict[str, Any]:
     """The fields that decide the result of a run."""
-    decisive = {f.name for f in fields(config) if f.metadata["decides"]}
+    decisive = {f.name for f in fields(config) if f.metadata["affects_result"]}
     return {
         name: value for name, value in asdict(config).items() if name in decisive and not isinstance(value, Path | None)
     }

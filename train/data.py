@@ -116,7 +116,7 @@ def parse_split(text: str) -> tuple[float, float, float]:
     return train, val, test
 
 
-def evenly(total: int, count: int) -> list[int]:
+def spread_evenly(total: int, count: int) -> list[int]:
     """``count`` of the indices 0 … total-1, or all where there are fewer, evenly spread."""
     return np.linspace(0, total - 1, min(count, total)).astype(int).tolist()
 

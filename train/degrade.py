@@ -1,6 +1,6 @@
 """What happens to a radiograph before anyone upscales it: how it was made small, and what noise and JPEG did to it.
 
-The paper's protocol is one case, ``ROWS["cubic"]``. Noise and JPEG are the LR image's alone: HR stays as it is.
+The paper's protocol is one case, ``DEGRADATIONS["cubic"]``. Noise and JPEG are the LR image's alone: HR stays as it is.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Degradation:
     """quality of a JPEG of the LR image, 1 to 100"""
 
 
-ROWS = {
+DEGRADATIONS = {
     "cubic": Degradation(),
     "area": Degradation(kernel="area"),
     "bicubic": Degradation(kernel="bicubic"),

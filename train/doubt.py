@@ -38,7 +38,7 @@ HELD_OUT = 64
 
 
 @dataclass(frozen=True)
-class Doubting(Training):
+class DoubtTraining(Training):
     run_dir: Path = option(Path("runs/doubt"), "folder of the checkpoint, logs and pictures")
     weights: Path | None = option(None, "folder with both networks (default: weights/PRESET-tuned)")
     out: Path | None = option(None, "where the weights go (default: weights/PRESET)")
@@ -48,7 +48,7 @@ class Doubting(Training):
     crop: int = option(192, "side of the squares, in HR pixels")
 
 
-def train_doubt(config: Doubting) -> None:
+def train_doubt(config: DoubtTraining) -> None:
     """Train, and save both networks, with the averaged weights of ``doubt`` that validated best.
 
     Raises:
@@ -102,7 +102,7 @@ def train_doubt(config: Doubting) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_command(Doubting, train_doubt, __doc__ or "", argv)
+    return run_command(DoubtTraining, train_doubt, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

@@ -54,10 +54,10 @@ TIMEOUT = 60
 """Seconds without a byte after which a connection counts as broken."""
 ATTEMPTS = 6
 """Failures in a row, without anything new between them, after which a download is given up."""
-LONGEST_WAIT = 600
+MAX_WAIT = 600
 """Seconds; a server that asks for more patience is not waited for."""
 TRANSIENT = (408, 429, 500, 502, 503, 504)
-EXTRACTED = 1.1
+EXTRACTED_RATIO = 1.1
 """Disk space of the images in an archive's sizes: PNG files hardly compress further."""
 
 
@@ -65,7 +65,7 @@ class DownloadError(Exception):
     """What was asked for cannot be had; the message says why."""
 
 
-class Broken(Exception):
+class BrokenDownload(Exception):
     """An attempt failed where the next may not; ``wait`` is the pause in seconds that the server asks for."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
@@ -79,7 +79,7 @@ class Extracted:
 
     new: int
     existing: int
-    left_out: list[str]
+    skipped: list[str]
     """names of members that are not PNG files, or not safe to extract"""
 
 
@@ -106,12 +106,12 @@ def download(url: str, path: Path, *, sleep: Callable[[float], None] = time.slee
         try:
             _attempt(url, part, version)
             break
-        except Broken as broken:
+        except BrokenDownload as broken:
             failures = failures + 1 if _size(part) <= furthest else 1
             furthest = max(furthest, _size(part))
             wait = 2.0 ** (failures - 1) if broken.wait is None else broken.wait
-            if failures == ATTEMPTS or wait > LONGEST_WAIT:
-                asked = f" and asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else f" {failures} times in a row"
+            if failures == ATTEMPTS or wait > MAX_WAIT:
+                asked = f" and asks to wait {wait:.0f} s" if wait > MAX_WAIT else f" {failures} times in a row"
                 raise DownloadError(f"'{url}' failed{asked}: {broken}; the same command continues") from None
             tqdm.write(f"{path.name}: {broken}; next attempt in {wait:.0f} s", file=sys.stderr)
             sleep(wait)
@@ -136,13 +136,15 @@ def _attempt(url: str, part: Path, version: Path) -> None:
         with error:
             if error.code == 416:
                 part.unlink(missing_ok=True)
-                raise Broken("the server's file has become shorter") from None
+                raise BrokenDownload("the server's file has become shorter") from None
             if error.code in TRANSIENT:
-                raise Broken(f"{error.code} {error.reason}", _retry_after(error.headers["Retry-After"])) from None
+                raise BrokenDownload(
+                    f"{error.code} {error.reason}", _retry_after(error.headers["Retry-After"])
+                ) from None
             raise DownloadError(f"'{url}' answers {error.code} {error.reason}") from None
     except (URLError, HTTPException, ConnectionError, TimeoutError, SSLError) as error:
         reason = error.reason if isinstance(error, URLError) else error
-        raise Broken(str(reason) or type(error).__name__) from error
+        raise BrokenDownload(str(reason) or type(error).__name__) from error
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -167,10 +169,10 @@ def _store(response: HTTPResponse, part: Path, version: Path) -> None:
     identity = f"{total} {response.headers['ETag']}"
     if start and (start != _size(part) - 1 or version.read_text() != identity):
         part.unlink()
-        raise Broken("the server's file has changed")
+        raise BrokenDownload("the server's file has changed")
     if not start:
         part.unlink(missing_ok=True)
-    check_space(part.parent, (total or 0) * (1 + EXTRACTED) - start)
+    check_space(part.parent, (total or 0) * (1 + EXTRACTED_RATIO) - start)
     version.write_text(identity)
     with (
         open(part, "r+b" if start else "wb") as file,
@@ -181,7 +183,7 @@ def _store(response: HTTPResponse, part: Path, version: Path) -> None:
             file.write(chunk)
             bar.update(len(chunk))
         if total is not None and file.tell() != total:
-            raise Broken(f"the connection broke off after {file.tell()} of {total} bytes")
+            raise BrokenDownload(f"the connection broke off after {file.tell()} of {total} bytes")
 
 
 def extract(archive: Path, images: Path) -> Extracted:
@@ -193,12 +195,12 @@ def extract(archive: Path, images: Path) -> Extracted:
         DownloadError: the archive is damaged or has no PNG files, or the disk has no room.
         OSError: a file cannot be written.
     """
-    check_space(archive.parent, archive.stat().st_size * EXTRACTED)
+    check_space(archive.parent, archive.stat().st_size * EXTRACTED_RATIO)
     staging = archive.with_name(f".{archive.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)  # a killed run's
     staging.mkdir()
     try:
-        existing, left_out = _unpack(archive, staging, images)
+        existing, skipped = _unpack(archive, staging, images)
         images.mkdir(exist_ok=True)
         whole = list(staging.iterdir())
         for path in whole:
@@ -213,18 +215,18 @@ def extract(archive: Path, images: Path) -> Extracted:
         shutil.rmtree(staging)
     if not whole and not existing:
         raise DownloadError(f"'{archive}' has no PNG files")
-    return Extracted(len(whole), existing, left_out)
+    return Extracted(len(whole), existing, skipped)
 
 
 def _unpack(archive: Path, staging: Path, images: Path) -> tuple[int, list[str]]:
     """Write the PNG files that ``images`` lacks to ``staging``: (how many are there, names of what is left out)."""
-    existing, left_out = 0, []
+    existing, skipped = 0, []
     with gzip.open(archive) as file, tarfile.open(fileobj=file, mode="r|") as tar:
         for member in tqdm(tar, archive.name, unit="file"):
             path = PurePosixPath(member.name)
             safe = member.isreg() and not path.is_absolute() and ".." not in path.parts
             if not safe or path.suffix.lower() != ".png" or path.name.startswith("."):
-                left_out += [] if member.isdir() else [member.name]
+                skipped += [] if member.isdir() else [member.name]
             elif (images / path.name).exists() or (staging / path.name).exists():
                 existing += 1
             elif source := tar.extractfile(member):
@@ -232,7 +234,7 @@ def _unpack(archive: Path, staging: Path, images: Path) -> tuple[int, list[str]]
                     shutil.copyfileobj(source, target)
         while file.read(CHUNK):  # the archive's checksum is at its end
             pass
-    return existing, left_out
+    return existing, skipped
 
 
 def obtain(name: str, url: str, out: Path, *, keep: bool = False) -> None:
@@ -253,8 +255,8 @@ def obtain(name: str, url: str, out: Path, *, keep: bool = False) -> None:
     if not keep:
         archive.unlink()
     print(f"{name}: {extracted.new} images, {extracted.existing} more were there already")
-    if extracted.left_out:
-        count, first = len(extracted.left_out), extracted.left_out[0]
+    if extracted.skipped:
+        count, first = len(extracted.skipped), extracted.skipped[0]
         print(f"{name}: left out {count} members that are no PNG files or not safe to extract, such as {first!r}")
 
 

@@ -37,14 +37,14 @@ from train.data import (
     SPLITS,
     Index,
     PairDataset,
-    evenly,
     list_pairs,
     parse_split,
     patient_of,
     read_index,
     split_by_patient,
+    spread_evenly,
 )
-from train.degrade import ROWS
+from train.degrade import DEGRADATIONS
 from train.figures import runtimes_figure, upscaled_figure
 from train.lpips import LPIPS, LPIPSNet
 from train.methods import RUNTIMES, Method, Run, default_run, make_methods, name_of, parse_run, parse_runtimes
@@ -91,13 +91,13 @@ def measure(pairs: PairDataset, methods: dict[str, Method], nets: Sequence[LPIPS
     return {
         name: Measured(
             {metric: np.array([row[metric] for row in rows[name]]) for metric in rows[name][0]},
-            seconds_an_image(pairs, methods[name]),
+            seconds_per_image(pairs, methods[name]),
         )
         for name in methods
     }
 
 
-def seconds_an_image(pairs: PairDataset, method: Method) -> float:
+def seconds_per_image(pairs: PairDataset, method: Method) -> float:
     """The median time of one image, after one that warms up."""
     times = []
     for i in range(min(TIMED + 1, len(pairs))):
@@ -124,7 +124,7 @@ def choose(
     if limit is not None:
         if limit < 1:
             raise ValueError(f"--limit is {limit}, it must be at least 1")
-        paths = [paths[i] for i in evenly(len(paths), limit)]
+        paths = [paths[i] for i in spread_evenly(len(paths), limit)]
     spec = DataSpec(hr_size=hr_size, lr_size=hr_size // SCALE)
     return PairDataset(paths, spec), [patient_of(path, index) for path in paths]
 
@@ -144,10 +144,10 @@ def add_degradations(parser: argparse.ArgumentParser, default: list[str], severa
     parser.add_argument(
         "--degradation",
         nargs="+",
-        choices=ROWS,
+        choices=DEGRADATIONS,
         default=default,
         metavar="NAME",
-        help=f"how LR images come from HR, of {', '.join(ROWS)} (default: {', '.join(default)})",
+        help=f"how LR images come from HR, of {', '.join(DEGRADATIONS)} (default: {', '.join(default)})",
     )
     number: dict[str, Any] = {"nargs": "+", "default": [HR_SIZE]} if several else {"default": HR_SIZE}
     parser.add_argument(
@@ -157,7 +157,7 @@ def add_degradations(parser: argparse.ArgumentParser, default: list[str], severa
 
 def degraded(pairs: PairDataset, name: str) -> PairDataset:
     """The pairs with LR images of a row; the protocol's are files."""
-    return pairs if name == PROTOCOL else PairDataset(pairs.paths, pairs.data, degradation=ROWS[name])
+    return pairs if name == PROTOCOL else PairDataset(pairs.paths, pairs.data, degradation=DEGRADATIONS[name])
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -29,7 +29,7 @@ from pipeline.presets import DEFAULT, PAPER, PRESETS, Preset
 from pipeline.runtimes.onnx import onnx_networks
 from pipeline.spec import SCALE
 from train.augment import Augmentation, apply
-from train.data import PairDataset, evenly, list_pairs
+from train.data import PairDataset, list_pairs, spread_evenly
 from train.methods import Method, bicubic
 from train.pairs import HR
 from train.paper import AUGMENTATION
@@ -41,7 +41,7 @@ Panels = Sequence[tuple[str, str, Image]]
 
 def samples_figure(pairs: PairDataset) -> Picture:
     """Figure 2: a few LR images, enlarged, above their HR images."""
-    shown = [pairs.unit_images(i) for i in evenly(len(pairs), SHOWN)]
+    shown = [pairs.unit_images(i) for i in spread_evenly(len(pairs), SHOWN)]
     lr: Panels = [("LR 64 x 64", "", enlarge(low)) for low, _ in shown]
     hr: Panels = [("HR 256 x 256", "", high) for _, high in shown]
     return stack([labelled_row(lr), labelled_row(hr)])
@@ -144,7 +144,7 @@ def quality(path: Path) -> list[tuple[str, list[int], list[dict[str, float]]]]:
 def upscaled_figure(pairs: PairDataset, method: Method) -> Picture:
     """Figures 7 and 9: LR, bicubic, upscaled and HR of a few images."""
     rows = []
-    for i in evenly(len(pairs), SHOWN):
+    for i in spread_evenly(len(pairs), SHOWN):
         lr, hr = pairs.unit_images(i)
         rows.append(comparison(lr, method([lr], [hr], [i])[0], hr))
     return stack(rows)
@@ -156,7 +156,7 @@ def runtimes_figure(pairs: PairDataset, systems: Mapping[str, Method]) -> Pictur
     A map's white is that image's largest difference, which stands above it in gray levels of 255.
     """
     rows = []
-    for i in evenly(len(pairs), SHOWN):
+    for i in spread_evenly(len(pairs), SHOWN):
         lr, hr = pairs.unit_images(i)
         images = {name: method([lr], [hr], [i])[0] for name, method in systems.items()}
         (first, reference), *others = images.items()

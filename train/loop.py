@@ -27,7 +27,7 @@ from tqdm import tqdm
 from train import checkpoint
 from train.checkpoint import EMA
 from train.config import Paused, settings
-from train.plan import CHECKPOINT, Training, compiles, samples_a_part, workers_of
+from train.plan import CHECKPOINT, Training, compiles, samples_per_part, workers_of
 from train.schedule import learning_rate
 
 LOG_STEPS = 10
@@ -209,7 +209,7 @@ class Run:
 
     def share(self, part: int) -> slice:
         """This process's samples of one part of the batch."""
-        size = samples_a_part(self.config, self.accelerator)
+        size = samples_per_part(self.config, self.accelerator)
         first = (part * self.accelerator.num_processes + self.accelerator.process_index) * size
         return slice(first, first + size)
 
@@ -256,7 +256,7 @@ class Run:
         self.ema.update(self.network, self.step)
         return norm
 
-    def seconds_a_step(self) -> float:
+    def seconds_per_step(self) -> float:
         """Time of the second of two trial steps that change nothing; their batches are given back."""
         elapsed, seen = 0.0, []
         for _ in range(min(2, self.config.steps - self.step)):
@@ -321,7 +321,7 @@ def train(task: Task, config: Training, accelerator: Accelerator) -> Result:
     if main and resumed:
         tqdm.write(f"continuing '{run.path}' at step {run.step}")
     run.prepare()
-    a_step = run.seconds_a_step()
+    a_step = run.seconds_per_step()
     if main:
         left = duration(a_step * (config.steps - run.step))
         tqdm.write(f"expected time: {left} and the validations, at {a_step:.2g} s a step")

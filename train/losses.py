@@ -93,7 +93,7 @@ class Perceptual(nn.Module):
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # OpenCV and Pillow make them
 @lru_cache(maxsize=32)
-def every(make: Callable[[ReductionName, int], Matrix], n: int, device: torch.device) -> Tensor:
+def all_matrices(make: Callable[[ReductionName, int], Matrix], n: int, device: torch.device) -> Tensor:
     """The matrices of all ``REDUCTIONS`` on a device, copied there once."""
     return torch.from_numpy(np.stack([make(name, n) for name in REDUCTIONS])).to(device)
 
@@ -103,7 +103,7 @@ def project(y: Tensor, lr: Tensor, reduction: Tensor, chosen: Tensor) -> Tensor:
 
     They are not clipped, so that every pixel has a gradient. ``reduction``, int64 [B], tells how each is reduced.
     """
-    matrices = (every(make, n, y.device) for make, n in product((matrix, inverse), lr.shape[2:]))
+    matrices = (all_matrices(make, n, y.device) for make, n in product((matrix, inverse), lr.shape[2:]))
     of_rows, of_columns, from_rows, from_columns = (m[reduction.clamp(max=len(REDUCTIONS) - 1), None] for m in matrices)
     # in bfloat16 the products would be off by half a gray level
     with torch.autocast(y.device.type, enabled=False):
@@ -145,7 +145,7 @@ class AutoencoderLoss(nn.Module):
         self.latent_noise, self.latent_drop = latent_noise, latent_drop
         self.weights = {"l1": 1.0, **perceptual.weights, "kl": kl_weight, "adversarial": adversarial_weight}
 
-    def spoil(self, latent: Tensor, noise: Tensor, chance: Tensor) -> Tensor:
+    def corrupt(self, latent: Tensor, noise: Tensor, chance: Tensor) -> Tensor:
         strength, kept = self.latent_noise * chance[:, 0], (chance[:, 1] >= self.latent_drop).float()
         return (latent + strength[:, None, None, None] * noise) * kept[:, None, None, None]
 
@@ -168,7 +168,7 @@ class AutoencoderLoss(nn.Module):
         """
         mean, logvar = posterior(self.vae, x, lr)
         latent = mean + torch.exp(0.5 * logvar) * noise[0]
-        y = decode(self.vae, self.spoil(latent, noise[1], chance), lr)
+        y = decode(self.vae, self.corrupt(latent, noise[1], chance), lr)
         if self.faithful:
             y = project_cubic(y, lr)
         terms = {
@@ -392,9 +392,9 @@ class HistoryLoss(nn.Module):
 
     GAIN = 20.0
 
-    def __init__(self, restorer: Restorer, only_told: bool = False) -> None:
+    def __init__(self, restorer: Restorer, only_history: bool = False) -> None:
         super().__init__()
-        self.restorer, self.only_told = restorer, only_told
+        self.restorer, self.only_history = restorer, only_history
         self.weights = {"restored": 1.0, "reduction": 0.005, "noise": 0.005}
 
     def forward(self, lr: Tensor, protocol: Tensor, reduction: Tensor, noise: Tensor) -> dict[str, Tensor]:
@@ -406,8 +406,8 @@ class HistoryLoss(nn.Module):
             reduction: int64 [B], the reductions' numbers.
             noise: [B], standard deviation of what noise and compression changed, in gray levels.
         """
-        if self.only_told:
-            return total(self.weights, self.told(self.restorer.history(detail_of(lr)), reduction, noise))
+        if self.only_history:
+            return total(self.weights, self.history_terms(self.restorer.history(detail_of(lr)), reduction, noise))
         restored, history = self.restorer(lr)
         return total(self.weights, self.terms(restored, history, protocol, reduction, noise))
 
@@ -416,9 +416,9 @@ class HistoryLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """What a restorer's outputs lack."""
         error = F.smooth_l1_loss(self.GAIN * restored, self.GAIN * protocol) / self.GAIN
-        return {"restored": error, **self.told(history, reduction, noise)}
+        return {"restored": error, **self.history_terms(history, reduction, noise)}
 
-    def told(self, history: Tensor, reduction: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    def history_terms(self, history: Tensor, reduction: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """What is wrong with a history."""
         return {
             "reduction": F.cross_entropy(history[:, :-1], reduction),

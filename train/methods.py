@@ -126,14 +126,14 @@ def reconstruct(system: Eager, lr: list[Image], hr: list[Image], _seeds: list[in
     return [result.upscaled for result in upscale(lr, range(len(lr)), generate, system.preset)]
 
 
-def by_generator(
+def run_generator(
     generate: Generate, preset: Preset, options: Options, lr: list[Image], _hr: list[Image], seeds: list[int]
 ) -> list[Image]:
     """By a generator made with the same options."""
     return [result.upscaled for result in upscale(lr, seeds, generate, preset, options)]
 
 
-def by_server(
+def run_on_server(
     client: Client, denoiser: str, options: Options, lr: list[Image], _hr: list[Image], seeds: list[int]
 ) -> list[Image]:
     asked = asdict(options) | {"denoiser": denoiser}
@@ -154,16 +154,16 @@ def make_methods(
     options = {run: options_of(run, preset) for run in runs}
     systems: dict[str, Callable[[Options], Method]] = {}
     if "torch" in runtimes:
-        systems["torch"] = lambda o: partial(by_generator, system.generator(o), preset, o)
+        systems["torch"] = lambda o: partial(run_generator, system.generator(o), preset, o)
     if "onnx" in runtimes:
         networks = onnx_networks(repository, preset)
-        systems["onnx"] = lambda o: partial(by_generator, generator(networks, preset, o), preset, o)
+        systems["onnx"] = lambda o: partial(run_generator, generator(networks, preset, o), preset, o)
     if {"server", "trt"} & set(runtimes):
         client = Client(url)
         if client.preset != preset:
             raise ValueError(f"the server at {url} runs preset '{client.preset.name}', not '{preset.name}'")
         for runtime, denoiser in (("server", "auto"), ("trt", "trt")):
             if runtime in runtimes:
-                systems[runtime] = partial(partial, by_server, client, denoiser)
+                systems[runtime] = partial(partial, run_on_server, client, denoiser)
     methods: dict[str, Method] = {BICUBIC: bicubic, CEILING: partial(reconstruct, system)}
     return methods | {name_of(runtime, run): make(options[run]) for run in runs for runtime, make in systems.items()}

@@ -123,7 +123,7 @@ def pair_of(image: NDArray[np.uint8], size: int = HR_SIZE) -> tuple[NDArray[np.u
     return hr, downscale(hr)
 
 
-def write_whole(path: Path, image: NDArray[np.uint8]) -> None:
+def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Write a PNG whole or not at all."""
     try:
         with whole_file(path) as partial:
@@ -145,7 +145,7 @@ def make_pair(path: Path, out: Path, size: int = HR_SIZE) -> str | None:
     for folder, image in zip(folders(size), images, strict=True):
         target = out / folder / f"{path.stem}.png"
         if not target.exists():
-            write_whole(target, image)
+            write_png(target, image)
     return None
 
 
@@ -170,7 +170,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _each(paths: list[Path], out: Path, size: int, workers: int) -> Iterator[Iterator[str | None]]:
+def _make_pairs(paths: list[Path], out: Path, size: int, workers: int) -> Iterator[Iterator[str | None]]:
     """``make_pair`` of every path, in order, by several processes."""
     # "spawn": a fork would inherit the locks of the caller's threads
     context = multiprocessing.get_context("spawn")
@@ -218,7 +218,7 @@ def generate_downsampled_pairs(src: Path, out: Path, *, hr_size: int = HR_SIZE, 
     skipped: dict[Path, str] = {}
     if todo:
         try:
-            with _each(todo, out, hr_size, workers or os.cpu_count() or 1) as reasons:
+            with _make_pairs(todo, out, hr_size, workers or os.cpu_count() or 1) as reasons:
                 for path, reason in zip(todo, tqdm(reasons, "pairs", len(todo), unit="image"), strict=True):
                     if reason is not None:
                         skipped[path] = reason

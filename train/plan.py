@@ -35,8 +35,8 @@ CHECKPOINT = "checkpoint.pt"
 PRECISION = "bf16" if choose_device("auto") == "cuda" or multiplies(BFLOAT16) else "fp32"
 """What other processors imitate of bfloat16 takes four times as long as float32."""
 SWITCH = ("auto", "on", "off")
-MOST_WORKERS = 12
-LONGEST_WAIT = datetime.timedelta(hours=12)
+MAX_WORKERS = 12
+MAX_WAIT = datetime.timedelta(hours=12)
 """Of the other processes, for the first one's encoding or validation."""
 
 
@@ -49,14 +49,18 @@ class Training:
     split: str = option(SHARES, "shares of the patients in training, validation and test, in percent")
     preset: str = option(DEFAULT.name, "the system to train", choices=PRESETS)
     run_dir: Path = option(Path("runs"), "folder of the checkpoint, logs and pictures")
-    resume: bool = option(False, "continue the run in --run-dir, if there is one", decides=False)
-    device: str = option("auto", "auto takes a GPU where there is one", choices=DEVICES, decides=False)
+    resume: bool = option(False, "continue the run in --run-dir, if there is one", affects_result=False)
+    device: str = option("auto", "auto takes a GPU where there is one", choices=DEVICES, affects_result=False)
     precision: str = option(PRECISION, "of the networks' arithmetic in training", choices=("fp32", "bf16", "fp16"))
-    workers: int = option(-1, "threads that prepare batches ahead; -1: up to 12 beside a GPU, else none", decides=False)
-    compile: str = option(
-        "auto", "compile the networks: a minute at the start; auto: on a GPU", choices=SWITCH, decides=False
+    workers: int = option(
+        -1, "threads that prepare batches ahead; -1: up to 12 beside a GPU, else none", affects_result=False
     )
-    minutes: float = option(0.0, "stop after so long with a checkpoint, to go on by --resume; 0: never", decides=False)
+    compile: str = option(
+        "auto", "compile the networks: a minute at the start; auto: on a GPU", choices=SWITCH, affects_result=False
+    )
+    minutes: float = option(
+        0.0, "stop after so long with a checkpoint, to go on by --resume; 0: never", affects_result=False
+    )
     steps: int = option(1000, "optimiser steps")
     batch: int = option(16, "samples a step, over all processes")
     accumulate: int = option(1, "parts in which each process computes its samples, to save memory")
@@ -111,7 +115,7 @@ def workers_of(config: Training, processes: int) -> int:
     if config.workers >= 0:
         return config.workers
     free = len(os.sched_getaffinity(0)) // processes - 2
-    return max(0, min(MOST_WORKERS, free)) if choose_device(config.device) == "cuda" else 0
+    return max(0, min(MAX_WORKERS, free)) if choose_device(config.device) == "cuda" else 0
 
 
 def compiles(config: Training) -> bool:
@@ -144,7 +148,7 @@ def make_accelerator(config: Training) -> Accelerator:
         gradient_accumulation_steps=config.accumulate,
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+            InitProcessGroupKwargs(timeout=MAX_WAIT),
         ],
     )
     if config.batch % (accelerator.num_processes * config.accumulate):
@@ -155,7 +159,7 @@ def make_accelerator(config: Training) -> Accelerator:
     return accelerator
 
 
-def samples_a_part(config: Training, accelerator: Accelerator) -> int:
+def samples_per_part(config: Training, accelerator: Accelerator) -> int:
     """How many samples a process takes at a time."""
     return config.batch // (accelerator.num_processes * config.accumulate)
 

@@ -42,7 +42,7 @@ HELD_OUT = 1024
 """Images of validation patients."""
 SIDE = 256
 """HR pixels that a random part of a radiograph is resized to."""
-LEAST_PART = 0.5
+MIN_PART = 0.5
 """Of each side of a radiograph that an image shows."""
 TILT = 12.0
 """Degrees that a radiograph is tilted by at most."""
@@ -50,7 +50,7 @@ MARKED = 0.2
 
 
 @dataclass(frozen=True)
-class Presenting(Training):
+class PresentationTraining(Training):
     run_dir: Path = option(Path("runs/presentation"), "folder of the checkpoint, logs and pictures")
     weights: Path | None = option(None, "folder with both networks, which is written to (default: weights/PRESET)")
     steps: int = option(3000, "optimiser steps")
@@ -61,7 +61,7 @@ class Presenting(Training):
 def part_of(image: Gray, rng: np.random.Generator) -> Gray:
     """A random part of a radiograph, tilted, mirrored and marked by chance: uint8 [SIDE, SIDE]."""
     side = len(image)
-    height, width = (int(side * rng.uniform(LEAST_PART, 1)) if rng.random() < 0.6 else side for _ in range(2))
+    height, width = (int(side * rng.uniform(MIN_PART, 1)) if rng.random() < 0.6 else side for _ in range(2))
     top, left = int(rng.integers(0, side - height + 1)), int(rng.integers(0, side - width + 1))
     if rng.random() < 0.5:
         tilt = cv2.getRotationMatrix2D((side / 2, side / 2), float(rng.uniform(-TILT, TILT)), 1.0)
@@ -100,7 +100,7 @@ def picture(presentation: nn.Module, lr: Tensor) -> Picture:
     return PILImage.fromarray(((torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5).round().byte().numpy())
 
 
-def train_presentation(config: Presenting) -> None:
+def train_presentation(config: PresentationTraining) -> None:
     """Train, and put the averaged weights that validated best into the autoencoder's file.
 
     Raises:
@@ -146,7 +146,7 @@ def train_presentation(config: Presenting) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_command(Presenting, train_presentation, __doc__ or "", argv)
+    return run_command(PresentationTraining, train_presentation, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

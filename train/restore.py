@@ -29,7 +29,7 @@ HELD_OUT = 192
 
 
 @dataclass(frozen=True)
-class Restoring(Training):
+class RestorerTraining(Training):
     run_dir: Path = option(Path("runs/restore"), "folder of the checkpoint, logs and pictures")
     weights: Path | None = option(None, "folder with both networks (default: weights/PRESET-untuned)")
     out: Path | None = option(None, "where the weights go (default: weights/PRESET-restoring)")
@@ -53,7 +53,7 @@ def picture(restorer: Restorer, batch: Batch) -> Picture:
     return PILImage.fromarray(((rows.clamp(-1, 1) + 1) * 127.5).round().byte().numpy())
 
 
-def train_restorer(config: Restoring) -> None:
+def train_restorer(config: RestorerTraining) -> None:
     """Train, and save both networks, with the averaged weights of the restorer that validated best.
 
     Raises:
@@ -99,7 +99,7 @@ def train_restorer(config: Restoring) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_command(Restoring, train_restorer, __doc__ or "", argv)
+    return run_command(RestorerTraining, train_restorer, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ OTHER = len(REDUCTIONS)
 GRID = 8
 """JPEG's blocks, in LR pixels."""
 LETTERS = ("L", "R", "AP", "PA", "PORTABLE", "STANDING", "12:47", "R 3")
-LEAST_NOISE = 0.29
+MIN_NOISE = 0.29
 """Standard deviation of what rounding changes."""
 PAGES = 0.03
 """Share of the samples that are no radiograph."""
@@ -156,7 +156,7 @@ def draw_sample(scans: Scans, side: int, rng: np.random.Generator, d: Degradatio
         known, clean = OTHER, degrade(hr, Degradation(kernel=d.kernel, blur=d.blur), rng)[0].astype(np.float32)
     else:
         known, clean = REDUCTIONS.index(d.kernel), reduce(hr.astype(np.float32), d.kernel)
-    return Sample(lr, hr, known, max(LEAST_NOISE, float(np.std(lr - clean))))
+    return Sample(lr, hr, known, max(MIN_NOISE, float(np.std(lr - clean))))
 
 
 class Batch(NamedTuple):

@@ -50,7 +50,7 @@ STEPS_MEASURED = {"unet": (1, 2, 4, 10), "tune": (1, 2, 4)}
 
 
 @dataclass(frozen=True)
-class Lead:
+class Ablation:
     """One change: to a stage's options, or to the system itself."""
 
     name: str
@@ -71,44 +71,46 @@ def vae_variant(name: str, factor: int = 8, latent_channels: int = 4) -> Preset:
     return variant(name, vae=DetailVAESpec(factor=factor, latent_channels=latent_channels), unet=unet)
 
 
-LEADS = (
-    Lead("vae-base", "as in best.sh", "vae"),
-    Lead("vae-f4", "latents at a quarter, not an eighth", "vae", preset=vae_variant("f4", factor=4)),
-    Lead("vae-8ch", "8 latent channels, not 4", "vae", preset=vae_variant("8ch", latent_channels=8)),
-    Lead("vae-no-kl", "no KL term", "vae", {"kl": 0.0}),
-    Lead("vae-kl", "a hundred times the KL term", "vae", {"kl": 1e-2}),
-    Lead("vae-no-vgg", "no LPIPS of VGG16", "vae", {"vgg": 0.0}),
-    Lead("vae-gan", "a patch discriminator, 0.02", "vae", {"adversarial": 0.02}),
-    Lead("vae-clean", "latents not spoilt in training", "vae", {"latent_noise": 0.0, "latent_drop": 0.0}),
-    Lead("vae-unprojected", "not trained with the projection", "vae", preset=variant("free", faithful=False)),
-    Lead("unet-base", "as in best.sh: v, cosine to pure noise", "unet"),
-    Lead("unet-x0", "predicts z_0", "unet", preset=variant("x0", diffusion=replace(BEST.diffusion, prediction="x0"))),
-    Lead(
+ABLATIONS = (
+    Ablation("vae-base", "as in best.sh", "vae"),
+    Ablation("vae-f4", "latents at a quarter, not an eighth", "vae", preset=vae_variant("f4", factor=4)),
+    Ablation("vae-8ch", "8 latent channels, not 4", "vae", preset=vae_variant("8ch", latent_channels=8)),
+    Ablation("vae-no-kl", "no KL term", "vae", {"kl": 0.0}),
+    Ablation("vae-kl", "a hundred times the KL term", "vae", {"kl": 1e-2}),
+    Ablation("vae-no-vgg", "no LPIPS of VGG16", "vae", {"vgg": 0.0}),
+    Ablation("vae-gan", "a patch discriminator, 0.02", "vae", {"adversarial": 0.02}),
+    Ablation("vae-clean", "latents not spoilt in training", "vae", {"latent_noise": 0.0, "latent_drop": 0.0}),
+    Ablation("vae-unprojected", "not trained with the projection", "vae", preset=variant("free", faithful=False)),
+    Ablation("unet-base", "as in best.sh: v, cosine to pure noise", "unet"),
+    Ablation(
+        "unet-x0", "predicts z_0", "unet", preset=variant("x0", diffusion=replace(BEST.diffusion, prediction="x0"))
+    ),
+    Ablation(
         "unet-linear",
         "the paper's schedule, which ends short of pure noise",
         "unet",
         preset=variant("linear", diffusion=replace(BEST.diffusion, schedule="linear")),
     ),
-    Lead("unet-plain", "images as they are, none flipped", "unet", {"augment": False}),
-    Lead(
+    Ablation("unet-plain", "images as they are, none flipped", "unet", {"augment": False}),
+    Ablation(
         "unet-large-batch", "batch of 128 in 4 parts, a quarter of the steps", "unet", {"batch": 128, "accumulate": 4}
     ),
-    Lead(
+    Ablation(
         "unet-deep", "5 middle blocks, not 2", "unet", preset=variant("deep", unet=replace(BEST.unet, middle_blocks=5))
     ),
-    Lead(
+    Ablation(
         "unet-attention",
         "cross-attention to the folded LR image",
         "unet",
         preset=variant("attention", unet=replace(BEST.unet, attention_heads=4)),
     ),
-    Lead("tune-base", "as in best.sh: U-Net and decoder, 1, 2 and 4 steps", "tune"),
-    Lead("tune-frozen", "the U-Net alone, decoder frozen", "tune", {"freeze_decoder": True}),
-    Lead("tune-same", "nothing gained by samples that differ", "tune", {"diversity": 0.0}),
-    Lead("tune-diverse", "samples that differ gain ½: CRPS with LPIPS", "tune", {"diversity": 0.5}),
-    Lead("tune-free", "never projected in training", "tune", {"faithful_share": 0.0}),
-    Lead("tune-no-vgg", "no LPIPS of VGG16", "tune", {"vgg": 0.0}),
-    Lead("tune-l1", "L1 alone", "tune", {"vgg": 0.0, "lpips": 0.0}),
+    Ablation("tune-base", "as in best.sh: U-Net and decoder, 1, 2 and 4 steps", "tune"),
+    Ablation("tune-frozen", "the U-Net alone, decoder frozen", "tune", {"freeze_decoder": True}),
+    Ablation("tune-same", "nothing gained by samples that differ", "tune", {"diversity": 0.0}),
+    Ablation("tune-diverse", "samples that differ gain ½: CRPS with LPIPS", "tune", {"diversity": 0.5}),
+    Ablation("tune-free", "never projected in training", "tune", {"faithful_share": 0.0}),
+    Ablation("tune-no-vgg", "no LPIPS of VGG16", "tune", {"vgg": 0.0}),
+    Ablation("tune-l1", "L1 alone", "tune", {"vgg": 0.0, "lpips": 0.0}),
 )
 
 
@@ -124,20 +126,20 @@ class Sweep:
     seed: int
     limit: int
 
-    def weights(self, lead: Lead) -> Path:
+    def weights(self, lead: Ablation) -> Path:
         return self.folder / f"{lead.name}-{self.steps(lead)}-{self.seed}"
 
-    def steps(self, lead: Lead) -> int:
+    def steps(self, lead: Ablation) -> int:
         """The stage's, or fewer where a batch is larger, so that every lead sees as many samples."""
         usual = BASE[lead.stage]["batch"]
         return max(1, round(self.scale * STEPS[lead.stage] * usual / lead.options.get("batch", usual)))
 
 
-def base_of(stage: Stage) -> Lead:
-    return next(lead for lead in LEADS if lead.stage == stage)
+def base_of(stage: Stage) -> Ablation:
+    return next(lead for lead in ABLATIONS if lead.stage == stage)
 
 
-def train_lead(lead: Lead, sweep: Sweep) -> int:
+def train_ablation(lead: Ablation, sweep: Sweep) -> int:
     """Train one lead from the base of the stage before; returns the seconds it took, interruptions left out."""
     out, steps = sweep.weights(lead), sweep.steps(lead)
     common: dict[str, Any] = {
@@ -156,7 +158,7 @@ def train_lead(lead: Lead, sweep: Sweep) -> int:
     return int(metadata["seconds"])
 
 
-def figures(lead: Lead, sweep: Sweep, pairs: PairDataset) -> dict[str, dict[str, float]]:
+def figures(lead: Ablation, sweep: Sweep, pairs: PairDataset) -> dict[str, dict[str, float]]:
     """By run: LPIPS as a multiple of bicubic's, PSNR and SSIM as differences to it, the LR error as it is."""
     weights, preset = sweep.weights(lead), lead.preset
     if lead.stage == "vae":
@@ -209,9 +211,9 @@ def run_sweep(sweep: Sweep, log: Path, only: list[str] | None) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     pairs, _ = choose(sweep.data, "val", sweep.limit, read_index(sweep.index))
     stages = list(STEPS)
-    last = max(stages.index(lead.stage) for lead in LEADS if only is None or lead.name in only)
+    last = max(stages.index(lead.stage) for lead in ABLATIONS if only is None or lead.name in only)
     bases = {base_of(stage).name for stage in stages[: last + 1]}
-    chosen = [lead for lead in LEADS if only is None or lead.name in only or lead.name in bases]
+    chosen = [lead for lead in ABLATIONS if only is None or lead.name in only or lead.name in bases]
     for lead in tqdm(chosen, desc="leads", unit="lead"):
         steps = sweep.steps(lead)
         if (lead.name, str(steps), str(sweep.seed)) in done(log):
@@ -219,7 +221,7 @@ def run_sweep(sweep: Sweep, log: Path, only: list[str] | None) -> None:
         tqdm.write(f"{lead.name}: {lead.change}")
         common = {"lead": lead.name, "change": lead.change, "stage": lead.stage, "steps": steps, "seed": sweep.seed}
         try:
-            seconds = train_lead(lead, sweep)
+            seconds = train_ablation(lead, sweep)
         except FloatingPointError as error:
             append(log, [{**common, "run": f"failed: {error}"}])
             continue
@@ -233,7 +235,7 @@ def run_sweep(sweep: Sweep, log: Path, only: list[str] | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    names = [lead.name for lead in LEADS]
+    names = [lead.name for lead in ABLATIONS]
     parser = make_parser(__doc__, "python -m train.sweep")
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/nih"), help="folder that train.pairs wrote (default: %(default)s)")
@@ -251,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--list", action="store_true", help="only list the leads")
     args = parser.parse_args(argv)
     if args.list:
-        print("\n".join(f"{lead.name:18} {lead.change}" for lead in LEADS))
+        print("\n".join(f"{lead.name:18} {lead.change}" for lead in ABLATIONS))
         return 0
     try:
         device = choose_device(args.device)

@@ -63,7 +63,7 @@ class Tuning(Training):
     faithful_share: float = option(0.75, "share of the steps that project samples onto their LR images")
 
 
-def numbers_of_steps(text: str, T: int) -> list[int]:
+def parse_sampler_steps(text: str, T: int) -> list[int]:
     """``1,2,4`` ⇒ [1, 2, 4].
 
     Raises:
@@ -132,7 +132,7 @@ def tune(config: Tuning) -> None:
     multiple, most = SCALE * preset.lr_multiple, preset.data.hr_size - SCALE * GRID
     if config.crop % multiple or not multiple <= config.crop <= most:
         raise ValueError(f"--crop {config.crop}: it must be a multiple of {multiple} up to {most}")
-    numbers = numbers_of_steps(config.sampler_steps, preset.diffusion.T)
+    numbers = parse_sampler_steps(config.sampler_steps, preset.diffusion.T)
     if config.freeze_decoder and config.only_restorer:
         raise ValueError("--freeze-decoder and --only-restorer leave nothing to train")
     check_shares(faithful_share=config.faithful_share, diversity=config.diversity)

@@ -42,7 +42,7 @@ from train.plan import (
     make_accelerator,
     metadata,
     preset_of,
-    samples_a_part,
+    samples_per_part,
     split_files,
     step_generator,
     weights_of,
@@ -138,7 +138,7 @@ def train_unet(config: UNetTraining) -> None:
         raise ValueError(
             f"--loss {config.loss}: the U-Net of preset '{preset.name}' does not predict ε; allowed is mse"
         )
-    samples = samples_a_part(config, accelerator)
+    samples = samples_per_part(config, accelerator)
     if config.loss == "eps-image" and samples % config.image_share:
         raise ValueError(
             f"--image-share {config.image_share} must divide the {samples} samples that a process takes at a time "

@@ -41,7 +41,7 @@ from train.plan import (
     weights_of,
 )
 
-LEAST_CROP = 32
+MIN_CROP = 32
 """LPIPS takes no smaller images."""
 SCALE_IMAGES = 200
 
@@ -116,8 +116,8 @@ def check(config: VAETraining) -> None:
     """Raises ValueError for options that do not go together."""
     preset = preset_of(config)
     factor, size = preset.vae.factor, preset.data.hr_size
-    if config.crop % factor or not LEAST_CROP <= config.crop <= size:
-        raise ValueError(f"--crop {config.crop}: it must be a multiple of {factor} from {LEAST_CROP} to {size}")
+    if config.crop % factor or not MIN_CROP <= config.crop <= size:
+        raise ValueError(f"--crop {config.crop}: it must be a multiple of {factor} from {MIN_CROP} to {size}")
     if config.steps == 0 and not config.vae:
         raise ValueError("--steps 0 trains nothing: it needs a pretrained --vae")
     check_shares(latent_drop=config.latent_drop)

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.gpu_networks import LeftOut, Network, by_onnxruntime, by_pytorch, by_tensorrt, graphed, load
+from benchmarks.gpu_networks import (
+    Network,
+    Unavailable,
+    graphed,
+    load,
+    onnxruntime_network,
+    pytorch_networks,
+    tensorrt_network,
+)
 from pipeline.method.drawn import Drawn, as_drawn
 from pipeline.method.images import Image
 from pipeline.method.options import Options
@@ -34,7 +42,7 @@ from pipeline.spec import LEAP, Model, SamplerName
 from pipeline.tensorrt.builder import Precision
 
 ROOT = Path(__file__).resolve().parents[1]
-WAYS = {
+VARIANTS = {
     "eager": "PyTorch eager",
     "graph": "PyTorch, one CUDA graph",
     "graph-bf16": "PyTorch, one CUDA graph, bfloat16 autocast",
@@ -53,7 +61,7 @@ PACKAGES = {
     "tensorrt": ["tensorrt"],
     "tensorrt-rtx": ["tensorrt_rtx", "tensorrt_rtx_bindings"],
 }
-Way = Callable[[], list[Image]]
+Variant = Callable[[], list[Image]]
 """Upscales a batch, and returns when the images are in the host's memory."""
 T = TypeVar("T")
 
@@ -140,7 +148,7 @@ def run_models(networks: dict[str, Network], x: dict[str, Tensor], preset: Prese
 Wrap = Callable[[Callable[[], tuple[Tensor, ...]]], Callable[[], tuple[Tensor, ...]]]
 
 
-def on_device(job: Job, networks: dict[str, Network], wrap: Wrap = lambda run: run) -> Way:
+def on_device(job: Job, networks: dict[str, Network], wrap: Wrap = lambda run: run) -> Variant:
     """The way around networks on the device, whose inputs stay in one place; ``wrap`` makes a graph of it."""
     cuda = job.device.type == "cuda"
     host = {name: tensor.pin_memory() if cuda else tensor for name, tensor in other_inputs(job).items()}
@@ -159,11 +167,11 @@ def on_device(job: Job, networks: dict[str, Network], wrap: Wrap = lambda run: r
     return way
 
 
-def preferably(first: Callable[[], T], otherwise: Callable[[], T], note: str) -> T:
+def with_fallback(first: Callable[[], T], otherwise: Callable[[], T], note: str) -> T:
     """The first, or where it fails the other, with a line that says why."""
     try:
         return first()
-    except LeftOut:
+    except Unavailable:
         raise
     except Exception as error:  # whatever another package raises is the reason
         tqdm.write(f"note: {note}: {one_line(error)}", file=sys.stdout)
@@ -175,7 +183,7 @@ def one_line(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:300]} …"
 
 
-def by_eager(system: eager.Eager, job: Job) -> Way:
+def eager_variant(system: eager.Eager, job: Job) -> Variant:
     def source(*_: object) -> Callable[[], Array]:
         return iter(job.noise).__next__
 
@@ -184,7 +192,7 @@ def by_eager(system: eager.Eager, job: Job) -> Way:
     return lambda: [result.upscaled for result in upscale(job.images, seeds, generate, job.preset)]
 
 
-def by_graph(system: eager.Eager, job: Job, half: torch.dtype | None) -> Way:
+def graph_variant(system: eager.Eager, job: Job, half: torch.dtype | None) -> Variant:
     def wrap(run: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
         def cast() -> tuple[Tensor, ...]:
             with torch.autocast(job.device.type, half, enabled=half is not None):
@@ -192,36 +200,36 @@ def by_graph(system: eager.Eager, job: Job, half: torch.dtype | None) -> Way:
 
         return graphed(cast)
 
-    return on_device(job, by_pytorch(system), wrap)
+    return on_device(job, pytorch_networks(system), wrap)
 
 
-def by_onnx(job: Job, repository: Path) -> Way:
-    def way(graph: bool) -> Way:
+def onnx_variant(job: Job, repository: Path) -> Variant:
+    def way(graph: bool) -> Variant:
         def network(model: Model) -> Network:
             path = repository / model.name / "1" / "model.onnx"
-            return by_onnxruntime(path, model, job.preset, len(job.images), job.device, graph)
+            return onnxruntime_network(path, model, job.preset, len(job.images), job.device, graph)
 
         return on_device(job, {model.name: network(model) for model in used_models(job.preset)})
 
     if job.device.type == "cpu":
         return way(False)
-    return preferably(lambda: way(True), lambda: way(False), "onnxruntime runs without a CUDA graph")
+    return with_fallback(lambda: way(True), lambda: way(False), "onnxruntime runs without a CUDA graph")
 
 
-def by_plan(job: Job, package: str, precision: Precision, repository: Callable[[], Path]) -> Way:
+def plan_variant(job: Job, package: str, precision: Precision, repository: Callable[[], Path]) -> Variant:
     trt = load(PACKAGES[package])
     networks = {}
     for model in used_models(job.preset):
         path = repository() / model.name / "1" / "model.onnx"
-        networks[model.name] = by_tensorrt(trt, path, model, job.preset, len(job.images), precision, job.device)
-    return preferably(
+        networks[model.name] = tensorrt_network(trt, path, model, job.preset, len(job.images), precision, job.device)
+    return with_fallback(
         lambda: on_device(job, networks, graphed),
         lambda: on_device(job, networks),
-        f"{WAYS[f'{package}-{precision}']} runs without a CUDA graph",
+        f"{VARIANTS[f'{package}-{precision}']} runs without a CUDA graph",
     )
 
 
-def by_server(job: Job, client: Any, stack: ExitStack) -> Way:
+def server_variant(job: Job, client: Any, stack: ExitStack) -> Variant:
     """All images of the batch at once, as clients of their own; ``client`` is a ``client.Client``."""
     pool = stack.enter_context(ThreadPoolExecutor(len(job.images)))
 
@@ -236,7 +244,7 @@ def find_repository(preset: Preset, given: Path | None, stack: ExitStack) -> Pat
     """The preset's model repository: given, this clone's, or exported into a folder that ``stack`` removes.
 
     Raises:
-        LeftOut: it cannot be exported here.
+        Unavailable: it cannot be exported here.
     """
     if preset != PAPER:
         return ROOT / "model_repository"
@@ -245,7 +253,9 @@ def find_repository(preset: Preset, given: Path | None, stack: ExitStack) -> Pat
     try:
         from pipeline.export.command import export
     except ImportError as error:
-        raise LeftOut(f"preset paper must be exported, and cannot be ({error}): --model-repository-paper") from error
+        raise Unavailable(
+            f"preset paper must be exported, and cannot be ({error}): --model-repository-paper"
+        ) from error
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     export(ROOT / "weights" / preset.name, folder, preset)
     return folder
@@ -255,7 +265,7 @@ def connect(preset: Preset, repository: Path, stack: ExitStack) -> Any:
     """A client of a server of our own on a copy of the repository, completed where it holds no more than networks.
 
     Raises:
-        LeftOut: there is no server here, or what calls it is not installed.
+        Unavailable: there is no server here, or what calls it is not installed.
         Exception: it does not start.
     """
     try:
@@ -265,11 +275,11 @@ def connect(preset: Preset, repository: Path, stack: ExitStack) -> Any:
         from pipeline.serving.local_server import running_server
         from pipeline.triton_config import config_files
     except ImportError as error:
-        raise LeftOut(str(error)) from error
+        raise Unavailable(str(error)) from error
     try:
         find_server()
     except ServeError as error:
-        raise LeftOut(str(error)) from error
+        raise Unavailable(str(error)) from error
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     shutil.copytree(repository, folder / "models")
     for name, text in config_files(preset).items():
@@ -281,30 +291,32 @@ def connect(preset: Preset, repository: Path, stack: ExitStack) -> Any:
     return stack.enter_context(Client(stack.enter_context(running_server(folder / "log", folder / "models"))))
 
 
-def make_ways(jobs: list[Job], wanted: Sequence[str], given: Path | None, stack: ExitStack) -> list[dict[str, Way]]:
+def make_variants(
+    jobs: list[Job], wanted: Sequence[str], given: Path | None, stack: ExitStack
+) -> list[dict[str, Variant]]:
     """For every job its ways by name, eager first; one that cannot be gone is left out with a line that says why."""
     preset, device = jobs[0].preset, jobs[0].device
     system = eager.load(ROOT / "weights" / preset.name, preset, device=str(device))
     repository = functools.cache(lambda: find_repository(preset, given, stack))
     client = functools.cache(lambda: connect(preset, repository(), stack))
 
-    def make(name: str, job: Job) -> Way:
+    def make(name: str, job: Job) -> Variant:
         if name == "eager":
-            return by_eager(system, job)
+            return eager_variant(system, job)
         if name == "onnxruntime":
             load(PACKAGES[name])
-            return by_onnx(job, repository())
+            return onnx_variant(job, repository())
         if device.type != "cuda":
-            raise LeftOut("it needs a CUDA device")
+            raise Unavailable("it needs a CUDA device")
         if name == "triton":
-            return by_server(job, client(), stack)
+            return server_variant(job, client(), stack)
         package, _, precision = name.rpartition("-")
         if name.startswith("graph"):
-            return by_graph(system, job, HALVES.get(name))
-        return by_plan(job, package, PRECISIONS[precision], repository)
+            return graph_variant(system, job, HALVES.get(name))
+        return plan_variant(job, package, PRECISIONS[precision], repository)
 
-    ways: list[dict[str, Way]] = [{} for _ in jobs]
-    for name in tqdm(["eager", *(name for name in WAYS if name in wanted and name != "eager")], desc=preset.name):
+    ways: list[dict[str, Variant]] = [{} for _ in jobs]
+    for name in tqdm(["eager", *(name for name in VARIANTS if name in wanted and name != "eager")], desc=preset.name):
         try:
             made = [make(name, job) for job in jobs]
             for way in made:
@@ -312,7 +324,7 @@ def make_ways(jobs: list[Job], wanted: Sequence[str], given: Path | None, stack:
         except Exception as error:
             if name == "eager":
                 raise
-            tqdm.write(f"left out: {WAYS[name]}, preset {preset.name}: {one_line(error)}", file=sys.stdout)
+            tqdm.write(f"left out: {VARIANTS[name]}, preset {preset.name}: {one_line(error)}", file=sys.stdout)
             continue
         for of_job, way in zip(ways, made, strict=True):
             of_job[name] = way
