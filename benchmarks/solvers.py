@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     add_choice(parser)
     parser.add_argument("--weights", type=Path, default=Path("weights/best-untuned"), help="default: %(default)s")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 10], help="default: 4 10")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto uses a GPU if there is one")
     args = parser.parse_args(argv)
     try:
         pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)

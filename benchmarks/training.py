@@ -70,7 +70,7 @@ def scans_of(config: Tuning, data: Path | None) -> Scans:
     """Those of the training's patients in ``data``, or made up.
 
     Raises:
-        ValueError: it is no folder that train.pairs wrote.
+        ValueError: it is no folder written by train.pairs.
     """
     return synthetic_scans(SYNTHETIC_SIZE) if data is None else read_scans(config, split_files(config)[0])["train"]
 
@@ -189,10 +189,10 @@ def report(speed: Speed) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m benchmarks.training")
     given = Tuning()
-    parser.add_argument("--data", type=Path, help="folder that train.pairs wrote; default: made-up radiographs")
+    parser.add_argument("--data", type=Path, help="folder written by train.pairs; default: made-up radiographs")
     parser.add_argument("--batch", type=int, default=given.batch, help="squares a step (default: %(default)s)")
     parser.add_argument("--crop", type=int, default=given.crop, help="their side in HR pixels (default: %(default)s)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto uses a GPU if there is one")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default=PRECISION, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=-1, help="threads for the data; -1: up to 12 beside a GPU")
     parser.add_argument("--compile", choices=SWITCH, default="auto", help="auto: on a GPU")

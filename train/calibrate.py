@@ -1,4 +1,4 @@
-"""Fit the 90 % band of a preset on validation patients, and count how many pixels of other patients it holds.
+"""Fit a preset's 90 % band on validation patients, or measure its coverage on other patients.
 
 python -m train.calibrate --data data/nih
 python -m train.calibrate --data data/nih --split test --degradation cubic area jpeg50 noise5
@@ -33,42 +33,42 @@ from train.degrade import DEGRADATIONS
 from train.evaluate import add_choice, add_degradations, choose, degraded
 
 SHARE = 0.91
-"""Of the pixels, in the band: one in a hundred more than promised, as the strongest gradients hold fewer."""
+"""Share of pixels within the band: 1 % more than promised, as fewer are at strong gradients."""
 COUNTS = (1, 2, 3, 4, 8, MAX_SAMPLES)
-"""Numbers of samples that get a scale of their own."""
+"""Numbers of samples with a scale of their own."""
 STRONG_SHARE = 0.1
-"""Share of an image's pixels whose gradients are called strong."""
+"""Share of an image's pixels whose gradients count as strong."""
 USUAL_SHARE = 0.99
-"""Share of the images whose expected error is called usual."""
+"""Share of the images whose expected error counts as usual."""
 
 Pixels = NDArray[np.float32]
 
 
 class Observation(NamedTuple):
-    """What is known of an image and of so many samples."""
+    """Measurements of an image for one number of samples."""
 
     error: Pixels
     """│HR - mean of the samples│, float32 [4H, 4W]"""
     doubt: Pixels
-    """of the samples"""
+    """doubt of the samples, float32 [4H, 4W]"""
     strong: NDArray[np.bool_]
-    """where HR's gradients are strong"""
+    """mask of HR's strong gradients"""
     noisy: bool = False
     """whether noise or compression changed much of the LR image"""
 
 
 Observations = Mapping[int, Sequence[Observation]]
-"""The images, by number of samples."""
+"""Images by number of samples."""
 
 
 def strong(image: Image) -> NDArray[np.bool_]:
-    """The pixels with the strongest gradients (Sobel)."""
+    """Return the mask of the strongest gradients (Sobel)."""
     gradient = np.hypot(cv2.Sobel(image, cv2.CV_32F, 1, 0), cv2.Sobel(image, cv2.CV_32F, 0, 1))
     return gradient >= np.quantile(gradient, 1 - STRONG_SHARE)
 
 
 def observe(pairs: PairDataset, system: eager.Eager, counts: Sequence[int]) -> Observations:
-    """What samples of a system at the preset's own settings tell of these images; image i has seed i."""
+    """Measure samples of these images, drawn with the preset's settings; image i has seed i."""
     preset, generate = system.preset, system.generator()
     found: dict[int, list[Observation]] = {count: [] for count in counts}
     for i in tqdm(range(len(pairs)), desc="samples", unit="image", leave=False):
@@ -84,15 +84,15 @@ def observe(pairs: PairDataset, system: eager.Eager, counts: Sequence[int]) -> O
 
 
 def quantile(observed: Sequence[Observation]) -> float:
-    """The scale with which ``SHARE`` of the pixels lie within scale·doubt: split conformal prediction."""
+    """Return the scale at which ``SHARE`` of the pixels lie within scale·doubt (split conformal prediction)."""
     return float(np.quantile(np.concatenate([(o.error / o.doubt).ravel() for o in observed]), SHARE))
 
 
 def fit(rows: Mapping[str, Observations], told: bool) -> Band:
-    """The band that holds about ``SHARE`` of the pixels of every row: what rows need differs, it lies in the middle.
+    """Fit the band that covers about ``SHARE`` of the pixels of every row: the midpoint of the scales that rows need.
 
     Rows of noisy images have a factor of their own. The scales of several samples come from the row that has them,
-    relative to one. ``told``: the networks tell their doubt, and with it the error to be expected.
+    relative to one sample. ``told``: the networks predict their doubt, and with it the expected error.
     """
     if not told:
         first = next(iter(rows.values()))
@@ -116,13 +116,13 @@ def fit(rows: Mapping[str, Observations], told: bool) -> Band:
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """The correlation of ranks."""
+    """Return Spearman's rank correlation."""
     first, second = (np.argsort(np.argsort(values)) for values in (x, y))
     return float(np.corrcoef(first, second)[0, 1])
 
 
 def report(rows: Mapping[str, Observations], band: Band) -> str:
-    """What the preset's band holds of these images, a row for each degradation and number of samples."""
+    """Format the band's coverage of these images, one row per degradation and number of samples."""
     lines = [
         "| LR by | samples | pixels within the band | least and most of an image | strongest tenth of gradients "
         "| mean half-width (gray levels) | expected and true error (rank correlation) |",
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     add_degradations(parser, default=list(DEGRADATIONS), several=True)
     parser.add_argument("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
     parser.add_argument("--weights", type=Path, help="default: weights/PRESET")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto uses a GPU if there is one")
     args: argparse.Namespace = parser.parse_args(argv)
     try:
         preset = PRESETS[args.preset]
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
         system = eager.load(weights, preset, device=choose_device(args.device))
         told = preset.vae.sees_lr
         rows: dict[str, Observations] = {}
-        # other presets take every image for the protocol's
+        # other presets assume the protocol for every image
         for (pairs, _), name in product(chosen, args.degradation if told else [PROTOCOL]):
             counts = COUNTS if pairs is chosen[0][0] and name == PROTOCOL else (1,)
             rows[f"{pairs.data.hr_size}, {name}"] = observe(degraded(pairs, name), system, counts)

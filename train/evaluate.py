@@ -132,10 +132,10 @@ def choose(
 def add_choice(parser: argparse.ArgumentParser, split: str = "test") -> None:
     """Add the options that ``choose`` takes; ``split`` is the side taken by default."""
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder that train.pairs wrote")
+    add("--data", type=Path, required=True, help="folder written by train.pairs")
     add("--split", choices=(*SPLITS, "all"), default=split, help="side of the patients' split (default: %(default)s)")
     add("--shares", default=SHARES, help="the split's shares in percent, those of the training (default: %(default)s)")
-    add("--index", type=Path, help="CSV file with file and patient, for names that hold no patient id")
+    add("--index", type=Path, help="CSV file with file and patient, for file names without a patient ID")
     add("--limit", type=int, help="only so many images, evenly spread")
 
 
@@ -182,7 +182,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "(default: the preset's)",
     )
     add("--lpips", nargs="+", choices=NETS, default=NETS, help="backbones (default: both; VGG is slow)")
-    add("--device", choices=DEVICES, default="auto", help="of PyTorch; auto takes a GPU where there is one")
+    add("--device", choices=DEVICES, default="auto", help="of PyTorch; auto uses a GPU if there is one")
     add("--weights", type=Path, help="default: weights/PRESET")
     add("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
     add("--url", default="localhost:8001", help="gRPC address of a running server (default: %(default)s)")

@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m train.fidelity")
     add_choice(parser)
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=[DEFAULT.name], help="default: %(default)s")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto uses a GPU if there is one")
     args = parser.parse_args(argv)
     try:
         pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)

@@ -44,13 +44,13 @@ MAX_WAIT = datetime.timedelta(hours=12)
 class Training:
     """The options of every training."""
 
-    data: Path = option(Path("data/nih"), "folder that train.pairs wrote")
-    index: Path | None = option(None, "CSV file with the columns file and patient, for names that hold no patient id")
+    data: Path = option(Path("data/nih"), "folder written by train.pairs")
+    index: Path | None = option(None, "CSV file with the columns file and patient, for file names without a patient ID")
     split: str = option(SHARES, "shares of the patients in training, validation and test, in percent")
     preset: str = option(DEFAULT.name, "the system to train", choices=PRESETS)
-    run_dir: Path = option(Path("runs"), "folder of the checkpoint, logs and pictures")
+    run_dir: Path = option(Path("runs"), "folder for the checkpoint, logs and samples")
     resume: bool = option(False, "continue the run in --run-dir, if there is one", affects_result=False)
-    device: str = option("auto", "auto takes a GPU where there is one", choices=DEVICES, affects_result=False)
+    device: str = option("auto", "auto uses a GPU if there is one", choices=DEVICES, affects_result=False)
     precision: str = option(PRECISION, "of the networks' arithmetic in training", choices=("fp32", "bf16", "fp16"))
     workers: int = option(
         -1, "threads that prepare batches ahead; -1: up to 12 beside a GPU, else none", affects_result=False
@@ -62,10 +62,10 @@ class Training:
         0.0, "stop after so long with a checkpoint, to go on by --resume; 0: never", affects_result=False
     )
     steps: int = option(1000, "optimiser steps")
-    batch: int = option(16, "samples a step, over all processes")
+    batch: int = option(16, "samples per step, over all processes")
     accumulate: int = option(1, "parts in which each process computes its samples, to save memory")
     rate: float = option(1e-3, "peak learning rate of AdamW; cosine to 0")
-    warmup: int = option(50, "steps in which the rate rises linearly")
+    warmup: int = option(50, "steps of linear warm-up")
     clip: float = option(1.0, "largest norm of the gradient")
     ema: float = option(0.999, "decay of the averaged weights, which are what is validated and saved; 0: no average")
     validate_every: int = option(500, "steps between validations, samples and checkpoints; the best weights are kept")

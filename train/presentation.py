@@ -51,7 +51,7 @@ MARKED = 0.2
 
 @dataclass(frozen=True)
 class PresentationTraining(Training):
-    run_dir: Path = option(Path("runs/presentation"), "folder of the checkpoint, logs and pictures")
+    run_dir: Path = option(Path("runs/presentation"), "folder for the checkpoint, logs and samples")
     weights: Path | None = option(None, "folder with both networks, which is written to (default: weights/PRESET)")
     steps: int = option(3000, "optimiser steps")
     batch: int = option(64, "images per step")

@@ -30,9 +30,9 @@ HELD_OUT = 192
 
 @dataclass(frozen=True)
 class RestorerTraining(Training):
-    run_dir: Path = option(Path("runs/restore"), "folder of the checkpoint, logs and pictures")
+    run_dir: Path = option(Path("runs/restore"), "folder for the checkpoint, logs and samples")
     weights: Path | None = option(None, "folder with both networks (default: weights/PRESET-untuned)")
-    out: Path | None = option(None, "where the weights go (default: weights/PRESET-restoring)")
+    out: Path | None = option(None, "output folder for the weights (default: weights/PRESET-restoring)")
     steps: int = option(6000, "optimiser steps")
     batch: int = option(32, "squares per step")
     rate: float = option(2e-3, "peak learning rate of AdamW; cosine to 0")

@@ -238,8 +238,8 @@ def main(argv: list[str] | None = None) -> int:
     names = [lead.name for lead in ABLATIONS]
     parser = make_parser(__doc__, "python -m train.sweep")
     add = parser.add_argument
-    add("--data", type=Path, default=Path("data/nih"), help="folder that train.pairs wrote (default: %(default)s)")
-    add("--index", type=Path, help="CSV file with file and patient, for names that hold no patient id")
+    add("--data", type=Path, default=Path("data/nih"), help="folder written by train.pairs (default: %(default)s)")
+    add("--index", type=Path, help="CSV file with file and patient, for file names without a patient ID")
     add("--folder", type=Path, default=Path("runs/sweep"), help="for weights and runs (default: %(default)s)")
     add("--log", type=Path, default=Path("runs/sweep/leads.csv"), help="CSV file to append to (default: %(default)s)")
     add("--scale", type=float, default=1.0, help="times the steps of every stage (default: 1: " + ", ".join(
@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
     add(
         "--only", nargs="+", choices=names, metavar="LEAD", help="these, and the bases they start from and compare with"
     )
-    add("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
+    add("--device", choices=DEVICES, default="auto", help="auto uses a GPU if there is one")
     add("--list", action="store_true", help="only list the leads")
     args = parser.parse_args(argv)
     if args.list:

@@ -43,9 +43,9 @@ VALIDATION_SQUARES = 64
 
 @dataclass(frozen=True)
 class Tuning(Training):
-    run_dir: Path = option(Path("runs/tune"), "folder of the checkpoint, logs and pictures")
+    run_dir: Path = option(Path("runs/tune"), "folder for the checkpoint, logs and samples")
     weights: Path | None = option(None, "folder with both networks to start from (default: weights/PRESET-restoring)")
-    out: Path | None = option(None, "where the weights go (default: weights/PRESET-tuned)")
+    out: Path | None = option(None, "output folder for the weights (default: weights/PRESET-tuned)")
     steps: int = option(6000, "optimiser steps")
     batch: int = option(8, "squares a step, over all processes; two samples are drawn of each, without diversity one")
     rate: float = option(2e-4, "peak learning rate of AdamW; cosine to 0")
