@@ -48,9 +48,7 @@ def read_index(path: Path | None) -> Index:
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         if missing := {"file", "patient"} - set(rows.fieldnames or ()):
-            raise ValueError(
-                f"'{path}' must have the columns file and patient, got none named {' or '.join(sorted(missing))}"
-            )
+            raise ValueError(f"'{path}' must have the columns file and patient, missing: {', '.join(sorted(missing))}")
         for row in rows:
             name, patient = row["file"], row["patient"]
             if not name or not patient:

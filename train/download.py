@@ -141,7 +141,7 @@ def _attempt(url: str, part: Path, version: Path) -> None:
                 raise BrokenDownload(
                     f"{error.code} {error.reason}", _retry_after(error.headers["Retry-After"])
                 ) from None
-            raise DownloadError(f"'{url}' answers {error.code} {error.reason}") from None
+            raise DownloadError(f"'{url}' returned {error.code} {error.reason}") from None
     except (URLError, HTTPException, ConnectionError, TimeoutError, SSLError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         raise BrokenDownload(str(reason) or type(error).__name__) from error
