@@ -178,11 +178,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=parse_run,
         nargs="+",
         metavar="SAMPLER:STEPS:START",
-        help="such as ddim:4:noise, optionally with :mean16, :free, :faithful, or the declared reduction, such as :area "
+        help="such as ddim:4:noise, optionally with :mean16, :free, :faithful, or a declared reduction, such as :area "
         "(default: the preset's)",
     )
     add("--lpips", nargs="+", choices=NETS, default=NETS, help="backbones (default: both; VGG is slow)")
-    add("--device", choices=DEVICES, default="auto", help="of PyTorch; auto uses a GPU if there is one")
+    add("--device", choices=DEVICES, default="auto", help="device for PyTorch; auto uses a GPU if there is one")
     add("--weights", type=Path, help="default: weights/PRESET")
     add("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
     add("--url", default="localhost:8001", help="gRPC address of a running server (default: %(default)s)")

@@ -119,7 +119,7 @@ def steps_figure(files: Sequence[Path]) -> Figure:
 
 
 def quality(path: Path) -> list[tuple[str, list[int], list[dict[str, float]]]]:
-    """Return (kind of run, numbers of steps, LPIPS and PSNR relative to bicubic) from a CSV file of ``train.evaluate``."""
+    """Read (kind of run, numbers of steps, LPIPS and PSNR relative to bicubic) from a file of ``train.evaluate``."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"method", "lpips_alex", "psnr"} <= rows[0].keys():

@@ -44,7 +44,7 @@ class Task:
 
     name: str
     loss: nn.Module
-    """Module whose ``forward(*batch(step, share))`` returns terms including "loss"; trains all that requires gradients."""
+    """Module whose ``forward(*batch(step, share))`` returns terms including "loss"."""
     network: str
     """Name of the submodule of ``loss`` to average, validate and save."""
     batch: Callable[[int, slice], Arguments]
@@ -56,11 +56,11 @@ class Task:
     inputs: dict[str, Any]
     """Everything besides the options that the result depends on."""
     adversary: nn.Module | None = None
-    """Module whose ``forward(real, reconstruction)`` returns "loss"; trains in alternation with ``loss``, which takes its
-    submodule ``discriminator`` as last argument and returns the "reconstruction"."""
+    """Module whose ``forward(real, reconstruction)`` returns "loss"; alternates with ``loss``, which takes its
+    ``discriminator`` as last argument and returns the "reconstruction"."""
     regions: tuple[tuple[nn.Module, str], ...] = ()
-    """(module, method) pairs to compile separately, as a whole loss that calls its networks several times would take too
-    long to compile. (): the ``forward`` of ``loss``."""
+    """(module, method) pairs to compile separately, as a loss that calls its networks several times would take too long
+    to compile. (): the ``forward`` of ``loss``."""
 
 
 class Batches:

@@ -27,7 +27,7 @@ from pipeline.spec import REDUCTIONS, SCALE, Prediction, ReductionName
 from train.lpips import LPIPS
 
 CLEAN = 0.8
-"""Maximum standard deviation of noise and compression, in gray levels, in LR images that are projected onto."""
+"""Standard deviation of noise and compression, in gray levels, below which an LR image counts as clean."""
 HISTORY_WEIGHT = 0.3
 """Weight of the restorer's own loss when it trains with the other networks."""
 
@@ -35,7 +35,7 @@ DiffusionLossKind = Literal["mse", "eps-lpips", "eps-image"]
 
 
 class Discriminator(nn.Sequential):
-    """Patch discriminator (Isola et al. 2017, 34×34 receptive field): [B, C, H, W] ⇒ one logit per patch, positive: real."""
+    """Patch discriminator (Isola et al. 2017, receptive field 34×34): [B, C, H, W] ⇒ one logit per patch, real > 0."""
 
     def __init__(self, channels: int, width: int = 32) -> None:
         super().__init__(
@@ -66,7 +66,7 @@ class Perceptual(nn.Module):
         self.weights = {"lpips": alex_weight, "vgg": vgg_weight}
 
     def square(self, u: Tensor, n: int) -> Tensor:
-        """Return the indices of the square's rows or columns, out of n, computed on the device without synchronising."""
+        """Return the indices of the square's rows or columns, out of n, computed on the device without waiting."""
         first = (u.double() * max(1, n - self.SIDE + 1)).long()
         return first + torch.arange(min(self.SIDE, n), device=u.device)
 
@@ -101,7 +101,7 @@ def all_matrices(make: Callable[[ReductionName, int], Matrix], n: int, device: t
 def project(y: Tensor, lr: Tensor, reduction: Tensor, chosen: Tensor) -> Tensor:
     """Project y [B, C, 4h, 4w] onto the nearest images that reduce to lr, in [-1, 1], where ``chosen`` [B].
 
-    Results are not clipped, so that every pixel has a gradient. ``reduction``, int64 [B], is the reduction of each image.
+    Results are not clipped, so every pixel has a gradient. ``reduction``, int64 [B], is the reduction of each image.
     """
     matrices = (all_matrices(make, n, y.device) for make, n in product((matrix, inverse), lr.shape[2:]))
     of_rows, of_columns, from_rows, from_columns = (m[reduction.clamp(max=len(REDUCTIONS) - 1), None] for m in matrices)
@@ -286,9 +286,9 @@ class FewStepLoss(nn.Module):
     """End-to-end loss of the few-step sampler, in pixels.
 
     L1 + LPIPS of two samples of each image, minus ``diversity`` times the mean absolute difference of the two. Without
-    LPIPS and with ``diversity`` ½, this is the fair CRPS, which is smallest for samples from the posterior; with 0, both
-    samples would be the same, so only one is drawn. LPIPS is multiplied by ``changed`` where noise or compression changed
-    the LR image, which L1 alone would leave blurred, and by ``averaged`` for other reductions than the protocol's. The
+    LPIPS and with ``diversity`` ½, this is the fair CRPS, which is smallest for samples from the posterior; with 0, the
+    two would coincide, so only one is drawn. LPIPS is multiplied by ``changed`` where noise or compression changed the
+    LR image, which L1 alone would leave blurred, and by ``averaged`` for reductions other than the protocol's. The
     restorer trains with them, and continues to learn the history.
     """
 
@@ -438,5 +438,5 @@ class PresentationLoss(nn.Module):
         self.presentation = presentation
 
     def forward(self, lr: Tensor, number: Tensor) -> dict[str, Tensor]:
-        """Return the loss of a batch: ``lr`` [B, 1, h, w] in [-1, 1]; ``number`` int64 [B], index in ``PRESENTATIONS``."""
+        """Return the loss: ``lr`` is [B, 1, h, w] in [-1, 1], ``number`` int64 [B], an index in ``PRESENTATIONS``."""
         return {"loss": F.cross_entropy(self.presentation(lr), number)}

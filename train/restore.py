@@ -1,4 +1,4 @@
-"""Train the restorer of an autoencoder: any LR image ⇒ what the paper's protocol would have given, and how it was made.
+"""Train an autoencoder's restorer, which predicts the protocol's LR image and the history of any LR image.
 
 python -m train.restore --data data/nih
 python -m train.restore --data data/nih --resume
@@ -25,7 +25,7 @@ from train.plan import Training, announce, detail_networks, make_accelerator, pr
 from train.scans import Batch, draw_samples, read_scans
 
 HELD_OUT = 192
-"""Squares of validation patients."""
+"""Number of squares from validation patients."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class RestorerTraining(Training):
     batch: int = option(32, "squares per step")
     rate: float = option(2e-3, "peak learning rate of AdamW; cosine to 0")
     crop: int = option(192, "side of the squares, in HR pixels")
-    only_history: bool = option(False, "train what tells the history, and leave restored images as they are")
+    only_history: bool = option(False, "train only the history prediction, without changing restored images")
 
 
 def arguments(batch: Batch) -> tuple[Tensor, ...]:
-    """Those of ``HistoryLoss``."""
+    """Return the arguments of ``HistoryLoss``."""
     return batch.lr, batch.protocol, batch.reduction, batch.noise
 
 
 def picture(restorer: Restorer, batch: Batch) -> Picture:
-    """Rows of LR images, the restored ones, and the protocol's."""
+    """Draw rows of LR images, restored images and the protocol's images."""
     with torch.no_grad():
         restored = restorer(batch.lr[:8].to(device_of(restorer)))[0].cpu()
     rows = torch.cat([torch.cat(list(images[:8, 0]), dim=1) for images in (batch.lr, restored, batch.protocol)])
@@ -54,7 +54,7 @@ def picture(restorer: Restorer, batch: Batch) -> Picture:
 
 
 def train_restorer(config: RestorerTraining) -> None:
-    """Train, and save both networks, with the averaged weights of the restorer that validated best.
+    """Train, and save both networks with the averaged restorer weights that had the lowest validation loss.
 
     Raises:
         ValueError, OSError, FloatingPointError: see ``train.loop.train``.
