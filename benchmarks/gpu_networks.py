@@ -1,6 +1,6 @@
-"""The repository's models on tensors of one device, by PyTorch, onnxruntime and TensorRT, for ``benchmarks.gpu``.
+"""The repository's models on PyTorch, onnxruntime and TensorRT, for ``benchmarks.gpu``.
 
-None of the three copies to the host: inputs and outputs are torch tensors, and calls go onto torch's current stream.
+None of them copies to the host: inputs and outputs are tensors on one device; calls run on PyTorch's current stream.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from pipeline.spec import Model
 from pipeline.tensorrt.builder import PlanError, Precision, Profile, Shape, by_api, cast
 
 Network = Callable[..., tuple[Tensor, ...]]
-"""A model's inputs by name, float32 on the device ⇒ its output, which the next call may overwrite."""
+"""Model, inputs by name, float32 on the device ⇒ outputs, which the next call may overwrite."""
 
 WARM_UP = 3
-"""Calls after which no runtime allocates, chooses algorithms or records graphs any more."""
+"""Calls until all runtimes have allocated memory, chosen algorithms and recorded graphs."""
 
 
 class Unavailable(Exception):
-    """A way cannot be gone here; the message says why."""
+    """This variant is not available here; the message says why."""
 
 
 def load(names: Sequence[str]) -> ModuleType:
-    """The first of these packages that is installed.
+    """Import the first of these packages that is installed.
 
     Raises:
-        Unavailable: none is, or it does not load.
+        Unavailable: none is installed, or it does not load.
     """
     reasons = []
     for name in names:
@@ -49,7 +49,7 @@ def load(names: Sequence[str]) -> ModuleType:
 
 
 def buffers(model: Model, preset: Preset, batch: int, device: torch.device) -> dict[str, Tensor]:
-    """Zeros for every input and, last, the outputs, of images of the usual size."""
+    """Return zeros for all inputs, then all outputs, for images of the preset's size."""
     hr = preset.data.hr_size
     side = hr if model.name in ("vae_decoder", "superres_onnx") else hr // preset.vae.factor
     shapes = dict(zip(model.input_names, model.warmup, strict=True))
@@ -59,7 +59,7 @@ def buffers(model: Model, preset: Preset, batch: int, device: torch.device) -> d
 
 
 def pytorch_networks(system: Eager) -> dict[str, Network]:
-    """The models that an image takes, by name; for ``denoise`` any number of steps will do."""
+    """Return the models needed for an image, by name; ``denoise`` accepts any number of steps."""
     vae = system.decoder.vae
     if isinstance(vae, DetailVAE):
         return {"superres_onnx": Whole(system.unet, vae)}
@@ -71,10 +71,10 @@ def pytorch_networks(system: Eager) -> dict[str, Network]:
 
 
 def graphed(run: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
-    """The same on the same memory as one CUDA graph.
+    """Record a function as a CUDA graph on the same memory.
 
     Raises:
-        RuntimeError: it does what a graph cannot hold, such as waiting for the device.
+        RuntimeError: the function uses operations unsupported in graphs, such as waiting for the device.
     """
     for _ in range(WARM_UP):
         run()
@@ -92,11 +92,11 @@ def graphed(run: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor,
 def onnxruntime_network(
     path: Path, model: Model, preset: Preset, batch: int, device: torch.device, graph: bool
 ) -> Network:
-    """A session with inputs and output bound to memory of the device; ``graph``: replayed as a CUDA graph.
+    """Return a session with inputs and outputs bound to device memory; ``graph``: replayed as a CUDA graph.
 
     Raises:
-        Unavailable: onnxruntime or its CUDA provider is not here, or the model cannot be loaded.
-        Exception: whatever onnxruntime raises, such as for a model that a graph cannot hold.
+        Unavailable: onnxruntime or its CUDA provider is not installed, or the model cannot be loaded.
+        Exception: any error from onnxruntime, such as for a model unsupported in graphs.
     """
     ort = load(["onnxruntime"])
     run_options = ort.RunOptions()
@@ -111,7 +111,7 @@ def onnxruntime_network(
         raise Unavailable(f"'{path}' is missing")
     session = ort.InferenceSession(str(path), providers=providers)
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-        raise Unavailable("its CUDA provider does not load here: is onnxruntime-gpu installed, for this CUDA?")
+        raise Unavailable("its CUDA provider does not load: is onnxruntime-gpu installed for this CUDA version?")
     inputs = buffers(model, preset, batch, device)
     binding = session.io_binding()
     for name, tensor in inputs.items():
@@ -131,10 +131,10 @@ def onnxruntime_network(
 
 
 def build_plan(trt: Any, onnx: Path, shapes: dict[str, Shape], precision: Precision) -> bytes:
-    """A plan for these shapes of the inputs only.
+    """Build a plan for exactly these input shapes.
 
     Raises:
-        Unavailable: it cannot be built, or not in this precision.
+        Unavailable: the plan cannot be built, or not in this precision.
     """
     profiles = {name: Profile(shape, shape, shape) for name, shape in shapes.items()}
     builder = by_api(trt)
@@ -152,7 +152,7 @@ def build_plan(trt: Any, onnx: Path, shapes: dict[str, Shape], precision: Precis
 def tensorrt_network(
     trt: Any, path: Path, model: Model, preset: Preset, batch: int, precision: Precision, device: torch.device
 ) -> Network:
-    """A plan, built for this batch, on memory of the device.
+    """Return a plan built for this batch, bound to device memory.
 
     Raises:
         Unavailable: the plan cannot be built or loaded.
@@ -162,7 +162,7 @@ def tensorrt_network(
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
     context = engine.create_execution_context() if engine else None
     if context is None:
-        raise Unavailable(f"TensorRT {trt.__version__} cannot load the plan of {model.name} that it built")
+        raise Unavailable(f"TensorRT {trt.__version__} cannot load its own plan of {model.name}")
     for name in model.input_names:
         context.set_input_shape(name, tuple(tensors[name].shape))
     for name, tensor in tensors.items():

@@ -1,11 +1,11 @@
-"""Does a better solver make few steps good? DDIM against DPM-Solver++(2M) on the same U-Net, at the same steps.
+"""Compare DDIM with DPM-Solver++(2M) on the same U-Net, with the same number of steps.
 
 python benchmarks/solvers.py --data data/nih --weights weights/best-untuned --steps 4 10
 python benchmarks/solvers.py --data data/nih --split val --limit 24
 
-For a U-Net as ``train.unet`` leaves it: one that ``train.tune`` has trained knows its own DDIM steps.
-Of two steps the first and the last are of first order, which is DDIM: three are the fewest that differ. The solver is
-diffusers'; noise and networks are the pipeline's.
+For a U-Net from ``train.unet``: one from ``train.tune`` is adapted to its own DDIM steps. The first and last steps are
+of first order, which is DDIM, so at least three steps are needed for a difference. The solver is from diffusers; noise
+and networks are the pipeline's.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from train.methods import Method, Run, make_methods, options_of, run_generator
 from train.report import table
 
 MIN_SIGNAL = 2.0**-24
-"""ᾱ_T of pure noise is 0, whose logarithm the solver would need."""
+"""Minimum ᾱ: the solver needs its logarithm, and ᾱ_T of pure noise is 0."""
 
 
 def dpm_solver(system: eager.Eager, steps: int) -> Generate:
-    """DPM-Solver++(2M), Lu et al. 2022, from pure noise, timesteps as ``pipeline.method.sampler.timesteps``."""
+    """Return a DPM-Solver++(2M) generator (Lu et al. 2022), from pure noise, with the pipeline's timesteps."""
     preset = system.preset
     alpha_bar = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar).float().clamp(min=MIN_SIGNAL)
 
