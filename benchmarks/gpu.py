@@ -61,15 +61,15 @@ def compare(jobs: list[dict[str, Variant]], rounds: int) -> list[dict[str, Timed
     seconds: list[dict[str, list[float]]] = [{name: [] for name in variants} for variants in jobs]
     images = [{name: variant() for name, variant in variants.items()} for variants in jobs]
     for _ in tqdm(range(rounds), desc="rounds"):
-        for variants, of_job in zip(jobs, seconds, strict=True):
+        for variants, times in zip(jobs, seconds, strict=True):
             for name, variant in variants.items():
                 began = time.perf_counter()
                 variant()
-                of_job[name].append(time.perf_counter() - began)
+                times[name].append(time.perf_counter() - began)
 
-    def timed(name: str, of_job: dict[str, list[float]], made: dict[str, list[Image]]) -> Timed:
-        median = statistics.median(of_job[name])
-        speedup = statistics.median(e / s for e, s in zip(of_job["eager"], of_job[name], strict=True))
+    def timed(name: str, times: dict[str, list[float]], made: dict[str, list[Image]]) -> Timed:
+        median = statistics.median(times[name])
+        speedup = statistics.median(e / s for e, s in zip(times["eager"], times[name], strict=True))
         return Timed(1e3 * median, len(made[name]) / median, speedup, min_psnr(made[name], made["eager"]))
 
     return [{name: timed(name, s, made) for name in s} for s, made in zip(seconds, images, strict=True)]
@@ -128,10 +128,10 @@ def targets_table(found: dict[str, Found], steps: int) -> str:
 
     lines = ["| target on an H200 | limit | Triton | fastest of all | which |", "|---|---|---|---|---|"]
     for target in TARGETS:
-        of_preset = found.get(target.preset, {})
-        batch = max(of_preset, default=0) if target.largest else 1
+        timings_by_batch = found.get(target.preset, {})
+        batch = max(timings_by_batch, default=0) if target.largest else 1
         measured = target.preset != PAPER.name or steps == PAPER.diffusion.T
-        timings = of_preset.get(batch, {}) if measured else {}
+        timings = timings_by_batch.get(batch, {}) if measured else {}
         fastest = min(timings, key=lambda name: timings[name].ms, default=None)
         cells = (cell(target, timings, "triton"), cell(target, timings, fastest), VARIANTS.get(fastest or "", "–"))
         lines.append(f"| {target.text} | {target.limit:g} | {' | '.join(cells)} |")
@@ -229,13 +229,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    for name, of_preset in found.items():
+    for name, timings_by_batch in found.items():
         title = f"{name}, {args.steps} steps" if name == PAPER.name else name
-        print(f"\n{table(title, of_preset)}\n\ndrawing the noise of an image on the CPU: {drawing[name]:.2f} ms")
+        print(f"\n{table(title, timings_by_batch)}\n\ndrawing the noise of an image on the CPU: {drawing[name]:.2f} ms")
     print(f"\n{targets_table(found, args.steps)}\n")
     figures = {
-        name: {batch: {n: rounded(timed) for n, timed in timings.items()} for batch, timings in of_preset.items()}
-        for name, of_preset in found.items()
+        name: {
+            batch: {n: rounded(timed) for n, timed in timings.items()} for batch, timings in timings_by_batch.items()
+        }
+        for name, timings_by_batch in found.items()
     }
     print(json.dumps({"machine": facts, "steps": args.steps, "drawing_ms": drawing, "found": figures}))
     return 0

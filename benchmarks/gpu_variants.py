@@ -324,6 +324,6 @@ def make_variants(
                 raise
             tqdm.write(f"skipped: {VARIANTS[name]}, preset {preset.name}: {one_line(error)}", file=sys.stdout)
             continue
-        for of_job, variant in zip(variants, made, strict=True):
-            of_job[name] = variant
+        for job_variants, variant in zip(variants, made, strict=True):
+            job_variants[name] = variant
     return variants

@@ -248,9 +248,9 @@ def plot(rows: Sequence[Row]) -> Figure | None:
         return None
     figure = Figure(figsize=(6 * len(parts), 4.5), layout="constrained")
     for part, axes in zip(parts, figure.subplots(1, len(parts), squeeze=False)[0], strict=True):
-        of_part = [row for row in measured if row["part"] == part]
-        for k, variant in enumerate(dict.fromkeys(row["variant"] for row in of_part)):
-            line = [row for row in of_part if row["variant"] == variant]
+        part_rows = [row for row in measured if row["part"] == part]
+        for k, variant in enumerate(dict.fromkeys(row["variant"] for row in part_rows)):
+            line = [row for row in part_rows if row["variant"] == variant]
             rates = [row["per_s"] for row in line]
             axes.plot(rates, [row["p50_ms"] for row in line], "o-", color=f"C{k}", label=f"{variant}, p50")
             axes.plot(rates, [row["p99_ms"] for row in line], "o--", color=f"C{k}", mfc="none", label=f"{variant}, p99")
@@ -258,7 +258,7 @@ def plot(rows: Sequence[Row]) -> Figure | None:
                 at = (row["per_s"], row["p50_ms"])
                 axes.annotate(row["load"], at, xytext=(4, -10), textcoords="offset points", fontsize=7)
         axes.set(title=part, xlabel="inferences per second", ylabel="request latency (ms)", yscale="log")
-        axes.set_xlim(0, 1.25 * max(row["per_s"] for row in of_part))
+        axes.set_xlim(0, 1.25 * max(row["per_s"] for row in part_rows))
         axes.legend(fontsize=8, loc="upper left")
     return figure
 

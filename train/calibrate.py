@@ -33,7 +33,7 @@ from train.degrade import DEGRADATIONS
 from train.evaluate import add_choice, add_degradations, choose, degraded
 
 SHARE = 0.91
-"""Share of pixels within the band: 1 % more than promised, as fewer are at strong gradients."""
+"""Share of pixels within the band: one point above 90 %, as coverage is lower at strong gradients."""
 COUNTS = (1, 2, 3, 4, 8, MAX_SAMPLES)
 """Numbers of samples with a scale of their own."""
 STRONG_SHARE = 0.1
@@ -88,22 +88,22 @@ def quantile(observed: Sequence[Observation]) -> float:
     return float(np.quantile(np.concatenate([(o.error / o.doubt).ravel() for o in observed]), SHARE))
 
 
-def fit(rows: Mapping[str, Observations], told: bool) -> Band:
+def fit(rows: Mapping[str, Observations], predicts_doubt: bool) -> Band:
     """Fit the band that covers about ``SHARE`` of the pixels of every row: the midpoint of the scales that rows need.
 
     Rows of noisy images have a factor of their own. The scales of several samples come from the row that has them,
-    relative to one sample. ``told``: the networks predict their doubt, and with it the expected error.
+    relative to one sample. ``predicts_doubt``: the networks predict their doubt, and with it the expected error.
     """
-    if not told:
+    if not predicts_doubt:
         first = next(iter(rows.values()))
         return Band(tuple((count, round(quantile(observed), 3)) for count, observed in first.items()))
     every = [observed for found in rows.values() for observed in found[1]]
     needed: dict[bool, list[float]] = {False: [], True: []}
     for found in rows.values():
         needed[bool(np.mean([o.noisy for o in found[1]]) > 0.5)].append(quantile(found[1]))
-    clean, of_noisy = ((min(scales) + max(scales)) / 2 if scales else None for scales in needed.values())
-    one = clean or of_noisy or 1.0
-    noisy = 1.0 if of_noisy is None else of_noisy / one
+    clean, noisy_scale = ((min(scales) + max(scales)) / 2 if scales else None for scales in needed.values())
+    one = clean or noisy_scale or 1.0
+    noisy = 1.0 if noisy_scale is None else noisy_scale / one
     doubts = np.array([o.doubt.mean() * (noisy if o.noisy else 1.0) for o in every])
     error = float(np.mean([o.error.mean() for o in every]) / doubts.mean())
     several = next(found for found in rows.values() if len(found) == len(COUNTS))
@@ -124,7 +124,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 def report(rows: Mapping[str, Observations], band: Band) -> str:
     """Format the band's coverage of these images, one row per degradation and number of samples."""
     lines = [
-        "| LR by | samples | pixels within the band | least and most of an image | strongest tenth of gradients "
+        "| LR by | samples | pixels within the band | range over images | strongest tenth of gradients "
         "| mean half-width (gray levels) | expected and true error (rank correlation) |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -134,7 +134,7 @@ def report(rows: Mapping[str, Observations], band: Band) -> str:
                 continue
             doubts = [o.doubt * np.float32(band.noisy if o.noisy else 1.0) for o in observed]
             held = [o.error <= scale * doubt for o, doubt in zip(observed, doubts, strict=True)]
-            of_image = [100 * float(within.mean()) for within in held]
+            coverages = [100 * float(within.mean()) for within in held]
             edges = 100 * float(np.mean([within[o.strong].mean() for within, o in zip(held, observed, strict=True)]))
             means = [float(doubt.mean()) for doubt in doubts]
             width = 255 * scale * float(np.mean(means))
@@ -142,7 +142,7 @@ def report(rows: Mapping[str, Observations], band: Band) -> str:
             ranks = spearman(means, truth) if len(observed) > 1 else float("nan")
             error = 255 * (band.error or float("nan")) * float(np.mean(means))
             lines.append(
-                f"| {name} | {count} | {np.mean(of_image):.1f} % | {min(of_image):.0f}–{max(of_image):.0f} % "
+                f"| {name} | {count} | {np.mean(coverages):.1f} % | {min(coverages):.0f}–{max(coverages):.0f} % "
                 f"| {edges:.1f} % | {width:.1f} | {error:.1f}, {255 * np.mean(truth):.1f} ({ranks:.2f}) |"
             )
     return "\n".join(lines)
@@ -162,10 +162,10 @@ def main(argv: list[str] | None = None) -> int:
         chosen = [choose(args.data, args.split, args.limit, index, args.shares, size) for size in args.hr_size]
         weights = args.weights or Path("weights") / preset.name
         system = eager.load(weights, preset, device=choose_device(args.device))
-        told = preset.vae.sees_lr
+        predicts_doubt = preset.vae.sees_lr
         rows: dict[str, Observations] = {}
         # other presets assume the protocol for every image
-        for (pairs, _), name in product(chosen, args.degradation if told else [PROTOCOL]):
+        for (pairs, _), name in product(chosen, args.degradation if predicts_doubt else [PROTOCOL]):
             counts = COUNTS if pairs is chosen[0][0] and name == PROTOCOL else (1,)
             rows[f"{pairs.data.hr_size}, {name}"] = observe(degraded(pairs, name), system, counts)
     except (ValueError, OSError) as error:
@@ -175,13 +175,13 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     for pairs, patients in chosen:
-        of = f"{len(pairs)} images of {len(set(patients))} patients"
-        print(f"{of}, {pairs.data.hr_size} pixels, split {args.split}; preset {preset.name}")
+        summary = f"{len(pairs)} images of {len(set(patients))} patients"
+        print(f"{summary}, {pairs.data.hr_size} pixels, split {args.split}; preset {preset.name}")
     print()
     print(report(rows, preset.band))
     if PROTOCOL in args.degradation:
-        print(f"\nfitted to these images: {fit(rows, told)}")
-    if told:
+        print(f"\nfitted to these images: {fit(rows, predicts_doubt)}")
+    if predicts_doubt:
         every = [o for found in rows.values() for o in found[1]]
         factors = [preset.band.noisy if o.noisy else 1.0 for o in every]
         doubts = [float(factor * o.doubt.mean()) for factor, o in zip(factors, every, strict=True)]

@@ -126,8 +126,8 @@ def quality(path: Path) -> list[tuple[str, list[int], list[dict[str, float]]]]:
         raise ValueError(f"'{path}' is not an images.csv of train.evaluate")
     means: dict[str, dict[str, float]] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
-        of_method = [row for row in rows if row["method"] == method]
-        means[method] = {m: float(np.mean([float(row[m]) for row in of_method])) for m in ("lpips_alex", "psnr")}
+        method_rows = [row for row in rows if row["method"] == method]
+        means[method] = {m: float(np.mean([float(row[m]) for row in method_rows])) for m in ("lpips_alex", "psnr")}
     kinds: dict[str, dict[int, dict[str, float]]] = {}
     if "bicubic" not in means:
         raise ValueError(f"'{path}' has no row for bicubic")

@@ -81,8 +81,8 @@ class Perceptual(nn.Module):
             where: uniform in [0, 1), [2]: vertical and horizontal position of VGG16's square; None: all of all images.
             emphasis: [B], factor on each image's AlexNet LPIPS; None: 1.
         """
-        of_each = self.alex(y, x).flatten()
-        terms = {"lpips": (of_each if emphasis is None else emphasis * of_each).mean()}
+        distances = self.alex(y, x).flatten()
+        terms = {"lpips": (distances if emphasis is None else emphasis * distances).mean()}
         if self.vgg is not None:
             if where is not None:
                 rows, columns = (self.square(u, n) for u, n in zip(where, y.shape[2:], strict=True))
@@ -104,11 +104,11 @@ def project(y: Tensor, lr: Tensor, reduction: Tensor, chosen: Tensor) -> Tensor:
     Results are not clipped, so every pixel has a gradient. ``reduction``, int64 [B], is the reduction of each image.
     """
     matrices = (all_matrices(make, n, y.device) for make, n in product((matrix, inverse), lr.shape[2:]))
-    of_rows, of_columns, from_rows, from_columns = (m[reduction.clamp(max=len(REDUCTIONS) - 1), None] for m in matrices)
+    down_rows, down_columns, up_rows, up_columns = (m[reduction.clamp(max=len(REDUCTIONS) - 1), None] for m in matrices)
     # in bfloat16 the products would be off by half a gray level
     with torch.autocast(y.device.type, enabled=False):
-        missing = lr - (of_rows @ y @ of_columns.mT).clamp(-1.0, 1.0)
-        return y + chosen[:, None, None, None] * (from_rows @ missing @ from_columns.mT)
+        missing = lr - (down_rows @ y @ down_columns.mT).clamp(-1.0, 1.0)
+        return y + chosen[:, None, None, None] * (up_rows @ missing @ up_columns.mT)
 
 
 def project_cubic(y: Tensor, lr: Tensor) -> Tensor:
@@ -309,8 +309,8 @@ class FewStepLoss(nn.Module):
         self.networks = Networks(unet, vae)
         self.history = HistoryLoss(vae.restorer)
         self.perceptual, self.preset, self.faithful_share = perceptual, preset, faithful_share
-        told = {name: HISTORY_WEIGHT * weight for name, weight in self.history.weights.items()}
-        self.weights = {"l1": 1.0, **perceptual.weights, "apart": -diversity, **told}
+        history_weights = {name: HISTORY_WEIGHT * weight for name, weight in self.history.weights.items()}
+        self.weights = {"l1": 1.0, **perceptual.weights, "apart": -diversity, **history_weights}
 
     def forward(
         self,
@@ -338,8 +338,8 @@ class FewStepLoss(nn.Module):
             where: see ``Perceptual``.
         """
         vae = self.networks.vae
-        restored, told = vae.restorer(lr)
-        history = self.history.terms(restored, told, protocol, reduction, level)
+        restored, predicted = vae.restorer(lr)
+        history = self.history.terms(restored, predicted, protocol, reduction, level)
         again = [self.samples, 1, 1, 1]
         seen = restored.repeat(again)
         y = vae.image(self.networks.draw(seen, noise[: self.samples].flatten(0, 1), steps, self.preset), seen)
@@ -347,8 +347,8 @@ class FewStepLoss(nn.Module):
         if chance < self.faithful_share:
             known = clean & (reduction < len(REDUCTIONS))
             y = project(y, lr.repeat(again), reduction.repeat(self.samples), known.repeat(self.samples))
-        of_protocol = reduction == REDUCTIONS.index("cubic")
-        factor = torch.where(clean, torch.where(of_protocol, 1.0, self.averaged), self.changed)
+        is_protocol = reduction == REDUCTIONS.index("cubic")
+        factor = torch.where(clean, torch.where(is_protocol, 1.0, self.averaged), self.changed)
         target = x.repeat(again)
         terms = {
             "l1": (y - target).abs().mean(),

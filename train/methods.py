@@ -118,10 +118,10 @@ def reconstruct(system: Eager, lr: list[Image], hr: list[Image], _seeds: list[in
 
     def generate(low: Array, which: Sequence[Seed]) -> Drawn:
         latent = torch.from_numpy(system.encode(high[list(which)], low)).to(system.device)
-        told = system.restore(low)[1]
-        if told is not None:
-            told[:, HISTORY:] = 0  # HR would have to be rotated with LR
-        return as_drawn(system.decode(latent, low), told)
+        history = system.restore(low)[1]
+        if history is not None:
+            history[:, HISTORY:] = 0  # HR would have to be rotated with LR
+        return as_drawn(system.decode(latent, low), history)
 
     return [result.upscaled for result in upscale(lr, range(len(lr)), generate, system.preset)]
 

@@ -255,8 +255,8 @@ def machine(device: str) -> str:
     if choose_device(device) == "cuda":
         model = torch.cuda.get_device_name()
     else:
-        told = CPUINFO.read_text() if CPUINFO.exists() else ""
-        found = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
+        cpuinfo = CPUINFO.read_text() if CPUINFO.exists() else ""
+        found = re.search(r"^model name\s*: (.+)$", cpuinfo, re.MULTILINE)
         model = found[1] if found else platform.machine()
     return f"{model}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
 

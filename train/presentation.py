@@ -77,10 +77,10 @@ def draw_image(scans: Scans, rng: np.random.Generator) -> tuple[Gray, int]:
     label = int(rng.integers(len(PRESENTATIONS)))
     if rng.random() < PAGES:
         return degrade(page(SIDE, rng), draw(rng), rng)[0], label
-    of_size = scans.images[min(scans.images)]
+    images = scans.images[min(scans.images)]
     turns, inverted = PRESENTATIONS[label]
     d: Degradation = replace(draw(rng), turns=turns, invert=inverted)
-    return degrade(part_of(of_size[int(rng.integers(len(of_size)))], rng), d, rng)[0], label
+    return degrade(part_of(images[int(rng.integers(len(images)))], rng), d, rng)[0], label
 
 
 def draw_images(scans: Scans, seeds: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:

@@ -140,8 +140,8 @@ def draw_sample(scans: Scans, side: int, rng: np.random.Generator, d: Degradatio
         hr = page(wide, rng)
     else:
         size = int(rng.choice(list(scans.shares), p=list(scans.shares.values())))
-        of_size = scans.images[size]
-        image = of_size[int(rng.integers(len(of_size)))]
+        images = scans.images[size]
+        image = images[int(rng.integers(len(images)))]
         top, left = rng.integers(0, size - wide + 1, 2)
         hr = image[top : top + wide, left : left + wide]
         hr = np.ascontiguousarray(hr[:, :: -1 if rng.random() < 0.5 else 1])

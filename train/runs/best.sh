@@ -51,7 +51,7 @@ if [ "$device" = auto ]; then
     device=$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
 fi
 case $device in
-cuda) # tune takes about ten minutes
+cuda) # tune is sized for about ten minutes
     vae=(--batch 64 --rate 8e-4 --steps "${VAE_STEPS:-20000}")
     unet=(--batch 256 --rate 2e-3 --steps "${UNET_STEPS:-20000}")
     restore=(--batch 64 --rate 2e-3 --steps "${RESTORE_STEPS:-10000}")
