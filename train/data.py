@@ -163,7 +163,7 @@ def read_gray(path: Path, size: int) -> NDArray[np.uint8]:
         channels = 1 if image.ndim == 2 else image.shape[2]
         raise ValueError(
             f"'{path}' must be {size}x{size}, uint8, 1 channel, got {image.shape[1]}x{image.shape[0]}, {image.dtype}, "
-            f"{channels}: use files made by train.pairs"
+            f"{channels} channel(s): use files made by train.pairs"
         )
     return image
 
