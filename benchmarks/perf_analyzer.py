@@ -146,9 +146,7 @@ def measure(arguments: Sequence[str], requests: int, stability: int = 50) -> Mea
                     check=False,
                 )
             except subprocess.TimeoutExpired:
-                raise PerfAnalyzerError(
-                    f"perf_analyzer is not done after {TIMEOUT} s: ask for fewer requests"
-                ) from None
+                raise PerfAnalyzerError(f"perf_analyzer timed out after {TIMEOUT} s: use fewer requests") from None
             if result.returncode == 0:
                 return read_report(report, stable=percentage == stability)
             if UNSTABLE not in result.stderr:

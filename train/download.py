@@ -197,7 +197,7 @@ def extract(archive: Path, images: Path) -> Extracted:
     """
     check_space(archive.parent, archive.stat().st_size * EXTRACTED_RATIO)
     staging = archive.with_name(f".{archive.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)  # a killed run's
+    shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
     staging.mkdir()
     try:
         existing, skipped = _unpack(archive, staging, images)

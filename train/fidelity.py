@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}; gray levels of 255 or percent\n")
+    print(f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}; gray levels (0–255) or percent\n")
     print(table(results))
     return 0
 

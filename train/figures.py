@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         figure = figures.add_parser(name, help=help, description=f"{help.capitalize()}.")
         figure.add_argument("--data", type=Path, required=True, help="folder written by train.pairs")
     details = figures.choices["details"]
-    details.add_argument("details", nargs="+", type=parse_detail, metavar="FILE:TOP:LEFT", help="in HR pixels")
+    details.add_argument("details", nargs="+", type=parse_detail, metavar="FILE:TOP:LEFT", help="squares, in HR pixels")
     details.add_argument("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
     details.add_argument("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
     figure = figures.add_parser("curves", help="losses by step", description="Losses by step.")

@@ -210,7 +210,7 @@ def generate_downsampled_pairs(src: Path, out: Path, *, hr_size: int = HR_SIZE, 
     paths = find_images(src)
     for folder in (out / name for name in names):
         folder.mkdir(parents=True, exist_ok=True)
-        for partial in folder.glob(".*.partial"):  # a killed run's
+        for partial in folder.glob(".*.partial"):  # left by a killed run
             partial.unlink()
     done = finished(out, hr_size)
     todo = [path for path in paths if path.stem not in done]
