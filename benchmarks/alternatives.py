@@ -1,15 +1,14 @@
-"""The same image with the same weights as one would make it otherwise, in turns with our server.
+"""Compare our server with other implementations of the same image and weights, taking turns.
 
 python -m benchmarks.alternatives
 python -m benchmarks.alternatives --rounds 9 --steps 4
 python -m benchmarks.alternatives --way diffusers in_process
 python -m benchmarks.alternatives --model-repository models-paper --steps 300 --way diffusers in_process
 
-Ways: `diffusers`, its scheduler's loop in PyTorch eager; `compiled`, the same with networks by torch.compile;
-`in_process`, a Triton model that holds PyTorch itself, as public examples of Stable Diffusion do; `esrgan`, another
-method, Real-ESRGAN x4plus by ncnn, whose file `benchmarks/peers.py` fetches. All but the last start from the same
-noise, and the largest difference to our image tells that theirs is the same. Read the ratios, not the seconds. The
-last line is JSON.
+Variants: `diffusers`, its scheduler's loop in eager PyTorch; `compiled`, the same with torch.compile; `in_process`, a
+Triton model that runs PyTorch itself, like public examples of Stable Diffusion; `esrgan`, another method, Real-ESRGAN
+x4plus on ncnn, with files fetched by `benchmarks/peers.py`. All but the last start from the same noise, so the maximum
+difference to our image should be small. Read the ratios, not the seconds. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -51,25 +50,25 @@ from pipeline.presets import Preset
 from pipeline.serving.local_server import ServerError, running_server
 from pipeline.triton_config import preset_of
 
-WAYS = {
+VARIANTS = {
     "diffusers": "diffusers, PyTorch eager",
     "compiled": "diffusers, torch.compile",
     "in_process": "PyTorch in a Triton model",
     "esrgan": "Real-ESRGAN x4plus, ncnn",
 }
-TOGETHER = 8
+CONCURRENCY = 8
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
-Way = Callable[[Image], Image]
-"""[H, W] ⇒ [4H, 4W], both in [0, 1]."""
+Variant = Callable[[Image], Image]
+"""Upscaler, [H, W] ⇒ [4H, 4W], both in [0, 1]."""
 
 
-class WayError(Exception):
-    """A way cannot be gone here; the message says why."""
+class Unavailable(Exception):
+    """This variant is not available here; the message says why."""
 
 
 def make_scheduler(preset: Preset, steps: int) -> DDIMScheduler:
-    """diffusers' DDIM on the preset's schedule, with timesteps as ours."""
+    """Return diffusers' DDIM scheduler with the preset's noise schedule and our timesteps."""
     scheduler = DDIMScheduler(
         preset.diffusion.T,
         prediction_type=PREDICTIONS[preset.diffusion.prediction],
@@ -82,7 +81,7 @@ def make_scheduler(preset: Preset, steps: int) -> DDIMScheduler:
 
 
 def diffusers_loop(system: eager.Eager, steps: int) -> Generate:
-    """``pipeline.networks.eager``'s networks in the loop that diffusers' documentation shows."""
+    """Return a generator with eager networks in the loop from diffusers' documentation."""
     preset = system.preset
     scheduler = make_scheduler(preset, steps)
 
@@ -102,19 +101,19 @@ def diffusers_loop(system: eager.Eager, steps: int) -> Generate:
 
 
 def compiled(system: eager.Eager) -> eager.Eager:
-    """The system with U-Net and decoder by torch.compile, which needs a C++ compiler.
+    """Compile U-Net and decoder with torch.compile, which needs a C++ compiler.
 
     Raises:
-        WayError: there is none.
+        Unavailable: there is no compiler.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        raise WayError(f"torch.compile needs a C++ compiler, and there is no '{compiler}': install g++ or set CXX")
+        raise Unavailable(f"torch.compile needs a C++ compiler, '{compiler}' not found: install g++ or set CXX")
     unet, decoder = torch.compile(system.unet), torch.compile(system.decoder)
     return replace(system, unet=unet, decoder=decoder)  # type: ignore[arg-type]
 
 
-def by_loop(system: eager.Eager, steps: int) -> Way:
+def loop_variant(system: eager.Eager, steps: int) -> Variant:
     generate = diffusers_loop(system, steps)
     return lambda image: upscale([image], [0], generate, system.preset)[0].upscaled
 
@@ -141,31 +140,31 @@ def ask_in_process(client: tritonclient.grpc.InferenceServerClient, image: Image
 
 @dataclass(frozen=True)
 class Compared:
-    """One way against our server."""
+    """One variant compared with our server."""
 
     seconds: float
-    """an image, median"""
+    """median seconds per image"""
     ratio: float
-    """of the seconds to our server's, median over the rounds"""
+    """ratio of the seconds to our server's, median over the rounds"""
     difference: float
-    """largest, between its image and the server's, in gray levels"""
+    """maximum difference to the server's image, in gray levels"""
 
 
-def compare(ways: dict[str, Way], image: Image, rounds: int, together: int = 1) -> dict[str, Compared]:
-    """Every way in turn, ``together`` images at a time; the first is what the others are compared with.
+def compare(variants: dict[str, Variant], image: Image, rounds: int, concurrency: int = 1) -> dict[str, Compared]:
+    """Time the variants in turn, ``concurrency`` images at a time, relative to the first variant.
 
     Returns:
-        by way; seconds and ratios for one image of those at a time.
+        results by variant, with seconds and ratios per image.
     """
-    results = {name: way(image) for name, way in tqdm(ways.items(), desc="first images", leave=False)}
-    first = next(iter(ways))
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    with ThreadPoolExecutor(together) as pool:
-        for _ in tqdm(range(rounds), desc=f"rounds, {together} at once"):
-            for name, way in ways.items():
+    results = {name: variant(image) for name, variant in tqdm(variants.items(), desc="first images", leave=False)}
+    first = next(iter(variants))
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    with ThreadPoolExecutor(concurrency) as pool:
+        for _ in tqdm(range(rounds), desc=f"rounds, {concurrency} at once"):
+            for name, variant in variants.items():
                 began = time.perf_counter()
-                list(pool.map(way, [image] * together))
-                seconds[name].append((time.perf_counter() - began) / together)
+                list(pool.map(variant, [image] * concurrency))
+                seconds[name].append((time.perf_counter() - began) / concurrency)
     return {
         name: Compared(
             statistics.median(times),
@@ -176,42 +175,45 @@ def compare(ways: dict[str, Way], image: Image, rounds: int, together: int = 1) 
     }
 
 
-def rounded(way: Compared) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in asdict(way).items()}
+def rounded(result: Compared) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in asdict(result).items()}
 
 
 def table(title: str, found: dict[str, Compared]) -> str:
-    lines = [f"| {title} | ms an image | / ours | difference (levels) |", "|---|---|---|---|"]
-    for name, way in found.items():
-        lines.append(f"| {WAYS.get(name, name)} | {1e3 * way.seconds:.1f} | {way.ratio:.2f} | {way.difference:.2f} |")
+    lines = [f"| {title} | ms per image | / ours | difference (levels) |", "|---|---|---|---|"]
+    for name, result in found.items():
+        lines.append(
+            f"| {VARIANTS.get(name, name)} | {1e3 * result.seconds:.1f} | {result.ratio:.2f} "
+            f"| {result.difference:.2f} |"
+        )
     return "\n".join(lines)
 
 
-def local_ways(wanted: Sequence[str], system: eager.Eager, steps: int) -> dict[str, Way]:
-    """The ways that need no server; one that cannot be gone here is left out with a line that says why."""
-    makers: dict[str, Callable[[], Way]] = {
-        "diffusers": lambda: by_loop(system, steps),
-        "compiled": lambda: by_loop(compiled(system), steps),
+def local_variants(wanted: Sequence[str], system: eager.Eager, steps: int) -> dict[str, Variant]:
+    """Return the variants that need no server; unavailable ones are skipped with a message."""
+    makers: dict[str, Callable[[], Variant]] = {
+        "diffusers": lambda: loop_variant(system, steps),
+        "compiled": lambda: loop_variant(compiled(system), steps),
         "esrgan": lambda: real_esrgan(CACHE),
     }
-    ways = {}
+    variants = {}
     for name in (name for name in wanted if name in makers):
         try:
-            ways[name] = makers[name]()
-        except (WayError, PeerError) as error:
-            print(f"left out: {WAYS[name]}: {error}")
-    return ways
+            variants[name] = makers[name]()
+        except (Unavailable, PeerError) as error:
+            print(f"skipped: {VARIANTS[name]}: {error}")
+    return variants
 
 
 def measure(
     models: Path, wanted: Sequence[str], steps: int | None, rounds: int
 ) -> tuple[dict[str, Compared], dict[str, Compared]]:
-    """The comparison of one image at a time, and of ``TOGETHER``, in which only servers take part.
+    """Compare one image at a time, and ``CONCURRENCY`` at a time for the server variants only.
 
     Raises:
         ServerError: the server does not start.
-        UpscaleError: it does not answer.
-        ValueError: there are no weights of its preset, or ``steps`` is out of range.
+        UpscaleError: the server does not respond.
+        ValueError: there are no weights for its preset, or ``steps`` is out of range.
     """
     preset = preset_of(models)
     steps = preset.diffusion.ddim_steps if steps is None else steps
@@ -226,24 +228,24 @@ def measure(
         url = stack.enter_context(running_server(folder / "log", repository))
         client = stack.enter_context(Client(url))
         client.check(steps=steps)
-        served: dict[str, Way] = {"ours": lambda image: client.upscale(image, steps=steps).image}
+        served: dict[str, Variant] = {"ours": lambda image: client.upscale(image, steps=steps).image}
         if "in_process" in wanted:
             other = stack.enter_context(tritonclient.grpc.InferenceServerClient(url))
             served["in_process"] = partial(ask_in_process, other)
         system = eager.load(ROOT / "weights" / preset.name, preset)
-        alone = compare(served | local_ways(wanted, system, steps), image, rounds)
-        return alone, compare(served, image, rounds, TOGETHER)
+        alone = compare(served | local_variants(wanted, system, steps), image, rounds)
+        return alone, compare(served, image, rounds, CONCURRENCY)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
-    parser.add_argument("--way", choices=WAYS, nargs="+", default=list(WAYS), help="default: all")
-    parser.add_argument("--steps", type=int, help="of DDIM (default: the preset's)")
+    parser.add_argument("--way", choices=VARIANTS, nargs="+", default=list(VARIANTS), help="default: all")
+    parser.add_argument("--steps", type=int, help="DDIM steps (default: the preset's)")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     args = parser.parse_args(argv)
     if args.rounds < 1:
-        parser.error(f"argument --rounds: {args.rounds}, needed is 1 or more")
+        parser.error(f"argument --rounds: must be 1 or more, got {args.rounds}")
     try:
         alone, together = measure(args.model_repository, args.way, args.steps, args.rounds)
     except (ServerError, UpscaleError, ValueError) as error:
@@ -255,9 +257,9 @@ def main(argv: list[str] | None = None) -> int:
     except InferenceServerException as error:
         print(f"error: the model in_process failed: {error.message()}", file=sys.stderr)
         return 1
-    print(f"\n{table('one at a time', alone)}\n\n{table(f'{TOGETHER} at once', together)}\n")
-    found = {"alone": alone, f"{TOGETHER} at once": together}
-    print(json.dumps({title: {name: rounded(way) for name, way in ways.items()} for title, ways in found.items()}))
+    print(f"\n{table('one at a time', alone)}\n\n{table(f'{CONCURRENCY} at once', together)}\n")
+    found = {"alone": alone, f"{CONCURRENCY} at once": together}
+    print(json.dumps({title: {name: rounded(r) for name, r in results.items()} for title, results in found.items()}))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Count the multiplications of one image through all networks that a preset runs, and compare presets.
+"""Count the multiplications per image in all networks of a preset, and compare presets.
 
 python benchmarks/arithmetic.py
 python benchmarks/arithmetic.py --side 128 --run best:1 best:4 paper:10 paper:300
@@ -27,12 +27,12 @@ from pipeline.spec import SCALE
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What one image takes of each network, in 10⁹: multiply-adds, or what else was counted."""
+    """Cost of one image by network, in 10⁹ multiply-adds or another counted unit."""
 
     unet: float
-    """one call"""
+    """cost of one call"""
     encoder: float
-    """0 where inference does not need it"""
+    """0 if not needed for inference"""
     decoder: float
 
     def total(self, steps: int) -> float:
@@ -40,7 +40,7 @@ class Arithmetic:
 
 
 def count(run: Callable[[], object]) -> float:
-    """10⁹ multiply-adds."""
+    """Count 10⁹ multiply-adds."""
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops()) / 2e9
@@ -48,7 +48,7 @@ def count(run: Callable[[], object]) -> float:
 
 @torch.no_grad()
 def arithmetic(preset: Preset, side: int, count: Callable[[Callable[[], object]], float] = count) -> Arithmetic:
-    """Of an LR image of side² pixels; ``count`` runs a network and says what it took."""
+    """Return the cost of an LR image of side² pixels; ``count`` runs a network and returns its cost."""
     z, hr, channels = side * SCALE // preset.vae.factor, side * SCALE, preset.data.channels
     with torch.device("meta"):
         unet, vae = UNet(preset.unet), make_vae(preset.vae)
@@ -64,33 +64,33 @@ def arithmetic(preset: Preset, side: int, count: Callable[[Callable[[], object]]
 
 
 def parse_run(text: str) -> tuple[Preset, int]:
-    """``PRESET:STEPS``."""
+    """Parse ``PRESET:STEPS``."""
     name, _, steps = text.partition(":")
     if name not in PRESETS or not steps.isdecimal() or not 1 <= int(steps) <= PRESETS[name].diffusion.T:
-        raise argparse.ArgumentTypeError(f"'{text}', needed is PRESET:STEPS with one of {', '.join(PRESETS)}")
+        raise argparse.ArgumentTypeError(f"must be PRESET:STEPS with a preset of {', '.join(PRESETS)}, got '{text}'")
     return PRESETS[name], int(steps)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     side = DEFAULT.data.lr_size
-    parser.add_argument("--side", type=int, default=side, help="of the LR image (default: %(default)s)")
+    parser.add_argument("--side", type=int, default=side, help="side of the LR image (default: %(default)s)")
     parser.add_argument(
         "--run",
         type=parse_run,
         nargs="+",
         metavar="PRESET:STEPS",
         default=[(PAPER, 300), (PAPER, 10), (BEST, 4), (BEST, 1)],
-        help="the first is what the others are compared with (default: paper:300 paper:10 best:4 best:1)",
+        help="runs to compare with the first (default: paper:300 paper:10 best:4 best:1)",
     )
     args = parser.parse_args(argv)
     multiple = max(preset.lr_multiple for preset, _ in args.run)
     if args.side < 1 or args.side % multiple:
-        parser.error(f"argument --side: {args.side}, needed is a multiple of {multiple}")
+        parser.error(f"argument --side: must be a multiple of {multiple}, got {args.side}")
     first = None
     results = {}
     print(f"one {args.side}×{args.side} image, 10⁹ multiply-adds\n")
-    print("| preset, steps | U-Net, a step | encoder | decoder | together | of the first |")
+    print("| preset, steps | U-Net, per step | encoder | decoder | total | relative to first |")
     print("|---|---|---|---|---|---|")
     for preset, steps in args.run:
         found = arithmetic(preset, args.side)

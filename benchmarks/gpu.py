@@ -1,14 +1,14 @@
-"""Time images on a GPU by PyTorch, CUDA graphs, onnxruntime, TensorRT and Triton, from LR image to upscaled image.
+"""Time upscaling on a GPU with PyTorch, CUDA graphs, onnxruntime, TensorRT and Triton, end to end.
 
 python -m benchmarks.gpu
 python -m benchmarks.gpu --preset paper --batch 1 16 --rounds 50
 python -m benchmarks.gpu --way graph tensorrt-fp16 --model-repository-paper models-paper
 python -m benchmarks.gpu --device cpu --preset paper --steps 10 --batch 1 --rounds 3
 
-Preset `paper` takes all steps of DDPM, `best` its own one. The ways take turns; PyTorch eager, in its own default
-precision, is always among them, and PSNR to its images tells whether a way computes the same. What is not installed is
-left out with a line that says so. Noise is drawn beforehand, but for Triton, which draws it on the CPU as it always
-does; what that takes is printed. Building plans is not timed, and takes minutes. The last line is JSON.
+Preset `paper` runs all DDPM steps, `best` its default of one. The variants take turns; eager PyTorch, in its default
+precision, is always included, and PSNR relative to it shows whether a variant computes the same. Variants that are not
+installed are skipped with a message. Noise is drawn beforehand, except by Triton, which draws it on the CPU; the time
+for this is printed. Building plans takes minutes and is not timed. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -27,117 +27,119 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.gpu_networks import LeftOut, load
-from benchmarks.gpu_ways import PACKAGES, WAYS, Way, make_job, make_ways
+from benchmarks.gpu_networks import Unavailable, load
+from benchmarks.gpu_variants import PACKAGES, VARIANTS, Variant, make_job, make_variants
 from pipeline.command_line import make_parser
 from pipeline.method.images import Image, psnr
 from pipeline.presets import PAPER, PRESETS
 from pipeline.spec import LEAP, MAX_BATCH
 
 EQUAL_DB = 150.0
-"""What is given as the PSNR of images that are equal, for JSON has no infinity."""
+"""PSNR reported for equal images, as JSON has no infinity."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One way of one batch."""
+    """Timing of one variant with one batch size."""
 
     ms: float
-    """the batch, median"""
+    """median time of the batch"""
     images_per_s: float
     speedup: float
-    """eager's time by its own, median over the rounds"""
+    """eager time / own time, median over the rounds"""
     psnr: float
-    """dB, of its images to eager's, the least"""
+    """minimum PSNR relative to eager, in dB"""
 
 
-def same(found: list[Image], reference: list[Image]) -> float:
-    """The least PSNR, at most ``EQUAL_DB``."""
+def min_psnr(found: list[Image], reference: list[Image]) -> float:
+    """Return the minimum PSNR, at most ``EQUAL_DB``."""
     return min(EQUAL_DB, *(psnr(a, b) for a, b in zip(found, reference, strict=True)))
 
 
-def compare(jobs: list[dict[str, Way]], rounds: int) -> list[dict[str, Timed]]:
-    """For every batch its ways by name; in each round every way of every batch has its turn."""
-    seconds: list[dict[str, list[float]]] = [{name: [] for name in ways} for ways in jobs]
-    images = [{name: way() for name, way in ways.items()} for ways in jobs]
+def compare(jobs: list[dict[str, Variant]], rounds: int) -> list[dict[str, Timed]]:
+    """Time each job's variants by name; in each round, all variants of all jobs take turns."""
+    seconds: list[dict[str, list[float]]] = [{name: [] for name in variants} for variants in jobs]
+    images = [{name: variant() for name, variant in variants.items()} for variants in jobs]
     for _ in tqdm(range(rounds), desc="rounds"):
-        for ways, of_job in zip(jobs, seconds, strict=True):
-            for name, way in ways.items():
+        for variants, times in zip(jobs, seconds, strict=True):
+            for name, variant in variants.items():
                 began = time.perf_counter()
-                way()
-                of_job[name].append(time.perf_counter() - began)
+                variant()
+                times[name].append(time.perf_counter() - began)
 
-    def timed(name: str, of_job: dict[str, list[float]], made: dict[str, list[Image]]) -> Timed:
-        median = statistics.median(of_job[name])
-        speedup = statistics.median(e / s for e, s in zip(of_job["eager"], of_job[name], strict=True))
-        return Timed(1e3 * median, len(made[name]) / median, speedup, same(made[name], made["eager"]))
+    def timed(name: str, times: dict[str, list[float]], made: dict[str, list[Image]]) -> Timed:
+        median = statistics.median(times[name])
+        speedup = statistics.median(e / s for e, s in zip(times["eager"], times[name], strict=True))
+        return Timed(1e3 * median, len(made[name]) / median, speedup, min_psnr(made[name], made["eager"]))
 
     return [{name: timed(name, s, made) for name in s} for s, made in zip(seconds, images, strict=True)]
 
 
 Found = dict[int, dict[str, Timed]]
-"""By batch and way."""
+"""Timings by batch and variant."""
 
 
 def table(title: str, found: Found) -> str:
     batches, last = list(found), max(found)
     columns = (f"{what}{batch}" for batch in batches for what in ("ms, batch ", "eager / it, "))
-    head = [title, *columns, f"images/s, {last}", "PSNR to eager (dB)"]
+    head = [title, *columns, f"images/s, {last}", "PSNR relative to eager (dB)"]
     lines = [head, ["---"] * len(head)]
     for name in found[last]:
         times = [found[batch][name] for batch in batches]
         cells = [text for t in times for text in (f"{t.ms:.2f}", f"{t.speedup:.2f}")]
-        lines.append([WAYS[name], *cells, f"{found[last][name].images_per_s:.1f}", f"{min(t.psnr for t in times):.1f}"])
+        lines.append(
+            [VARIANTS[name], *cells, f"{found[last][name].images_per_s:.1f}", f"{min(t.psnr for t in times):.1f}"]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 @dataclass(frozen=True)
 class Target:
-    """What one H200 should reach; the most milliseconds, or the least of anything else."""
+    """Target for one H200: maximum milliseconds, or minimum of any other value."""
 
     text: str
     preset: str
     value: Callable[[Timed], float]
     limit: float
     largest: bool = False
-    """of the largest batch, else of one image"""
+    """for the largest batch, else for one image"""
 
     def reached(self, value: float) -> bool:
         return value <= self.limit if "ms" in self.text else value >= self.limit
 
 
 TARGETS = (
-    Target("paper, 300 steps: ms an image", "paper", lambda t: t.ms, 60),
+    Target("paper, 300 steps: ms per image", "paper", lambda t: t.ms, 60),
     Target("paper, 300 steps: PyTorch eager / it", "paper", lambda t: t.speedup, 10),
     Target("paper, 300 steps: images/s", "paper", lambda t: t.images_per_s, 300, largest=True),
-    Target("best: ms an image", "best", lambda t: t.ms, 5),
+    Target("best: ms per image", "best", lambda t: t.ms, 5),
     Target("best: images/s", "best", lambda t: t.images_per_s, 2000, largest=True),
 )
 
 
-def against_targets(found: dict[str, Found], steps: int) -> str:
-    """A table of what the server and the fastest way reach; targets of 300 steps need so many."""
+def targets_table(found: dict[str, Found], steps: int) -> str:
+    """Format a table of the targets reached by the server and the fastest variant; paper's targets need all steps."""
 
-    def cell(target: Target, ways: dict[str, Timed], name: str | None) -> str:
-        if name not in ways:
+    def cell(target: Target, variants: dict[str, Timed], name: str | None) -> str:
+        if name not in variants:
             return "not measured"
-        value = target.value(ways[name])
+        value = target.value(variants[name])
         return f"{value:.1f}, {'reached' if target.reached(value) else 'missed'}"
 
     lines = ["| target on an H200 | limit | Triton | fastest of all | which |", "|---|---|---|---|---|"]
     for target in TARGETS:
-        of_preset = found.get(target.preset, {})
-        batch = max(of_preset, default=0) if target.largest else 1
+        timings_by_batch = found.get(target.preset, {})
+        batch = max(timings_by_batch, default=0) if target.largest else 1
         measured = target.preset != PAPER.name or steps == PAPER.diffusion.T
-        ways = of_preset.get(batch, {}) if measured else {}
-        fastest = min(ways, key=lambda name: ways[name].ms, default=None)
-        cells = (cell(target, ways, "triton"), cell(target, ways, fastest), WAYS.get(fastest or "", "–"))
+        timings = timings_by_batch.get(batch, {}) if measured else {}
+        fastest = min(timings, key=lambda name: timings[name].ms, default=None)
+        cells = (cell(target, timings, "triton"), cell(target, timings, fastest), VARIANTS.get(fastest or "", "–"))
         lines.append(f"| {target.text} | {target.limit:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """The device, its driver, what is installed, and how exactly PyTorch computes in float32 unless told otherwise."""
+    """Return the device, its driver, installed packages, and PyTorch's default float32 precision."""
     cuda = device.type == "cuda"
     facts = {"device": torch.cuda.get_device_name(device) if cuda else f"CPU, {os.cpu_count()} cores"}
     if cuda:
@@ -151,7 +153,7 @@ def describe(device: torch.device) -> dict[str, str]:
     for package, names in PACKAGES.items():
         try:
             facts[package] = str(load(names).__version__)
-        except LeftOut:
+        except Unavailable:
             facts[package] = "not installed"
     facts["eager's convolutions in TF32"] = str(torch.backends.cudnn.allow_tf32)
     facts["eager's matrix products in TF32"] = str(torch.backends.cuda.matmul.allow_tf32)
@@ -167,9 +169,9 @@ def measure(
     device: torch.device,
     repository: Path | None,
 ) -> tuple[dict[str, Found], dict[str, float]]:
-    """What was found, by preset, and the milliseconds that the noise of one image takes to draw.
+    """Return the timings by preset, and the milliseconds to draw the noise of one image.
 
-    ``steps`` is of preset paper, as is ``repository``.
+    ``steps`` and ``repository`` are for preset paper.
     """
     found: dict[str, Found] = {}
     drawing: dict[str, float] = {}
@@ -178,7 +180,7 @@ def measure(
         its_steps = steps if preset == PAPER else preset.diffusion.ddim_steps
         jobs = [make_job(preset, its_steps, device, batch) for batch in batches]
         with ExitStack() as stack:
-            timed = compare(make_ways(jobs, wanted, repository, stack), rounds)
+            timed = compare(make_variants(jobs, wanted, repository, stack), rounds)
         found[name] = dict(zip(batches, timed, strict=True))
         drawing[name] = 1e3 * min(job.drawing / len(job.images) for job in jobs)
     return found, drawing
@@ -189,47 +191,53 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
     parser.add_argument("--preset", choices=PRESETS, nargs="+", default=list(PRESETS), help="default: all")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16], help="default: 1 8 16")
-    ways = f"besides eager: {', '.join(WAYS)} (default: all)"
-    parser.add_argument("--way", choices=WAYS, nargs="+", default=list(WAYS), metavar="WAY", help=ways)
+    variants = f"variants besides eager: {', '.join(VARIANTS)} (default: all)"
+    parser.add_argument("--way", choices=VARIANTS, nargs="+", default=list(VARIANTS), metavar="NAME", help=variants)
     parser.add_argument("--rounds", type=int, default=20, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=PAPER.diffusion.T, help="of preset paper (default: %(default)s)")
     parser.add_argument(
-        "--model-repository-paper", type=Path, help="exported from preset paper (default: exported for the run)"
+        "--steps", type=int, default=PAPER.diffusion.T, help="steps for preset paper (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--model-repository-paper",
+        type=Path,
+        help="repository exported from preset paper (default: exported for the run)",
     )
     args = parser.parse_args(argv)
     if args.rounds < 1:
-        parser.error(f"argument --rounds: {args.rounds}, needed is 1 or more")
+        parser.error(f"argument --rounds: must be 1 or more, got {args.rounds}")
     if not all(1 <= batch <= MAX_BATCH for batch in args.batch):
-        parser.error(f"argument --batch: allowed are 1 to {MAX_BATCH}")
+        parser.error(f"argument --batch: must be 1–{MAX_BATCH}, got {' '.join(map(str, args.batch))}")
     if args.steps % LEAP or not 1 <= args.steps <= PAPER.diffusion.T:
-        parser.error(f"argument --steps: {args.steps}, needed is a multiple of {LEAP} up to {PAPER.diffusion.T}")
+        parser.error(f"argument --steps: must be a multiple of {LEAP} up to {PAPER.diffusion.T}, got {args.steps}")
     if args.device == "cuda" and not torch.cuda.is_available():
-        print("error: PyTorch finds no CUDA device here: use --device cpu", file=sys.stderr)
+        print("error: PyTorch finds no CUDA device: use --device cpu", file=sys.stderr)
         return 1
     device = torch.device(args.device, 0)
     batches = sorted(set(args.batch))
     facts = describe(device)
     print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
-    # neither graphs nor onnxruntime's streams go together with CUDA's default stream
+    # neither graphs nor onnxruntime's streams work with CUDA's default stream
     stream = torch.cuda.Stream(device) if args.device == "cuda" else None  # type: ignore[no-untyped-call]
     try:
         with torch.inference_mode(), torch.cuda.stream(stream):
             found, drawing = measure(
                 args.preset, batches, args.steps, args.rounds, args.way, device, args.model_repository_paper
             )
-    except (ValueError, RuntimeError) as error:  # the latter is PyTorch's, as for too little memory
+    except (ValueError, RuntimeError) as error:  # PyTorch raises RuntimeError, such as when out of memory
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    for name, of_preset in found.items():
+    for name, timings_by_batch in found.items():
         title = f"{name}, {args.steps} steps" if name == PAPER.name else name
-        print(f"\n{table(title, of_preset)}\n\ndrawing the noise of an image on the CPU: {drawing[name]:.2f} ms")
-    print(f"\n{against_targets(found, args.steps)}\n")
+        print(f"\n{table(title, timings_by_batch)}\n\ndrawing the noise of an image on the CPU: {drawing[name]:.2f} ms")
+    print(f"\n{targets_table(found, args.steps)}\n")
     figures = {
-        name: {batch: {way: rounded(timed) for way, timed in ways.items()} for batch, ways in of_preset.items()}
-        for name, of_preset in found.items()
+        name: {
+            batch: {n: rounded(timed) for n, timed in timings.items()} for batch, timings in timings_by_batch.items()
+        }
+        for name, timings_by_batch in found.items()
     }
     print(json.dumps({"machine": facts, "steps": args.steps, "drawing_ms": drawing, "found": figures}))
     return 0

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Run benchmarks.gpu on a machine with an NVIDIA GPU and keep what it prints in results/gpu/.
+# Run benchmarks.gpu on a machine with an NVIDIA GPU and save its output in results/gpu/.
 #
 #   benchmarks/gpu.sh [--install] [OPTION…]
 #
-# Every OPTION goes to `python -m benchmarks.gpu`; --help lists them. --install first installs, by pip, what the ways need
-# beside PyTorch; without it nothing is installed, and what is not there is left out. PYTHON names another interpreter
-# (default: .venv/bin/python where it is, else python3).
+# Each OPTION is passed to `python -m benchmarks.gpu`; --help lists them. --install first installs all packages needed
+# besides PyTorch with pip; without it, variants that are not installed are skipped. PYTHON sets the interpreter (default:
+# .venv/bin/python if it exists, else python3).
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -18,15 +18,15 @@ fail() {
     exit 1
 }
 
-# says what pip is about to do; a package that cannot be had leaves the others
+# prints what pip installs; a package that cannot be installed does not affect the others
 install() {
     echo "installing: $*"
     "$python" -m pip --disable-pip-version-check install --quiet "$@" || echo "not installed: $*" >&2
 }
 
-command -v "$python" >/dev/null || fail "there is no '$python': install Python 3.10 or newer, or name one with PYTHON=…"
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "'$python' is older than Python 3.10"
-"$python" -c 'import torch' 2>/dev/null || fail "'$python' has no PyTorch: pip install torch, as pytorch.org says for this CUDA"
+command -v "$python" >/dev/null || fail "'$python' not found: install Python 3.10 or newer, or set PYTHON"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "'$python' must be Python 3.10 or newer"
+"$python" -c 'import torch' 2>/dev/null || fail "'$python' has no PyTorch: pip install torch, following pytorch.org for this CUDA version"
 
 if [ "${1:-}" = --install ]; then
     shift
@@ -47,11 +47,11 @@ case " $* " in
 *" --device cpu "* | *" --device=cpu "* | *" --help "* | *" -h "*) ;;
 *)
     "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
-        fail "PyTorch finds no CUDA device here; --device cpu runs what needs none"
+        fail "PyTorch finds no CUDA device: use --device cpu"
     ;;
 esac
 
 mkdir -p results/gpu
 log=results/gpu/$(date +%Y%m%d-%H%M%S).txt
 "$python" -m benchmarks.gpu "$@" | tee "$log"
-echo "kept in $log" >&2
+echo "saved in $log" >&2

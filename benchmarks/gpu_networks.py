@@ -1,6 +1,6 @@
-"""The repository's models on tensors of one device, by PyTorch, onnxruntime and TensorRT, for ``benchmarks.gpu``.
+"""The repository's models on PyTorch, onnxruntime and TensorRT, for ``benchmarks.gpu``.
 
-None of the three copies to the host: inputs and outputs are torch tensors, and calls go onto torch's current stream.
+None of them copies to the host: inputs and outputs are tensors on one device; calls run on PyTorch's current stream.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from pipeline.spec import Model
 from pipeline.tensorrt.builder import PlanError, Precision, Profile, Shape, by_api, cast
 
 Network = Callable[..., tuple[Tensor, ...]]
-"""A model's inputs by name, float32 on the device ⇒ its output, which the next call may overwrite."""
+"""Model, inputs by name, float32 on the device ⇒ outputs, which the next call may overwrite."""
 
 WARM_UP = 3
-"""Calls after which no runtime allocates, chooses algorithms or records graphs any more."""
+"""Calls until all runtimes have allocated memory, chosen algorithms and recorded graphs."""
 
 
-class LeftOut(Exception):
-    """A way cannot be gone here; the message says why."""
+class Unavailable(Exception):
+    """This variant is not available here; the message says why."""
 
 
 def load(names: Sequence[str]) -> ModuleType:
-    """The first of these packages that is installed.
+    """Import the first of these packages that is installed.
 
     Raises:
-        LeftOut: none is, or it does not load.
+        Unavailable: none is installed, or it does not load.
     """
     reasons = []
     for name in names:
@@ -45,11 +45,11 @@ def load(names: Sequence[str]) -> ModuleType:
             return importlib.import_module(name)
         except (ImportError, OSError) as error:
             reasons.append(str(error))
-    raise LeftOut("; ".join(reasons))
+    raise Unavailable("; ".join(reasons))
 
 
 def buffers(model: Model, preset: Preset, batch: int, device: torch.device) -> dict[str, Tensor]:
-    """Zeros for every input and, last, the outputs, of images of the usual size."""
+    """Return zeros for all inputs, then all outputs, for images of the preset's size."""
     hr = preset.data.hr_size
     side = hr if model.name in ("vae_decoder", "superres_onnx") else hr // preset.vae.factor
     shapes = dict(zip(model.input_names, model.warmup, strict=True))
@@ -58,8 +58,8 @@ def buffers(model: Model, preset: Preset, batch: int, device: torch.device) -> d
     return {name: torch.zeros((batch, *dims), device=device) for name, dims in shapes.items()}
 
 
-def by_pytorch(system: Eager) -> dict[str, Network]:
-    """The models that an image takes, by name; for ``denoise`` any number of steps will do."""
+def pytorch_networks(system: Eager) -> dict[str, Network]:
+    """Return the models needed for an image, by name; ``denoise`` accepts any number of steps."""
     vae = system.decoder.vae
     if isinstance(vae, DetailVAE):
         return {"superres_onnx": Whole(system.unet, vae)}
@@ -71,10 +71,10 @@ def by_pytorch(system: Eager) -> dict[str, Network]:
 
 
 def graphed(run: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
-    """The same on the same memory as one CUDA graph.
+    """Record a function as a CUDA graph on the same memory.
 
     Raises:
-        RuntimeError: it does what a graph cannot hold, such as waiting for the device.
+        RuntimeError: the function uses operations unsupported in graphs, such as waiting for the device.
     """
     for _ in range(WARM_UP):
         run()
@@ -89,12 +89,14 @@ def graphed(run: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor,
     return replay
 
 
-def by_onnxruntime(path: Path, model: Model, preset: Preset, batch: int, device: torch.device, graph: bool) -> Network:
-    """A session with inputs and output bound to memory of the device; ``graph``: replayed as a CUDA graph.
+def onnxruntime_network(
+    path: Path, model: Model, preset: Preset, batch: int, device: torch.device, graph: bool
+) -> Network:
+    """Return a session with inputs and outputs bound to device memory; ``graph``: replayed as a CUDA graph.
 
     Raises:
-        LeftOut: onnxruntime or its CUDA provider is not here, or the model cannot be loaded.
-        Exception: whatever onnxruntime raises, such as for a model that a graph cannot hold.
+        Unavailable: onnxruntime or its CUDA provider is not installed, or the model cannot be loaded.
+        Exception: any error from onnxruntime, such as for a model unsupported in graphs.
     """
     ort = load(["onnxruntime"])
     run_options = ort.RunOptions()
@@ -106,10 +108,10 @@ def by_onnxruntime(path: Path, model: Model, preset: Preset, batch: int, device:
         providers = [("CUDAExecutionProvider", settings)]
         run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
     if not path.is_file():
-        raise LeftOut(f"'{path}' is missing")
+        raise Unavailable(f"'{path}' is missing")
     session = ort.InferenceSession(str(path), providers=providers)
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-        raise LeftOut("its CUDA provider does not load here: is onnxruntime-gpu installed, for this CUDA?")
+        raise Unavailable("its CUDA provider does not load: is onnxruntime-gpu installed for this CUDA version?")
     inputs = buffers(model, preset, batch, device)
     binding = session.io_binding()
     for name, tensor in inputs.items():
@@ -129,10 +131,10 @@ def by_onnxruntime(path: Path, model: Model, preset: Preset, batch: int, device:
 
 
 def build_plan(trt: Any, onnx: Path, shapes: dict[str, Shape], precision: Precision) -> bytes:
-    """A plan for these shapes of the inputs only.
+    """Build a plan for exactly these input shapes.
 
     Raises:
-        LeftOut: it cannot be built, or not in this precision.
+        Unavailable: the plan cannot be built, or not in this precision.
     """
     profiles = {name: Profile(shape, shape, shape) for name, shape in shapes.items()}
     builder = by_api(trt)
@@ -143,24 +145,24 @@ def build_plan(trt: Any, onnx: Path, shapes: dict[str, Shape], precision: Precis
                 onnx = cast(onnx, Path(folder) / "model.onnx", precision)
             builder.build(onnx, plan, profiles, precision, None)
         except PlanError as error:
-            raise LeftOut(str(error)) from error
+            raise Unavailable(str(error)) from error
         return plan.read_bytes()
 
 
-def by_tensorrt(
+def tensorrt_network(
     trt: Any, path: Path, model: Model, preset: Preset, batch: int, precision: Precision, device: torch.device
 ) -> Network:
-    """A plan, built for this batch, on memory of the device.
+    """Return a plan built for this batch, bound to device memory.
 
     Raises:
-        LeftOut: the plan cannot be built or loaded.
+        Unavailable: the plan cannot be built or loaded.
     """
     tensors = buffers(model, preset, batch, device)
     plan = build_plan(trt, path, {name: tuple(tensors[name].shape) for name in model.input_names}, precision)
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
     context = engine.create_execution_context() if engine else None
     if context is None:
-        raise LeftOut(f"TensorRT {trt.__version__} cannot load the plan of {model.name} that it built")
+        raise Unavailable(f"TensorRT {trt.__version__} cannot load its own plan of {model.name}")
     for name in model.input_names:
         context.set_input_shape(name, tuple(tensors[name].shape))
     for name, tensor in tensors.items():
@@ -171,7 +173,7 @@ def by_tensorrt(
         for name, array in arrays.items():
             tensors[name].copy_(array)
         if not context.execute_async_v3(torch.cuda.current_stream(device).cuda_stream):
-            raise LeftOut(f"TensorRT cannot execute {model.name}")
+            raise Unavailable(f"TensorRT cannot execute {model.name}")
         return outputs
 
     return run

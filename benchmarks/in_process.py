@@ -1,7 +1,7 @@
-"""A Triton model that holds PyTorch in its own process, as public examples serve diffusion: what ours is compared with.
+"""A Triton model that runs PyTorch in its own process, like public diffusion examples, for comparison with ours.
 
 ``benchmarks.alternatives`` copies this file into a model repository. Image [H, W] in, upscaled image [4H, 4W] out, one
-request after the other.
+request at a time.
 """
 
 from __future__ import annotations

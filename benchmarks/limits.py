@@ -1,15 +1,15 @@
-"""How near is an image to what this machine could do? Arithmetic and traffic of the networks against measured rates.
+"""Compare the time of an image with a lower bound from this machine's measured arithmetic and memory rates.
 
 python -m benchmarks.limits
 python -m benchmarks.limits --side 128 --rounds 9
 python -m benchmarks.limits --url localhost:8001
 
-Counted are the multiply-adds of all convolutions and matrix products, and the bytes that these move: each reads its
-input and its weights once and writes its output once, float32 (half of it for bfloat16, a quarter for INT8). All that
-lies between them – normalisation, activations, sums – counts as fused into them and free. The floor is the larger of
-arithmetic / matrix rate and bytes / memory rate. It holds for runtimes that go layer by layer and multiply as often as
-is written there: Winograd's convolutions take fewer. The rates are the best of many tries before and after the paths,
-which take turns; a machine that is busy meanwhile lowers the rates and so the floor's worth. The last line is JSON.
+Counts the multiply-adds of all convolutions and matrix products, and the bytes they move: each reads its input and
+weights once and writes its output once, in float32 (half for bfloat16, a quarter for INT8). Everything else –
+normalisation, activations, sums – counts as fused and free. The floor is the larger of arithmetic / matrix rate and
+bytes / memory rate. It holds for runtimes that work layer by layer without algorithms such as Winograd's, which need
+fewer multiplications. The rates are the best of many tries before and after the paths, which take turns; on a busy
+machine they are too low, and so is the floor's value. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from pipeline.presets import DEFAULT, PRESETS, Preset
 from pipeline.serving.local_server import ServerError, running_server
 from pipeline.triton_config import preset_of
 
-MATRIX = 2048
-"""Side of the square matrices whose product is timed."""
-COPIED = 2**28
-"""Bytes that are copied, more than any cache holds."""
+MATRIX_SIDE = 2048
+"""Side of the square matrices to multiply."""
+COPIED_BYTES = 2**28
+"""Number of bytes to copy, larger than any cache."""
 TRIES = 10
 Kind = Literal["float32", "bfloat16", "int8"]
-NARROWER: dict[Kind, int] = {"float32": 1, "bfloat16": 2, "int8": 4}
-"""By the kind of number that is multiplied: how many take the place of one in float32."""
+NUMBERS_PER_FLOAT32: dict[Kind, int] = {"float32": 1, "bfloat16": 2, "int8": 4}
+"""Numbers of each type in the space of one float32."""
 PATHS = {"pytorch_eager": "PyTorch eager", "one_process": "same files, one process", "server": "server"}
 
 
 class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes that convolutions and matrix products read and write."""
+    """Counter of the bytes read and written by convolutions and matrix products."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -66,15 +66,15 @@ class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def moved(run: Callable[[], object]) -> float:
-    """10⁹ bytes."""
+def gigabytes_moved(run: Callable[[], object]) -> float:
+    """Count 10⁹ bytes read and written."""
     with Traffic() as traffic:
         run()
     return traffic.bytes / 1e9
 
 
 def best_seconds(run: Callable[[], object]) -> float:
-    """Of a few tries, after one that is not counted."""
+    """Return the minimum of a few tries, after one warm-up."""
     run()
     times = []
     for _ in range(TRIES):
@@ -86,7 +86,7 @@ def best_seconds(run: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class Machine:
-    """What it was measured to do, all cores: 10⁹ multiply-adds a second, and 10⁹ bytes a second read or written."""
+    """Measured rates on all cores: 10⁹ multiply-adds per second, and 10⁹ bytes per second read or written."""
 
     float32: float
     bfloat16: float
@@ -99,43 +99,43 @@ class Machine:
 
 def measure_machine() -> Machine:
     def matrix_rate(dtype: torch.dtype, multiply: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> float:
-        a, b = ((100 * torch.rand(MATRIX, MATRIX)).to(dtype) for _ in range(2))
-        return MATRIX**3 / 1e9 / best_seconds(lambda: multiply(a, b))
+        a, b = ((100 * torch.rand(MATRIX_SIDE, MATRIX_SIDE)).to(dtype) for _ in range(2))
+        return MATRIX_SIDE**3 / 1e9 / best_seconds(lambda: multiply(a, b))
 
-    source = torch.zeros(COPIED, dtype=torch.uint8)
+    source = torch.zeros(COPIED_BYTES, dtype=torch.uint8)
     target = torch.empty_like(source)
-    copied = 2 * COPIED / 1e9 / best_seconds(lambda: target.copy_(source))
-    int8 = matrix_rate(torch.int8, torch._int_mm)  # into 32 bits; ``matmul`` has none
+    copied = 2 * COPIED_BYTES / 1e9 / best_seconds(lambda: target.copy_(source))
+    int8 = matrix_rate(torch.int8, torch._int_mm)  # accumulates in 32 bits; ``matmul`` does not support INT8
     return Machine(matrix_rate(torch.float32), matrix_rate(torch.bfloat16), int8, copied)
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one image of a preset needs with its default steps."""
+    """Cost of one image with a preset's default steps."""
 
     multiply_adds: Arithmetic
     traffic: Arithmetic
     steps: int
 
     def floor(self, machine: Machine, kind: Kind = "float32") -> float:
-        """Seconds that the image takes at least with all numbers of one kind."""
+        """Return the minimum seconds per image with all numbers of one type."""
         computing = self.multiply_adds.total(self.steps) / getattr(machine, kind)
-        moving = self.traffic.total(self.steps) / machine.memory / NARROWER[kind]
+        moving = self.traffic.total(self.steps) / machine.memory / NUMBERS_PER_FLOAT32[kind]
         return max(computing, moving)
 
 
 def need(preset: Preset, side: int) -> Need:
-    """Of an LR image of side² pixels."""
-    return Need(arithmetic(preset, side), arithmetic(preset, side, moved), preset.diffusion.ddim_steps)
+    """Return the cost of an LR image of side² pixels."""
+    return Need(arithmetic(preset, side), arithmetic(preset, side, gigabytes_moved), preset.diffusion.ddim_steps)
 
 
 def report(machine: Machine, needs: dict[str, Need], own: str, achieved: dict[str, float]) -> str:
-    """Three tables for people; ``achieved``: seconds by path of preset ``own``."""
+    """Format three tables; ``achieved``: seconds by path for preset ``own``."""
     lines = [
         f"machine: {machine.float32:.1f}·10⁹ multiply-adds/s in float32, {machine.bfloat16:.1f} in bfloat16, "
         f"{machine.int8:.1f} in INT8; memory {machine.memory:.1f} GB/s",
         "",
-        "| network | 10⁹ multiply-adds | GB | multiply-adds a byte |",
+        "| network | 10⁹ multiply-adds | GB | multiply-adds per byte |",
         "|---|---|---|---|",
     ]
     for name, found in needs.items():
@@ -145,31 +145,33 @@ def report(machine: Machine, needs: dict[str, Need], own: str, achieved: dict[st
                 lines.append(f"| {name}, {part} | {work:.3f} | {traffic:.4f} | {work / traffic:.0f} |")
     lines += ["", "| preset, steps | floor (ms) | in bfloat16 | in INT8 |", "|---|---|---|---|"]
     for name, found in needs.items():
-        floors = " | ".join(f"{1e3 * found.floor(machine, kind):.2f}" for kind in NARROWER)
+        floors = " | ".join(f"{1e3 * found.floor(machine, kind):.2f}" for kind in NUMBERS_PER_FLOAT32)
         lines.append(f"| {name}, {found.steps} | {floors} |")
     lines += [
         "",
-        f"| preset {own} | ms an image | / floor | / floor in bfloat16 | / in INT8 |",
+        f"| preset {own} | ms per image | / floor | / floor in bfloat16 | / in INT8 |",
         "|---|---|---|---|---|",
     ]
     for path, seconds in achieved.items():
-        ratios = " | ".join(f"{seconds / needs[own].floor(machine, kind):.1f}" for kind in NARROWER)
+        ratios = " | ".join(f"{seconds / needs[own].floor(machine, kind):.1f}" for kind in NUMBERS_PER_FLOAT32)
         lines.append(f"| {PATHS[path]} | {1e3 * seconds:.1f} | {ratios} |")
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
+    parser.add_argument("--url", help="gRPC address of a running server (default: start one)")
     parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--side", type=int, default=DEFAULT.data.lr_size, help="of the LR image (default: %(default)s)")
+    parser.add_argument(
+        "--side", type=int, default=DEFAULT.data.lr_size, help="side of the LR image (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     multiple = max(preset.lr_multiple for preset in PRESETS.values())
     if args.side < 1 or args.side % multiple:
-        parser.error(f"argument --side: {args.side}, needed is a multiple of {multiple}")
+        parser.error(f"argument --side: must be a multiple of {multiple}, got {args.side}")
     if args.rounds < 1:
-        parser.error(f"argument --rounds: {args.rounds}, needed is 1 or more")
+        parser.error(f"argument --rounds: must be 1 or more, got {args.rounds}")
     own = preset_of(args.model_repository)
     try:
         with contextlib.ExitStack() as stack:

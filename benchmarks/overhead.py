@@ -1,12 +1,11 @@
-"""Time one image through the server, through the same files and runtime in this process, and through PyTorch eager.
+"""Time one image on the server, in this process with the same files and runtime, and in eager PyTorch.
 
 python -m benchmarks.overhead
 python -m benchmarks.overhead --model-repository models-paper --sampler ddpm --rounds 9
 python -m benchmarks.overhead --runtime onnxruntime
 python -m benchmarks.overhead --url localhost:8001
 
-The three take turns in one run, so that a busy machine troubles them alike; read the ratios, not the seconds. The
-last line is JSON.
+The three take turns, so a busy machine affects them alike; read the ratios, not the seconds. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -39,15 +38,15 @@ from pipeline.serving.find import RUNTIMES
 from pipeline.serving.local_server import ServerError, running_server
 from pipeline.spec import SAMPLERS, SamplerName
 
-TOGETHER = 16
-"""Images under way in the measurement of throughput."""
-EACH = 3
-"""Images that each of these clients asks for, one after another, in a round."""
+CONCURRENCY = 16
+"""Concurrent images when measuring throughput."""
+REQUESTS_PER_CLIENT = 3
+"""Sequential images per client and round."""
 BATCHES = (1, 4, 16)
 
 
 def network_seconds(url: str) -> tuple[int, float, float]:
-    """(calls of networks so far, seconds in their queues and backends, seconds of these in the backends alone)."""
+    """Return (network calls so far, seconds in their queues and backends, seconds in the backends alone)."""
     with tritonclient.grpc.InferenceServerClient(url) as client:
         stats = [s for s in client.get_inference_statistics().model_stats if s.name != "superres"]
     computing = (s.inference_stats for s in stats)
@@ -57,7 +56,7 @@ def network_seconds(url: str) -> tuple[int, float, float]:
 
 
 def runtime_of(url: str) -> Runtime:
-    """What runs the networks on the server."""
+    """Return the server's runtime."""
     with tritonclient.grpc.InferenceServerClient(url) as client:
         return "openvino" if client.get_model_config("unet_onnx").config.backend == "openvino" else "onnxruntime"
 
@@ -65,7 +64,7 @@ def runtime_of(url: str) -> Runtime:
 def measure(
     url: str, repository: Path, rounds: int, sampler: SamplerName | None, steps: int | None, side: int
 ) -> dict[str, float]:
-    """Median seconds of each way, the ratios, and the server's own account of its networks' calls."""
+    """Return median seconds of each variant, ratios, and the server's statistics of its network calls."""
     image = np.random.default_rng(0).random((side, side), dtype=np.float32)
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(Client(url))
@@ -74,20 +73,20 @@ def measure(
         options = Options.of(preset, steps=steps, sampler=sampler)
         one_process = generator(networks, preset, options)
         pytorch = eager.load(ROOT / "weights" / preset.name, preset).generator(options)
-        ways: dict[str, Callable[[], object]] = {
+        variants: dict[str, Callable[[], object]] = {
             "server": lambda: client.upscale(image, steps=steps, sampler=sampler),
             "one_process": lambda: upscale([image], [0], one_process, preset),
             "pytorch_eager": lambda: upscale([image], [0], pytorch, preset),
         }
         if preset.fused == "superres_onnx" and not steps and not sampler:
             direct = stack.enter_context(connect(url))
-            ways["server_direct"] = lambda: direct([image], [0])
-        for run in ways.values():
+            variants["server_direct"] = lambda: direct([image], [0])
+        for run in variants.values():
             run()
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        seconds: dict[str, list[float]] = {name: [] for name in variants}
         served = np.zeros(3)
         for _ in tqdm(range(rounds), desc="rounds"):
-            for name, run in ways.items():
+            for name, run in variants.items():
                 before, began = network_seconds(url) if name == "server" else (0, 0.0, 0.0), time.perf_counter()
                 run()
                 seconds[name].append(time.perf_counter() - began)
@@ -103,7 +102,7 @@ def measure(
         **{f"{name}_s": value for name, value in medians.items()},
         "server/one_process": ratio("server", "one_process"),
         "pytorch_eager/server": ratio("pytorch_eager", "server"),
-        **({"direct/one_process": ratio("server_direct", "one_process")} if "server_direct" in ways else {}),
+        **({"direct/one_process": ratio("server_direct", "one_process")} if "server_direct" in variants else {}),
         "calls_per_image": calls / rounds,
         "compute_s_per_image": compute / rounds,
         "queue_s_per_image": (total - compute) / rounds,
@@ -114,10 +113,10 @@ def measure(
 def measure_throughput(
     url: str, repository: Path, rounds: int, sampler: SamplerName | None, steps: int | None, side: int
 ) -> dict[str, float]:
-    """Images a second through the server, TOGETHER at once, and in this process at several batch sizes; medians."""
-    count = EACH * TOGETHER
+    """Return median images per second on the server, CONCURRENCY at once, and in this process by batch size."""
+    count = REQUESTS_PER_CLIENT * CONCURRENCY
     images = list(np.random.default_rng(0).random((count, side, side), dtype=np.float32))
-    with Client(url) as client, ThreadPoolExecutor(TOGETHER) as pool:
+    with Client(url) as client, ThreadPoolExecutor(CONCURRENCY) as pool:
         preset = client.preset
         generate = generator(
             onnx_networks(repository, preset, runtime_of(url)), preset, Options.of(preset, steps=steps, sampler=sampler)
@@ -130,15 +129,15 @@ def measure_throughput(
             for first in range(0, count, batch):
                 upscale(images[first : first + batch], list(range(batch)), generate, preset)
 
-        ways: dict[str, Callable[[], None]] = {
+        variants: dict[str, Callable[[], None]] = {
             "server": served,
             **{f"batch {b}": partial(in_process, b) for b in BATCHES},
         }
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for run in ways.values():
+        rates: dict[str, list[float]] = {name: [] for name in variants}
+        for run in variants.values():
             run()
         for _ in tqdm(range(rounds), desc="throughput"):
-            for name, run in ways.items():
+            for name, run in variants.items():
                 began = time.perf_counter()
                 run()
                 rates[name].append(count / (time.perf_counter() - began))
@@ -146,42 +145,45 @@ def measure_throughput(
 
 
 def report_throughput(rates: dict[str, float]) -> str:
-    """For people."""
+    """Format the throughput as text."""
     best = max((name for name in rates if name != "server"), key=rates.__getitem__)
     lines = [f"  {name:<14}{rate:8.2f}" for name, rate in rates.items()]
-    ratio = f"the server's is {rates['server'] / rates[best]:.2f} of {best} in one process"
-    return "\n".join([f"images a second, {TOGETHER} at once and in one process by batch size", *lines, ratio, ""])
+    ratio = f"server / {best} in one process: {rates['server'] / rates[best]:.2f}"
+    title = f"images per second, {CONCURRENCY} at once on the server, and in one process by batch size"
+    return "\n".join([title, *lines, ratio, ""])
 
 
 def report(r: dict[str, float], side: int) -> str:
-    """What the figures mean, for people."""
+    """Format the results as text."""
     server = r["server_s"]
     direct = ""
     if "server_direct_s" in r:
         direct = f"""
-  (d) through superres_onnx alone {1e3 * r["server_direct_s"]:8.1f} ms   d/b = {r["direct/one_process"]:.2f}"""
+  (d) superres_onnx alone         {1e3 * r["server_direct_s"]:8.1f} ms   d/b = {r["direct/one_process"]:.2f}"""
     return f"""
-one {side}×{side} image, {r["calls_per_image"]:.0f} calls of networks, medians
-  (a) through the server          {1e3 * server:8.1f} ms
+one {side}×{side} image, {r["calls_per_image"]:.0f} network calls, medians
+  (a) server                      {1e3 * server:8.1f} ms
   (b) same files, one process     {1e3 * r["one_process_s"]:8.1f} ms   a/b = {r["server/one_process"]:.2f}
   (c) PyTorch eager               {1e3 * r["pytorch_eager_s"]:8.1f} ms   c/a = {r["pytorch_eager/server"]:.2f}{direct}
-where (a) goes, by the server's statistics (means)
-  networks computing              {1e3 * r["compute_s_per_image"]:8.1f} ms
-  their queues and scheduling     {1e3 * r["queue_s_per_image"]:8.1f} ms
-  the rest                        {1e3 * r["outside_s_per_image"]:8.1f} ms   BLS calls, sampler, projection, wire
+breakdown of (a) by the server's statistics (means)
+  network computation             {1e3 * r["compute_s_per_image"]:8.1f} ms
+  queues and scheduling           {1e3 * r["queue_s_per_image"]:8.1f} ms
+  other                           {1e3 * r["outside_s_per_image"]:8.1f} ms   BLS calls, sampler, projection, wire
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
+    parser.add_argument("--url", help="gRPC address of a running server (default: start one)")
     parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
-    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="of the server that is started")
-    parser.add_argument("--throughput", action="store_true", help=f"also of {TOGETHER} images at once")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="runtime of a server started here")
+    parser.add_argument("--throughput", action="store_true", help=f"also measure {CONCURRENCY} images at once")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: the preset's")
     parser.add_argument("--steps", type=int, help="default: the preset's")
-    parser.add_argument("--side", type=int, default=DEFAULT.data.lr_size, help="of the LR image (default: %(default)s)")
+    parser.add_argument(
+        "--side", type=int, default=DEFAULT.data.lr_size, help="side of the LR image (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     try:
         with contextlib.ExitStack() as stack:

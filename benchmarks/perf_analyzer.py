@@ -1,10 +1,10 @@
-"""Run Triton's perf_analyzer: the one on PATH, else the one in the wheel tritonclient==2.46.0.
+"""Run Triton's perf_analyzer from PATH, or else from the wheel tritonclient==2.46.0.
 
 python -m benchmarks.perf_analyzer -m unet_onnx --shape x:8,32,32 --shape t:1 --concurrency-range 1:4
 python -m benchmarks.perf_analyzer -m superres --input-data benchmarks/superres.json -i grpc -u localhost:8001
 
-All arguments go to perf_analyzer as they are. Newer releases of its wheel need glibc 2.38; this one's libraries
-(libb64, the CUDA runtime) are taken from the wheel nvidia-pytriton, where they have hashed names.
+All arguments are passed to perf_analyzer. Newer releases of its wheel need glibc 2.38; the libraries of this one
+(libb64, the CUDA runtime) come from the wheel nvidia-pytriton, where their names are hashed.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ LIBRARIES = ("libb64.so.0d", "libcudart.so.12")
 
 
 UNSTABLE = "Failed to obtain stable measurement"
-ANYTHING = 100_000
-"""A percentage that every measurement is within."""
+ANY_PERCENTAGE = 100_000
+"""Percentage within which all measurements agree."""
 TRIALS = 4
-"""Windows at most; the figures are those of the last three."""
-LIMIT = 1800
-"""Seconds that one measurement may take."""
+"""Maximum number of windows; results are those of the last three."""
+TIMEOUT = 1800
+"""Maximum seconds per measurement."""
 
 
 class PerfAnalyzerError(Exception):
-    """perf_analyzer is not here, failed, or reported nothing that can be read; the message says what to do or why."""
+    """perf_analyzer is not installed, failed, or wrote no readable report; the message says why or what to do."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What perf_analyzer found at one load."""
+    """Results of perf_analyzer at one load."""
 
     throughput: float
-    """inferences a second"""
+    """inferences per second"""
     p50_ms: float
     p99_ms: float
     queue_ms: float
-    """of a request in the queue of the model that was called, mean"""
+    """mean time per request in the called model's queue"""
     stable: bool
-    """whether three windows in a row agreed within the percentage that was allowed"""
+    """whether three consecutive windows agreed within the allowed percentage"""
 
 
 def link_libraries(folder: Path) -> Path:
-    """A folder that holds perf_analyzer's libraries under the names that it asks for."""
+    """Link perf_analyzer's libraries into a folder under the expected names."""
     wheel = importlib.util.find_spec("pytriton")
     if wheel is None or wheel.origin is None:
         raise PerfAnalyzerError(
@@ -64,7 +64,7 @@ def link_libraries(folder: Path) -> Path:
         stem, _, version = name.partition(".so.")
         found = sorted((Path(wheel.origin).parents[1] / "nvidia_pytriton.libs").glob(f"{stem}-*.so.{version}*"))
         if not found:
-            raise PerfAnalyzerError(f"nvidia-pytriton holds no {name}")
+            raise PerfAnalyzerError(f"nvidia-pytriton has no {name}")
         link = folder / name
         if not link.exists():
             link.symlink_to(found[0])
@@ -72,10 +72,10 @@ def link_libraries(folder: Path) -> Path:
 
 
 def find() -> tuple[str, dict[str, str]]:
-    """(binary, environment variables it needs).
+    """Return (binary, required environment variables).
 
     Raises:
-        PerfAnalyzerError: it is not installed.
+        PerfAnalyzerError: perf_analyzer is not installed.
     """
     if on_path := shutil.which("perf_analyzer"):
         return on_path, {}
@@ -89,32 +89,32 @@ def find() -> tuple[str, dict[str, str]]:
 
 
 def read_report(path: Path, stable: bool = True) -> Measurement:
-    """The only load in a CSV report (``perf_analyzer -f``).
+    """Read the only load in a CSV report (``perf_analyzer -f``).
 
     Raises:
-        PerfAnalyzerError: there is no report, no load or another number of them, or a figure is missing.
+        PerfAnalyzerError: there is no report, it does not have exactly one load, or a value is missing.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except OSError as error:
-        raise PerfAnalyzerError(f"perf_analyzer left no report: {error}") from error
+        raise PerfAnalyzerError(f"perf_analyzer wrote no report: {error}") from error
     if len(rows) != 1:
-        raise PerfAnalyzerError(f"perf_analyzer's report '{path}' holds {len(rows)} loads, expected is one")
+        raise PerfAnalyzerError(f"perf_analyzer's report '{path}' must have one load, got {len(rows)}")
     try:
         throughput, p50, p99, queue = (
             float(rows[0][name]) for name in ("Inferences/Second", "p50 latency", "p99 latency", "Server Queue")
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise PerfAnalyzerError(f"perf_analyzer's report '{path}' lacks a figure: {error}") from error
+        raise PerfAnalyzerError(f"perf_analyzer's report '{path}' has a missing or invalid value: {error}") from error
     return Measurement(throughput, p50 / 1e3, p99 / 1e3, queue / 1e3, stable)
 
 
-def reason(output: str) -> str:
-    """Why perf_analyzer failed, by what it printed: the error itself, not the lines around it."""
+def error_line(output: str) -> str:
+    """Return the error in perf_analyzer's output, without the lines around it."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    telling = [line for line in lines if re.search(r"\berror: ", line)] or lines[-1:] or ["it printed nothing"]
-    return re.sub(r"^(error|Thread \[\d+\] had error): |\[request id: <id_unknown>\] ", "", telling[0])
+    errors = [line for line in lines if re.search(r"\berror: ", line)] or lines[-1:] or ["it printed nothing"]
+    return re.sub(r"^(error|Thread \[\d+\] had error): |\[request id: <id_unknown>\] ", "", errors[0])
 
 
 def measure(arguments: Sequence[str], requests: int, stability: int = 50) -> Measurement:
@@ -122,15 +122,15 @@ def measure(arguments: Sequence[str], requests: int, stability: int = 50) -> Mea
 
     Args:
         arguments: model, address, input and load.
-        requests: in each window, at least.
-        stability: percentage within which three windows must agree; where they do not, another run takes them as they
-            are, and the result says so.
+        requests: minimum requests per window.
+        stability: percentage within which three windows must agree; if they do not, another run accepts any windows,
+            and the result is marked as not stable.
 
     Raises:
-        PerfAnalyzerError: it is not installed, fails or does not end.
+        PerfAnalyzerError: perf_analyzer is not installed, fails or times out.
     """
     binary, environment = find()
-    for percentage in (stability, ANYTHING):
+    for percentage in (stability, ANY_PERCENTAGE):
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.csv"
             windows = ["--measurement-mode", "count_windows", "--measurement-request-count", str(requests)]
@@ -142,16 +142,16 @@ def measure(arguments: Sequence[str], requests: int, stability: int = 50) -> Mea
                     capture_output=True,
                     text=True,
                     errors="replace",
-                    timeout=LIMIT,
+                    timeout=TIMEOUT,
                     check=False,
                 )
             except subprocess.TimeoutExpired:
-                raise PerfAnalyzerError(f"perf_analyzer is not done after {LIMIT} s: ask for fewer requests") from None
+                raise PerfAnalyzerError(f"perf_analyzer timed out after {TIMEOUT} s: use fewer requests") from None
             if result.returncode == 0:
                 return read_report(report, stable=percentage == stability)
             if UNSTABLE not in result.stderr:
                 break
-    raise PerfAnalyzerError(f"perf_analyzer failed: {reason(result.stderr or result.stdout)}")
+    raise PerfAnalyzerError(f"perf_analyzer failed: {error_line(result.stderr or result.stdout)}")
 
 
 def main() -> int:

@@ -1,13 +1,13 @@
-"""Measure the server under load with perf_analyzer: batches, clients at once, protocols, Poisson arrivals.
+"""Measure the server under load with perf_analyzer: batches, concurrent clients, protocols, Poisson arrivals.
 
 python -m benchmarks.serving --quick
 python -m benchmarks.serving --part unet superres --rounds 5
 python -m benchmarks.serving --part protocols --url localhost:8001 --http-url localhost:8000
 
-Parts: `unet`, the denoiser alone, ONNX against TensorRT, by batch; `superres`, whole images by number of clients;
-`protocols`, gRPC and HTTP, with and without shared memory; `poisson`, arrivals at random at a share of the rate that
-many clients at once were served. What is compared takes turns, so that a busy machine troubles all alike. Written are
-a table, CSV, JSON and a plot; the last line is JSON too.
+Parts: `unet`, the denoiser alone, ONNX and TensorRT, by batch size; `superres`, whole images by number of clients;
+`protocols`, gRPC and HTTP, with and without shared memory; `poisson`, random arrivals at a share of the rate with many
+concurrent clients. Variants take turns, so that a busy machine affects all alike. Writes a table, CSV, JSON and a plot;
+the last line is JSON too.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from pipeline.serving.local_server import ServerError, free_ports, running_serve
 from pipeline.spec import MAX_BATCH, SCALE
 
 Row = dict[str, Any]
-"""part, load, variant, figures by the names in ``HEADS``; of what was not measured only the note that says why."""
+"""Part, load, variant and results by the names in ``HEADS``; only a note with the reason if not measured."""
 HEADS = {
     "variant": "variant",
-    "per_s": "a second",
-    "of_first": "of the first",
+    "per_s": "per second",
+    "of_first": "relative to first",
     "p50_ms": "p50 (ms)",
     "p99_ms": "p99 (ms)",
     "p99/p50": "p99 / p50",
@@ -52,23 +52,23 @@ HEADS = {
 PARTS = ("unet", "superres", "protocols", "poisson")
 NO_PLAN = "no plan loaded"
 NEEDED_MB = 64
-"""Shared memory for the server's regions and perf_analyzer's own."""
+"""Shared memory needed for the server's and perf_analyzer's regions, in MB."""
 IMAGE = json.loads((ROOT / "benchmarks" / "superres.json").read_text())["data"][0]["image"]
-"""The demonstration's LR image, in perf_analyzer's form."""
+"""Demo LR image, in perf_analyzer's format."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """How much is measured."""
+    """Loads, rounds and requests to measure."""
 
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    """those above the models' ``max_batch_size`` are left out"""
+    """batch sizes; those above the models' ``max_batch_size`` are skipped"""
     clients: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     shares: tuple[float, ...] = (0.5, 0.8, 0.95)
-    """of the saturated rate"""
+    """shares of the saturated rate"""
     rounds: int = 3
     requests: int = 40
-    """in each of the three windows of a measurement, at least"""
+    """minimum requests in each of a measurement's three windows"""
 
 
 QUICK = Sweep(batches=(1, 4, 16), clients=(1, 4, 16), shares=(0.8,), rounds=1, requests=10)
@@ -76,23 +76,23 @@ QUICK = Sweep(batches=(1, 4, 16), clients=(1, 4, 16), shares=(0.8,), rounds=1, r
 
 @dataclass(frozen=True)
 class Target:
-    """A running server and what is sent to it."""
+    """Running server and its inputs."""
 
     grpc: str
     http: str
     preset: Preset
     folder: Path
-    """for the input files"""
+    """folder for input files"""
     plan: bool
     """whether the server has loaded ``unet_trt``"""
     steps: int
-    """of denoising"""
+    """denoising steps"""
 
     def address(self, protocol: str) -> list[str]:
         return ["-i", protocol, "-u", self.grpc if protocol == "grpc" else self.http]
 
     def superres(self, denoiser: str) -> list[str]:
-        """Model and input; every option is given, because perf_analyzer's shared memory knows no optional inputs."""
+        """Return options for model and input; all inputs are set, as shared memory does not support optional ones."""
         diffusion = self.preset.diffusion
         options: dict[str, list[Any]] = {
             "seed": [0],
@@ -118,7 +118,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure; the first of a part and load is what the others of that load are compared with."""
+    """Case to measure, compared with the first case of its part and load."""
 
     part: str
     load: str
@@ -128,22 +128,22 @@ class Case:
     needs_plan: bool = False
 
 
-def together(clients: int) -> list[str]:
-    # with an end of the range perf_analyzer starts as many threads as clients
+def concurrency_options(clients: int) -> list[str]:
+    # with the end of the range given, perf_analyzer starts as many threads as clients
     return ["--concurrency-range", f"{clients}:{clients}"]
 
 
 def unet_cases(target: Target, sweep: Sweep) -> Iterator[Case]:
     for batch in (batch for batch in sweep.batches if batch <= MAX_BATCH):
         for runtime in ("onnx", "trt"):
-            arguments = [*target.unet(runtime, batch), *target.address("grpc"), *together(2)]
+            arguments = [*target.unet(runtime, batch), *target.address("grpc"), *concurrency_options(2)]
             yield Case("unet", f"batch {batch}", f"unet_{runtime}", arguments, sweep.requests, runtime == "trt")
 
 
 def superres_cases(target: Target, sweep: Sweep) -> Iterator[Case]:
     for clients in sweep.clients:
         for denoiser in ("onnx", "trt"):
-            arguments = [*target.superres(denoiser), *target.address("grpc"), *together(clients)]
+            arguments = [*target.superres(denoiser), *target.address("grpc"), *concurrency_options(clients)]
             requests = max(sweep.requests, 2 * clients)
             yield Case("superres", f"{clients} at once", denoiser, arguments, requests, denoiser == "trt")
 
@@ -160,12 +160,12 @@ def protocol_cases(target: Target, sweep: Sweep) -> Iterator[Case]:
         shared = ["--shared-memory", "system", "--output-shared-memory-size", str(output_bytes)]
         for variant, extra in {"": [], ", shared memory": shared}.items():
             for protocol in ("grpc", "http"):
-                command = [*arguments, *target.address(protocol), *extra, *together(4)]
+                command = [*arguments, *target.address(protocol), *extra, *concurrency_options(4)]
                 yield Case("protocols", f"{name}, 4 at once", protocol + variant, command, sweep.requests)
 
 
 def poisson_cases(target: Target, sweep: Sweep, saturated: float) -> Iterator[Case]:
-    """Asynchronous, so that a request is sent when it is due, however many are under way."""
+    """Yield asynchronous cases, so that requests are sent when due, however many are in flight."""
     for share in sweep.shares:
         rate = ["--request-rate-range", f"{share * saturated:.3f}", "--async", "--max-threads", "16"]
         for distribution in ("constant", "poisson"):
@@ -175,7 +175,7 @@ def poisson_cases(target: Target, sweep: Sweep, saturated: float) -> Iterator[Ca
 
 
 def run(cases: Sequence[Case], rounds: int, plan: bool) -> list[Row]:
-    """Measure the cases in turn, ``rounds`` times; a row each, with medians over the rounds.
+    """Measure the cases in turn, ``rounds`` times; return a row per case, with medians over the rounds.
 
     Raises:
         PerfAnalyzerError: a measurement fails.
@@ -192,7 +192,7 @@ def run(cases: Sequence[Case], rounds: int, plan: bool) -> list[Row]:
 
 
 def summary(case: Case, found: Sequence[Measurement], first: Sequence[Measurement]) -> Row:
-    """Medians over the rounds; ratios to ``first`` are those of the same round."""
+    """Summarise the rounds by medians; ratios to ``first`` are per round."""
     row: Row = {"part": case.part, "load": case.load, "variant": case.variant}
     if not found:
         return {**row, "note": NO_PLAN}
@@ -210,7 +210,7 @@ def summary(case: Case, found: Sequence[Measurement], first: Sequence[Measuremen
 
 
 def measure_parts(target: Target, parts: Sequence[str], sweep: Sweep) -> Iterator[list[Row]]:
-    """The rows of each part.
+    """Yield the rows of each part.
 
     Raises:
         PerfAnalyzerError: a measurement fails.
@@ -219,14 +219,14 @@ def measure_parts(target: Target, parts: Sequence[str], sweep: Sweep) -> Iterato
     for part in (part for part in parts if part in builders):
         yield run(list(builders[part](target, sweep)), sweep.rounds, target.plan)
     if "poisson" in parts:
-        arguments = [*target.superres("onnx"), *target.address("grpc"), *together(MAX_BATCH)]
+        arguments = [*target.superres("onnx"), *target.address("grpc"), *concurrency_options(MAX_BATCH)]
         saturated = run([Case("poisson", "saturation", f"{MAX_BATCH} at once", arguments, 2 * MAX_BATCH)], 1, False)
         cases = list(poisson_cases(target, sweep, saturated[0]["per_s"]))
         yield saturated + run(cases, sweep.rounds, target.plan)
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table a part."""
+    """Format a table per part."""
     tables = []
     for part in dict.fromkeys(row["part"] for row in rows):
         lines = ["| " + " | ".join([part, *HEADS.values()]) + " |", "|" + "---|" * (1 + len(HEADS))]
@@ -237,34 +237,34 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 SWEPT = ("unet", "superres", "poisson")
-"""Parts that hold a sweep to draw a line of."""
+"""Parts with a sweep to plot."""
 
 
 def plot(rows: Sequence[Row]) -> Figure | None:
-    """Throughput against latency, a panel a sweep, a line a variant, p99 dashed; None where nothing was swept."""
+    """Plot latency against throughput, a panel per sweep, a line per variant, p99 dashed; None without sweeps."""
     measured = [row for row in rows if "per_s" in row and row["part"] in SWEPT]
     parts = list(dict.fromkeys(row["part"] for row in measured))
     if not parts:
         return None
     figure = Figure(figsize=(6 * len(parts), 4.5), layout="constrained")
     for part, axes in zip(parts, figure.subplots(1, len(parts), squeeze=False)[0], strict=True):
-        of_part = [row for row in measured if row["part"] == part]
-        for k, variant in enumerate(dict.fromkeys(row["variant"] for row in of_part)):
-            line = [row for row in of_part if row["variant"] == variant]
+        part_rows = [row for row in measured if row["part"] == part]
+        for k, variant in enumerate(dict.fromkeys(row["variant"] for row in part_rows)):
+            line = [row for row in part_rows if row["variant"] == variant]
             rates = [row["per_s"] for row in line]
             axes.plot(rates, [row["p50_ms"] for row in line], "o-", color=f"C{k}", label=f"{variant}, p50")
             axes.plot(rates, [row["p99_ms"] for row in line], "o--", color=f"C{k}", mfc="none", label=f"{variant}, p99")
             for row in line:
                 at = (row["per_s"], row["p50_ms"])
                 axes.annotate(row["load"], at, xytext=(4, -10), textcoords="offset points", fontsize=7)
-        axes.set(title=part, xlabel="inferences a second", ylabel="latency of a request (ms)", yscale="log")
-        axes.set_xlim(0, 1.25 * max(row["per_s"] for row in of_part))
+        axes.set(title=part, xlabel="inferences per second", ylabel="request latency (ms)", yscale="log")
+        axes.set_xlim(0, 1.25 * max(row["per_s"] for row in part_rows))
         axes.legend(fontsize=8, loc="upper left")
     return figure
 
 
 def write(out: Path, rows: Sequence[Row]) -> None:
-    """serving.md, .csv, .json and, of sweeps, .png in the folder ``out``; raises OSError where that fails."""
+    """Write serving.md, .csv, .json and, for sweeps, .png into the folder ``out``; raise OSError on failure."""
     (out / "serving.md").write_text(markdown(rows) + "\n")
     (out / "serving.json").write_text(json.dumps(rows, indent=2) + "\n")
     with open(out / "serving.csv", "w", newline="", encoding="utf-8") as file:
@@ -278,11 +278,11 @@ def write(out: Path, rows: Sequence[Row]) -> None:
 
 @contextlib.contextmanager
 def target_of(url: str | None, http_url: str | None, repository: Path, steps: int | None) -> Iterator[Target]:
-    """The server at an address, or one on a repository that runs for as long as the block.
+    """Connect to the server at an address, or start one on a repository for the duration of the block.
 
     Raises:
-        ServerError: none starts.
-        UpscaleError: none answers there.
+        ServerError: the server does not start.
+        UpscaleError: the server does not respond.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -302,22 +302,24 @@ def target_of(url: str | None, http_url: str | None, repository: Path, steps: in
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS, help="default: all")
-    parser.add_argument("--quick", action="store_true", help="fewer loads, fewer requests, one round: minutes on a CPU")
+    parser.add_argument("--quick", action="store_true", help="fewer loads and requests, one round: minutes on a CPU")
     parser.add_argument("--rounds", type=int, help=f"default: {Sweep.rounds}, with --quick {QUICK.rounds}")
-    parser.add_argument("--steps", type=int, help="of superres (default: the preset's)")
+    parser.add_argument("--steps", type=int, help="steps of superres (default: the preset's)")
     parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
-    parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
-    parser.add_argument("--http-url", help="its HTTP address, for the part protocols")
-    parser.add_argument("--out", type=Path, default=Path("results/serving"), help="folder (default: %(default)s)")
+    parser.add_argument("--url", help="gRPC address of a running server (default: start one)")
+    parser.add_argument("--http-url", help="HTTP address of the server, for the part protocols")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/serving"), help="output folder (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     if args.url and not args.http_url and "protocols" in args.part:
-        parser.error("argument --http-url: the part protocols needs it beside --url")
+        parser.error("argument --http-url: required with --url for the part protocols")
     if args.rounds is not None and args.rounds < 1:
-        parser.error(f"argument --rounds: {args.rounds}, needed is 1 or more")
+        parser.error(f"argument --rounds: must be 1 or more, got {args.rounds}")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        parser.error(f"argument --out: '{args.out}' cannot be made a folder: {error.strerror}")
+        parser.error(f"argument --out: cannot create the folder '{args.out}': {error.strerror}")
     sweep = QUICK if args.quick else Sweep()
     sweep = replace(sweep, rounds=args.rounds or sweep.rounds)
     rows: list[Row] = []
@@ -325,11 +327,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if "protocols" in args.part and free_shared_memory() < NEEDED_MB:
             raise PerfAnalyzerError(
-                f"/dev/shm has {free_shared_memory():.0f} MB free, the part protocols needs {NEEDED_MB} MB: "
-                "give it more (docker run --shm-size=1g) or name other parts with --part"
+                f"/dev/shm must have {NEEDED_MB} MB free for the part protocols, got {free_shared_memory():.0f} MB: "
+                "enlarge it (docker run --shm-size=1g) or use other parts with --part"
             )
-        if "unet" in args.part and (left_out := [batch for batch in sweep.batches if batch > MAX_BATCH]):
-            print(f"left out: batch {', '.join(map(str, left_out))}, above the models' max_batch_size {MAX_BATCH}")
+        if "unet" in args.part and (skipped := [batch for batch in sweep.batches if batch > MAX_BATCH]):
+            print(f"skipped: batch {', '.join(map(str, skipped))}, above the models' max_batch_size {MAX_BATCH}")
         with target_of(args.url, args.http_url, args.model_repository, args.steps) as target:
             for found in measure_parts(target, args.part, sweep):
                 rows += found

@@ -1,13 +1,13 @@
-"""Send the server thousands of requests and see whether its memory grows or its answers get slower.
+"""Send the server thousands of requests and check for memory growth and rising latency.
 
 python -m benchmarks.soak --side 16
 python -m benchmarks.soak --requests 2000 --rate 5 --steps 4
 python -m benchmarks.soak --url localhost:8001 --pid 12345
 
-Without a rate as many clients as ``--concurrency`` each send their next request when they hold the answer to the last;
-with one, a request is sent when it is due and its latency counts from then. The first tenth of the requests is
-warm-up. The exit status is 1 where a request failed, or where from the end of the warm-up to the end the server's
-memory or its shared memory grew by more than ``--allowed-growth``. The last line is JSON.
+Without a rate, ``--concurrency`` clients each send the next request after the response to the last; with a rate,
+requests are sent when due and their latency counts from then. The first tenth of the requests is warm-up. The exit
+status is 1 if a request failed, or if the server's memory or shared memory grew by more than ``--allowed-growth`` after
+the warm-up. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from pipeline.spec import MAX_SIDE, MIN_SIDE
 
 PROC = Path("/proc")
 WARM_UP = 0.1
-"""Share of the requests; also that of the beginning and of the end whose latencies are compared."""
-LEAST_REQUESTS = 30
+"""Share of requests used for warm-up; also the share at the start and end whose latencies are compared."""
+MIN_REQUESTS = 30
 
 
 class SoakError(Exception):
-    """The processes of the server cannot be seen; the message says why."""
+    """The server's processes cannot be inspected; the message says why."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a server holds, in MB (10⁶ bytes)."""
+    """Memory of a server, in MB (10⁶ bytes)."""
 
     models: dict[str, float]
-    """by model, and "tritonserver": resident pages that are no file's. A leak is among them; how much of a library a
-    process is charged with depends on who else maps it."""
+    """anonymous resident memory by model, and "tritonserver". Leaks appear here; the share of a library charged to a
+    process depends on other processes that map it."""
     shared: float
-    """its files in /dev/shm"""
+    """size of its files in /dev/shm"""
 
     @property
     def total(self) -> float:
@@ -63,19 +63,19 @@ class Memory:
 
 @dataclass(frozen=True)
 class Answers:
-    """What became of the requests, in the order in which they were due."""
+    """Results of requests, in the order in which they were due."""
 
     seconds: list[float]
-    """latencies of those that were answered"""
+    """latencies of successful requests"""
     errors: Counter[str]
     elapsed: float
 
 
 def descendants(root: int) -> list[int]:
-    """Every process that ``root`` started, and those that they started."""
+    """Return all descendant processes of ``root``."""
     children: dict[int, list[int]] = {}
     for stat in PROC.glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
+        with contextlib.suppress(OSError):  # the process has ended
             children.setdefault(int(stat.read_text().rsplit(")", 1)[1].split()[1]), []).append(int(stat.parent.name))
     found, waiting = [], [root]
     while waiting:
@@ -85,7 +85,7 @@ def descendants(root: int) -> list[int]:
 
 
 def label(pid: int) -> str:
-    """The model whose Python stub a process is, else the process's own name."""
+    """Return the model name of a Python stub process, else the process name."""
     arguments = (PROC / str(pid) / "cmdline").read_bytes().decode().split("\0")
     if arguments[0].endswith("triton_python_backend_stub"):
         return Path(arguments[1]).parents[1].name
@@ -93,10 +93,10 @@ def label(pid: int) -> str:
 
 
 def memory(pids: list[int]) -> Memory:
-    """Of the server's processes.
+    """Measure the memory of the server's processes.
 
     Raises:
-        SoakError: one of them is gone, or belongs to somebody else.
+        SoakError: a process has ended, or belongs to another user.
     """
     models: dict[str, float] = {}
     shared: dict[str, float] = {}
@@ -109,21 +109,21 @@ def memory(pids: list[int]) -> Memory:
             files = {line.split()[-1] for line in (folder / "maps").read_text().splitlines() if " /dev/shm/" in line}
             shared |= {file: Path(file).stat().st_blocks * 512 / 1e6 for file in files if Path(file).exists()}
     except (OSError, ValueError) as error:
-        raise SoakError(f"process {pid} of the server cannot be looked at: {error}") from error
+        raise SoakError(f"cannot inspect process {pid} of the server: {error}") from error
     return Memory(models, sum(shared.values()))
 
 
 def send(
     call: Callable[[int], object], numbers: range, rate: float | None, concurrency: int, name: str = "requests"
 ) -> Answers:
-    """Make a call for each number, several at once; once the server is gone no more are made.
+    """Send a request for each number, several at once; stop when the server is lost.
 
     Args:
-        call: sends one request; raises UpscaleError where it fails.
-        numbers: of the requests.
-        rate: requests a second; None: as fast as they are answered.
-        concurrency: how many may be under way.
-        name: of the progress bar.
+        call: function that sends one request and raises UpscaleError on failure.
+        numbers: request numbers.
+        rate: requests per second; None: as fast as possible.
+        concurrency: maximum number of concurrent requests.
+        name: label of the progress bar.
     """
     gone = threading.Event()
     began = time.monotonic()
@@ -132,7 +132,7 @@ def send(
         due = began + (number - numbers.start) / rate if rate else time.monotonic()
         time.sleep(max(0.0, due - time.monotonic()))
         if gone.is_set():
-            return "not sent after the server was gone"
+            return "not sent after the server was lost"
         try:
             call(number)
             return time.monotonic() - due
@@ -146,7 +146,7 @@ def send(
         try:
             found = list(tqdm(pool.map(one, numbers), desc=name, total=len(numbers)))
         except KeyboardInterrupt:
-            gone.set()  # the pool would wait for all that are left
+            gone.set()  # the pool would wait for all remaining requests
             raise
     return Answers(
         [value for value in found if isinstance(value, float)],
@@ -162,7 +162,7 @@ def soak(
     rate: float | None,
     concurrency: int,
 ) -> tuple[list[Memory], Answers, Counter[str]]:
-    """(memory at the start, after the warm-up and at the end; answers after the warm-up; errors of all requests).
+    """Return (memory at the start, after warm-up and at the end; results after warm-up; errors of all requests).
 
     Raises:
         SoakError: see ``memory``.
@@ -177,7 +177,7 @@ def soak(
 
 
 def summary(memories: list[Memory], answers: Answers, errors: Counter[str]) -> dict[str, Any]:
-    """The figures; growth and drift are shares of the value after the warm-up, 0 where nothing changed."""
+    """Return the results; growth and drift are relative to the value after the warm-up, 0 if nothing changed."""
     start, warm, end = memories
     part = max(1, round(WARM_UP * len(answers.seconds)))
     figures: dict[str, Any] = {
@@ -199,16 +199,16 @@ def summary(memories: list[Memory], answers: Answers, errors: Counter[str]) -> d
 
 
 def report(figures: dict[str, Any], memories: list[Memory], errors: Counter[str]) -> str:
-    """For people."""
+    """Format the results as text."""
     lines = ["", "| MB | start | after warm-up | end |", "|---|---|---|---|"]
     for name in memories[0].models:
         lines.append(f"| {name} | " + " | ".join(f"{m.models.get(name, 0.0):.1f}" for m in memories) + " |")
-    lines.append("| together | " + " | ".join(f"{m.total:.1f}" for m in memories) + " |")
+    lines.append("| total | " + " | ".join(f"{m.total:.1f}" for m in memories) + " |")
     lines.append("| /dev/shm | " + " | ".join(f"{m.shared:.1f}" for m in memories) + " |")
     lines.append(f"\nmemory {figures['growth']:+.1%}, /dev/shm {figures['shm_growth']:+.1%} since the warm-up")
     if "drift" in figures:
         latency = f"p50 {figures['p50_ms']:.0f} ms, p99 {figures['p99_ms']:.0f} ms"
-        drift = f"the last tenth's median is {figures['drift']:+.1%} to the first's"
+        drift = f"median of the last tenth {figures['drift']:+.1%} relative to the first"
         lines.append(f"{figures['requests_per_s']:.1f} requests/s, {latency}; {drift}")
     lines += [f"{count} errors: {text}" for text, count in errors.most_common()]
     return "\n".join(lines)
@@ -216,15 +216,15 @@ def report(figures: dict[str, Any], memories: list[Memory], errors: Counter[str]
 
 @contextlib.contextmanager
 def server(url: str | None, pid: int | None) -> Iterator[tuple[str, list[int]]]:
-    """(address, processes) of the server that was named, or of one that runs for as long as the block.
+    """Yield (address, processes) of the given server, or of one started for the duration of the block.
 
     Raises:
-        ServerError: it does not start.
+        ServerError: the server does not start.
         SoakError: there is no such process.
     """
     if url is not None and pid is not None:
         if not (PROC / str(pid)).exists():
-            raise SoakError(f"there is no process {pid}: name that of tritonserver with --pid")
+            raise SoakError(f"--pid must be the process of tritonserver, got {pid}, which does not exist")
         yield url, [pid, *descendants(pid)]
         return
     with tempfile.TemporaryDirectory() as folder, running_server(Path(folder) / "log") as own:
@@ -234,22 +234,24 @@ def server(url: str | None, pid: int | None) -> Iterator[tuple[str, list[int]]]:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--requests", type=int, default=10_000, help="default: %(default)s")
-    parser.add_argument("--rate", type=float, help="requests a second (default: the next when one is answered)")
-    parser.add_argument("--concurrency", type=int, default=4, help="requests under way at most (default: %(default)s)")
-    parser.add_argument("--side", type=int, default=64, help="of the LR image (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1, help="of denoising (default: %(default)s)")
-    parser.add_argument("--allowed-growth", type=float, default=0.1, help="share of the memory (default: %(default)s)")
-    parser.add_argument("--url", help="gRPC address of a running server (default: one is started and stopped)")
-    parser.add_argument("--pid", type=int, help="of that server's tritonserver, on this machine")
+    parser.add_argument("--rate", type=float, help="requests per second (default: as fast as possible)")
+    parser.add_argument("--concurrency", type=int, default=4, help="maximum concurrent requests (default: %(default)s)")
+    parser.add_argument("--side", type=int, default=64, help="side of the LR image (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1, help="denoising steps (default: %(default)s)")
+    parser.add_argument(
+        "--allowed-growth", type=float, default=0.1, help="maximum memory growth, as a share (default: %(default)s)"
+    )
+    parser.add_argument("--url", help="gRPC address of a running server (default: start one)")
+    parser.add_argument("--pid", type=int, help="process ID of that server's tritonserver, on this machine")
     args = parser.parse_args(argv)
     if (args.url is None) != (args.pid is None):
-        parser.error("arguments --url and --pid belong together")
-    if args.requests < LEAST_REQUESTS:
-        parser.error(f"argument --requests: {args.requests}, needed is {LEAST_REQUESTS} or more")
+        parser.error("arguments --url and --pid must be used together")
+    if args.requests < MIN_REQUESTS:
+        parser.error(f"argument --requests: must be {MIN_REQUESTS} or more, got {args.requests}")
     if not MIN_SIDE <= args.side <= MAX_SIDE:
-        parser.error(f"argument --side: {args.side}, allowed are {MIN_SIDE} to {MAX_SIDE}")
+        parser.error(f"argument --side: must be {MIN_SIDE}–{MAX_SIDE}, got {args.side}")
     if args.concurrency < 1 or (args.rate is not None and not args.rate > 0):
-        parser.error("arguments --concurrency and --rate: needed is more than 0")
+        parser.error("arguments --concurrency and --rate: must be above 0")
     image = np.random.default_rng(0).random((args.side, args.side), dtype=np.float32)
     try:
         with server(args.url, args.pid) as (url, pids), Client(url) as client:

@@ -1,11 +1,11 @@
-"""Does a better solver make few steps good? DDIM against DPM-Solver++(2M) on the same U-Net, at the same steps.
+"""Compare DDIM with DPM-Solver++(2M) on the same U-Net, with the same number of steps.
 
 python benchmarks/solvers.py --data data/nih --weights weights/best-untuned --steps 4 10
 python benchmarks/solvers.py --data data/nih --split val --limit 24
 
-For a U-Net as ``train.unet`` leaves it: one that ``train.tune`` has trained knows its own DDIM steps.
-Of two steps the first and the last are of first order, which is DDIM: three are the fewest that differ. The solver is
-diffusers'; noise and networks are the pipeline's.
+For a U-Net from ``train.unet``: one from ``train.tune`` is adapted to its own DDIM steps. The first and last steps are
+of first order, which is DDIM, so at least three steps are needed for a difference. The solver is from diffusers; noise
+and networks are the pipeline's.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from pipeline.presets import BEST
 from train.config import DEVICES, choose_device
 from train.data import read_index
 from train.evaluate import add_choice, choose, measure
-from train.methods import Method, Run, by_generator, make_methods, options_of
+from train.methods import Method, Run, make_methods, options_of, run_generator
 from train.report import table
 
-LEAST_SIGNAL = 2.0**-24
-"""ᾱ_T of pure noise is 0, whose logarithm the solver would need."""
+MIN_SIGNAL = 2.0**-24
+"""Minimum ᾱ: the solver needs its logarithm, and ᾱ_T of pure noise is 0."""
 
 
 def dpm_solver(system: eager.Eager, steps: int) -> Generate:
-    """DPM-Solver++(2M), Lu et al. 2022, from pure noise, timesteps as ``pipeline.method.sampler.timesteps``."""
+    """Return a DPM-Solver++(2M) generator (Lu et al. 2022), from pure noise, with the pipeline's timesteps."""
     preset = system.preset
-    alpha_bar = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar).float().clamp(min=LEAST_SIGNAL)
+    alpha_bar = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar).float().clamp(min=MIN_SIGNAL)
 
     @torch.inference_mode()
     def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     add_choice(parser)
     parser.add_argument("--weights", type=Path, default=Path("weights/best-untuned"), help="default: %(default)s")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 10], help="default: 4 10")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto uses a GPU if there is one")
     args = parser.parse_args(argv)
     try:
         pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         methods: dict[str, Method] = make_methods(("torch",), runs, system, Path(), "")
         for run in runs:
             name = f"DPM-Solver++(2M), {run.steps} step{'s' if run.steps > 1 else ''}"
-            methods[name] = partial(by_generator, dpm_solver(system, run.steps), BEST, options_of(run, BEST))
+            methods[name] = partial(run_generator, dpm_solver(system, run.steps), BEST, options_of(run, BEST))
         results = measure(pairs, methods, ["alex"])
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

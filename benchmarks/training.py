@@ -1,12 +1,12 @@
-"""Images per second of a step of train.tune: its data, its arithmetic, both; against what the device can multiply.
+"""Measure images per second of train.tune: data, arithmetic and both, relative to the device's matrix rate.
 
 python -m benchmarks.training --batch 48
 python -m benchmarks.training --data data/nih --batch 48 --workers 12 --compile on --steps 60
 python -m benchmarks.training --device cpu --batch 2 --crop 64 --steps 4
 
-Without --data radiographs are made up, and no files are needed. "bound" is the time that multiplying plain matrices of
-the same number of operations takes in the same precision. An image is one square; two samples are drawn of each. The
-last line is JSON.
+Without --data, radiographs are synthetic, and no files are needed. "bound" is the rate if all operations ran at the
+speed of plain matrix products in the same precision. An image is one square; two samples are drawn of each. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from train.loop import Run, Task, to_device
 from train.losses import FewStepLoss, Perceptual
 from train.plan import PRECISION, SWITCH, compiles, machine, make_accelerator, preset_of, split_files, workers_of
 from train.scans import Scans, read_scans
-from train.tune import Tuning, draw_batch, numbers_of_steps, regions
+from train.tune import Tuning, draw_batch, parse_sampler_steps, regions
 
-SIDE = {"cuda": 8192, "cpu": 1024}
-"""Of the matrices that are multiplied."""
-MADE_UP, MADE_UP_SIZE = 16, 1024
+MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
+"""Side of the matrices to multiply, by device."""
+SYNTHETIC_IMAGES, SYNTHETIC_SIZE = 16, 1024
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of a training: images per second, and what limits them."""
+    """Images per second of training, and their bound."""
 
     machine: str
     precision: str
@@ -59,31 +59,31 @@ class Speed:
     tflops_of_matmul: float
 
 
-def made_up(size: int) -> Scans:
-    """Radiographs of noise, which are prepared in the same time."""
+def synthetic_scans(size: int) -> Scans:
+    """Make radiographs of noise, which take the same time to prepare."""
     rng = np.random.default_rng(0)
-    images: list[Gray] = [rng.integers(0, 256, (size, size), dtype=np.uint8) for _ in range(MADE_UP)]
+    images: list[Gray] = [rng.integers(0, 256, (size, size), dtype=np.uint8) for _ in range(SYNTHETIC_IMAGES)]
     return Scans({size: images}, {size: 1.0})
 
 
 def scans_of(config: Tuning, data: Path | None) -> Scans:
-    """Those of the training's patients in ``data``, or made up.
+    """Read the radiographs of the training patients in ``data``, or make synthetic ones.
 
     Raises:
-        ValueError: it is no folder that train.pairs wrote.
+        ValueError: ``data`` is not a folder written by train.pairs.
     """
-    return made_up(MADE_UP_SIZE) if data is None else read_scans(config, split_files(config)[0])["train"]
+    return synthetic_scans(SYNTHETIC_SIZE) if data is None else read_scans(config, split_files(config)[0])["train"]
 
 
 def make_run(config: Tuning, scans: Scans) -> Run:
-    """The training of new networks: weights do not change its speed."""
+    """Return a run with untrained networks, as weights do not affect the speed."""
     preset = preset_of(config)
     vae, unet = make_vae(preset.vae).train(), UNet(preset.unet).train()
     for module in (vae.encoder, vae.doubt):
         module.requires_grad_(False)
     perceptual = Perceptual(config.lpips, config.vgg)
     loss = FewStepLoss(unet, vae, perceptual, preset, config.diversity, config.faithful_share)
-    numbers = numbers_of_steps(config.sampler_steps, preset.diffusion.T)
+    numbers = parse_sampler_steps(config.sampler_steps, preset.diffusion.T)
     task = Task(
         name="benchmark",
         loss=loss,
@@ -98,13 +98,13 @@ def make_run(config: Tuning, scans: Scans) -> Run:
 
 
 def wait(run: Run) -> None:
-    """Until the device has done all."""
+    """Wait for the device to finish."""
     if run.on_gpu:
         torch.cuda.synchronize()
 
 
 def seconds(run: Run, work: Callable[[], object], times: int) -> float:
-    """Of one of so many calls."""
+    """Return the mean seconds per call."""
     wait(run)
     began = time.perf_counter()
     for _ in range(times):
@@ -114,14 +114,14 @@ def seconds(run: Run, work: Callable[[], object], times: int) -> float:
 
 
 def learn(run: Run) -> None:
-    """One step of the training."""
+    """Run one training step."""
     run.gradients()
     run.update()
     run.step += 1
 
 
-def tflop_a_step(run: Run, steps: int) -> float:
-    """10¹² operations, a multiplication and an addition being two, of forward and backward; the mean of so many."""
+def tflop_per_step(run: Run, steps: int) -> float:
+    """Return the mean 10¹² operations per forward and backward pass, counting a multiply-add as two."""
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         for _ in range(steps):
             run.gradients()
@@ -129,9 +129,9 @@ def tflop_a_step(run: Run, steps: int) -> float:
     return float(counter.get_total_flops()) / steps / 1e12
 
 
-def tflops_of_matmul(run: Run) -> float:
-    """10¹² operations per second of a plain product of matrices."""
-    side = SIDE[run.accelerator.device.type]
+def matmul_tflops(run: Run) -> float:
+    """Return 10¹² operations per second of a plain matrix product."""
+    side = MATRIX_SIDE[run.accelerator.device.type]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[run.config.precision]
     a, b = torch.randn(2, side, side, device=run.accelerator.device).to(dtype)
     seconds(run, lambda: a @ b, 3)
@@ -139,14 +139,14 @@ def tflops_of_matmul(run: Run) -> float:
 
 
 def measure(config: Tuning, scans: Scans, steps: int) -> Speed:
-    """Time so many steps each: of the data, the arithmetic, and both."""
-    kinds = len(numbers_of_steps(config.sampler_steps, preset_of(config).diffusion.T))
+    """Time ``steps`` steps each of the data, the arithmetic, and both."""
+    kinds = len(parse_sampler_steps(config.sampler_steps, preset_of(config).diffusion.T))
     run = make_run(config, scans)
     run.prepare()
     given = [to_device(next(run.batches), run.accelerator.device) for _ in range(kinds)]
     data = seconds(run, lambda: next(run.batches), steps)
     run.batches = cycle(given)
-    flop, matmul = tflop_a_step(run, kinds), tflops_of_matmul(run)
+    flop, matmul = tflop_per_step(run, kinds), matmul_tflops(run)
     for _ in range(kinds):
         learn(run)
     compute = seconds(run, lambda: learn(run), steps)
@@ -170,17 +170,17 @@ def measure(config: Tuning, scans: Scans, steps: int) -> Speed:
 
 
 def report(speed: Speed) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [
         f"{speed.machine}; {speed.precision}, batch {speed.batch}, crop {speed.crop}\n",
-        "| | images/s | of the bound |",
+        "| | images/s | relative to bound |",
     ]
     lines.append("|---|---|---|")
     for name, value in (
         (f"data only, {speed.workers or 'no'} workers", speed.data),
         ("compute only" + (", compiled" if speed.compiled else ""), speed.compute),
         ("both", speed.both),
-        (f"bound: {speed.tflop_a_step:g} TFLOP a step at {speed.tflops_of_matmul:g} TFLOP/s", speed.bound),
+        (f"bound: {speed.tflop_a_step:g} TFLOP per step at {speed.tflops_of_matmul:g} TFLOP/s", speed.bound),
     ):
         lines.append(f"| {name} | {value:.1f} | {100 * value / speed.bound:.0f} % |")
     return "\n".join(lines)
@@ -189,18 +189,20 @@ def report(speed: Speed) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m benchmarks.training")
     given = Tuning()
-    parser.add_argument("--data", type=Path, help="folder that train.pairs wrote; default: made-up radiographs")
-    parser.add_argument("--batch", type=int, default=given.batch, help="squares a step (default: %(default)s)")
-    parser.add_argument("--crop", type=int, default=given.crop, help="their side in HR pixels (default: %(default)s)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
+    parser.add_argument("--data", type=Path, help="folder written by train.pairs (default: synthetic radiographs)")
+    parser.add_argument("--batch", type=int, default=given.batch, help="squares per step (default: %(default)s)")
+    parser.add_argument(
+        "--crop", type=int, default=given.crop, help="side of the squares in HR pixels (default: %(default)s)"
+    )
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto uses a GPU if there is one")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default=PRECISION, help="default: %(default)s")
-    parser.add_argument("--workers", type=int, default=-1, help="threads for the data; -1: up to 12 beside a GPU")
+    parser.add_argument("--workers", type=int, default=-1, help="threads that prepare data; -1: up to 12 with a GPU")
     parser.add_argument("--compile", choices=SWITCH, default="auto", help="auto: on a GPU")
-    parser.add_argument("--steps", type=int, default=30, help="timed of each (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=30, help="timed steps of each kind (default: %(default)s)")
     args: argparse.Namespace = parser.parse_args(argv)
     try:
         if args.steps < 1:
-            raise ValueError(f"--steps is {args.steps}, it must be at least 1")
+            raise ValueError(f"--steps must be at least 1, got {args.steps}")
         options = {name: value for name, value in vars(args).items() if name not in ("data", "steps")}
         config = Tuning(**options, data=args.data or given.data, steps=2 * args.steps + 20)
         speed = measure(config, scans_of(config, args.data), args.steps)

@@ -1,4 +1,4 @@
-"""What training samples are varied by: the paper's geometry and cutout, the same for LR and HR; and noise."""
+"""Data augmentation: the paper's geometry and cutout, identical for LR and HR; noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from train.paper import AugmentationSpec
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to one sample. Squares are (top, left, side) in LR pixels, so that they lie on both grids."""
+    """Augmentation of one sample. Squares are (top, left, side) in LR pixels, so they align with both grids."""
 
     flip: bool = False
     quarter_turns: int = 0
@@ -29,7 +29,7 @@ def _square(size: int, side: int, rng: np.random.Generator) -> tuple[int, int, i
 
 
 def draw(spec: AugmentationSpec, lr_size: int, rng: np.random.Generator) -> Augmentation:
-    """A random augmentation of an ``lr_size``² image: nothing at all for 1 - ``spec.share`` of the samples."""
+    """Draw an augmentation of an ``lr_size``² image: none for 1 - ``spec.share`` of the samples."""
     if rng.random() >= spec.share:
         return Augmentation()
     flip = bool(rng.random() < spec.horizontal_flip)
@@ -43,7 +43,7 @@ def draw(spec: AugmentationSpec, lr_size: int, rng: np.random.Generator) -> Augm
 
 
 def apply(augmentation: Augmentation, image: NDArray[Any], factor: int) -> NDArray[Any]:
-    """``image`` augmented: [S, S], where S is ``factor`` times the LR side (1 for LR itself, 4 for HR)."""
+    """Augment an image [S, S], where S is ``factor`` times the LR side (1 for LR, 4 for HR)."""
     size = len(image)
     if augmentation.flip:
         image = image[:, ::-1]
@@ -61,7 +61,7 @@ def apply(augmentation: Augmentation, image: NDArray[Any], factor: int) -> NDArr
 def random_crop(
     lr: NDArray[Any], hr: NDArray[Any], size: int, rng: np.random.Generator
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A ``size``² square of an LR image and the same of its HR image, flipped left to right half of the time."""
+    """Crop the same random square, ``size``² in LR, from an LR and HR image; flip horizontally half of the time."""
     top, left = rng.integers(0, np.array(lr.shape) - size + 1)
     flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
 
@@ -73,5 +73,5 @@ def random_crop(
 
 
 def add_noise(image: NDArray[np.uint8], deviation: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """White noise of a standard deviation in gray levels, rounded."""
+    """Add white noise with a standard deviation in gray levels; round."""
     return np.clip(np.rint(image + rng.normal(0, deviation, image.shape)), 0, 255).astype(np.uint8)

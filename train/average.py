@@ -1,4 +1,4 @@
-"""Average the weights of trainings that began with the same networks: what they learned differently evens out.
+"""Average the weights of training runs that started from the same networks.
 
 python -m train.average weights/one weights/other --out weights/mine
 python -m train.average weights/a weights/b weights/c --shares 0.5 0.4 0.1 --out weights/mine
@@ -28,10 +28,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def load_pair(folder: Path, preset: Preset) -> tuple[DetailVAE, UNet]:
-    """Both networks of a weights folder.
+    """Load both networks of a weights folder.
 
     Raises:
-        ValueError: they are missing, damaged, of another preset, or no pair.
+        ValueError: they are missing, damaged, from another preset, or do not belong together.
     """
     assert isinstance(preset.vae, DetailVAESpec)
     vae = load_detail_vae(vae_path(folder, preset.vae), preset.vae)
@@ -40,22 +40,22 @@ def load_pair(folder: Path, preset: Preset) -> tuple[DetailVAE, UNet]:
 
 
 def check_shares(option: str, shares: Sequence[float], count: int) -> list[float]:
-    """The shares, or equal ones where there are none.
+    """Return the shares, or equal shares if none are given.
 
     Raises:
-        ValueError: they are not as many as the folders, below 0, or do not sum to 1.
+        ValueError: there is not one share per folder, a share is negative, or they do not sum to 1.
     """
     shares = list(shares) or [1 / count] * count
     if len(shares) != count:
-        raise ValueError(f"{option} gives {len(shares)} for {count} folders")
+        raise ValueError(f"{option} must have one share per folder, got {len(shares)} for {count} folders")
     if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"{option} {' '.join(f'{share:g}' for share in shares)}: must be 0 or more and sum to 1")
+        raise ValueError(f"{option} must be 0 or more and sum to 1, got {' '.join(f'{share:g}' for share in shares)}")
     return shares
 
 
 @torch.no_grad()
 def average(modules: Sequence[M], shares: Sequence[float], restorer_shares: Sequence[float]) -> M:
-    """The first module with the weighted mean of all modules' parameters and buffers, by other shares in a restorer."""
+    """Load the weighted mean of all parameters and buffers into the first module; restorers have their own shares."""
     states = [module.state_dict() for module in modules]
     mean = {
         name: sum(
@@ -75,37 +75,39 @@ def average_folders(
     out: Path,
     restorer_shares: Sequence[float] = (),
 ) -> None:
-    """Write the average of weights folders, and what it is of; ``restorer_shares`` are ``shares`` if there are none.
+    """Write the average of weights folders and its metadata; ``restorer_shares`` default to ``shares``.
 
     Raises:
-        ValueError: folders or shares that cannot be averaged.
-        OSError: it cannot be written.
+        ValueError: the folders or shares cannot be averaged.
+        OSError: the average cannot be written.
     """
     shares = check_shares("--shares", shares, len(folders))
     restorer_shares = check_shares("--restorer-shares", restorer_shares or shares, len(folders))
     if out.resolve() in [folder.resolve() for folder in folders]:
-        raise ValueError(f"--out '{out}' is one of the folders that are averaged")
+        raise ValueError(f"--out must not be one of the averaged folders, got '{out}'")
     pairs = [load_pair(folder, preset) for folder in folders]
-    of = [
-        {"weights": folder.name, "share": share, "restorer": of_restorer, "vae": digest(vae), "unet": digest(unet)}
-        for folder, share, of_restorer, (vae, unet) in zip(folders, shares, restorer_shares, pairs, strict=True)
+    sources = [
+        {"weights": folder.name, "share": share, "restorer": restorer, "vae": digest(vae), "unet": digest(unet)}
+        for folder, share, restorer, (vae, unet) in zip(folders, shares, restorer_shares, pairs, strict=True)
     ]
     vae, unet = (average(networks, shares, restorer_shares) for networks in zip(*pairs, strict=True))
     assert isinstance(vae, DetailVAE) and isinstance(unet, UNet)
-    told = {"preset": preset.name, "average_of": of, **origin("cpu")}
+    metadata = {"preset": preset.name, "average_of": sources, **origin("cpu")}
     out.mkdir(parents=True, exist_ok=True)
-    save_vae(vae, out, told)
-    save_unet(unet, out, told | {"vae": digest(vae)})
+    save_vae(vae, out, metadata)
+    save_unet(unet, out, metadata | {"vae": digest(vae)})
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m train.average")
     presets = [name for name, preset in PRESETS.items() if isinstance(preset.vae, DetailVAESpec)]
     parser.add_argument("folders", type=Path, nargs="+", metavar="WEIGHTS", help="weights folders")
-    parser.add_argument("--shares", type=float, nargs="+", default=[], help="one of each folder; default: equal ones")
-    parser.add_argument("--restorer-shares", type=float, nargs="+", default=[], help="likewise (default: --shares)")
+    parser.add_argument("--shares", type=float, nargs="+", default=[], help="one per folder (default: equal shares)")
+    parser.add_argument(
+        "--restorer-shares", type=float, nargs="+", default=[], help="the restorer's shares (default: --shares)"
+    )
     parser.add_argument("--preset", choices=presets, default=DEFAULT.name, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, required=True, help="where the weights go")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
     args: argparse.Namespace = parser.parse_args(argv)
     try:
         average_folders(args.folders, args.shares, PRESETS[args.preset], args.out, args.restorer_shares)

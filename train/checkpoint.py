@@ -1,4 +1,4 @@
-"""Checkpoints of a running training: one file, replaced atomically; its parts can be carried where large files cannot.
+"""Training checkpoints: one file, replaced atomically, that can be split into parts for transfer.
 
 python -m train.checkpoint split runs/tune/checkpoint.pt runs/parts/tune
 python -m train.checkpoint join runs/parts/tune runs/tune/checkpoint.pt
@@ -24,17 +24,17 @@ from pipeline.whole import whole_file
 
 M = TypeVar("M", bound=nn.Module)
 
-MOST = 15_000_000
-"""Bytes of a part."""
+MAX_PART_BYTES = 15_000_000
+"""Maximum size of a part in bytes."""
 PARTS = "parts.json"
-"""Tells of the whole; without it there are no parts."""
+"""Index file of the parts: names, total size and SHA-256."""
 
 Key = dict[str, Any]
-"""What a run's result depends on: a checkpoint of another key is of another run."""
+"""Everything a run's result depends on; checkpoints with another key belong to another run."""
 
 
 def files_digest(paths: Iterable[Path]) -> str:
-    """A short hash of files' names and sizes."""
+    """Return a short hash of file names and sizes."""
     listing = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths)
     return hashlib.sha256(listing.encode()).hexdigest()[:12]
 
@@ -53,10 +53,10 @@ class EMA(Generic[M]):
 
 
 def save(path: Path, key: Key, state: dict[str, Any]) -> None:
-    """Write ``state`` under ``key`` so that ``path`` is always either the old or the new checkpoint, whole.
+    """Write ``state`` and ``key`` to ``path`` atomically.
 
     Raises:
-        OSError: it cannot be written; an older one is untouched.
+        OSError: the file cannot be written; an existing one is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -68,65 +68,65 @@ def save(path: Path, key: Key, state: dict[str, Any]) -> None:
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         partial.unlink(missing_ok=True)
-        kept = "; the one before is kept" if path.exists() else ""
+        kept = "; the previous one is kept" if path.exists() else ""
         raise OSError(f"cannot write '{path}': {str(error).splitlines()[0]}{kept}") from error
 
 
 def load(path: Path, key: Key) -> dict[str, Any] | None:
-    """The checkpoint at ``path``, or None where there is none.
+    """Load the checkpoint at ``path``, or return None if there is none.
 
     Raises:
-        ValueError: it is unreadable, or of a run with other settings or inputs.
+        ValueError: it is unreadable, or belongs to a run with other settings or inputs.
     """
     if not path.exists():
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved: Key = state["key"]
-    except Exception as error:  # torch raises whatever its zip and pickle readers do
-        raise ValueError(f"'{path}' is no checkpoint: remove it or give another --run-dir") from error
+    except Exception as error:  # torch raises whatever its zip and pickle readers raise
+        raise ValueError(f"'{path}' is not a checkpoint: remove it or use another --run-dir") from error
     if saved != key:
         differing = [name for name in {**saved, **key} if saved.get(name) != key.get(name)]
         differences = ", ".join(f"{name} {saved.get(name)}, not {key.get(name)}" for name in differing)
-        raise ValueError(f"'{path}' is of another run ({differences}): give another --run-dir, or remove it")
+        raise ValueError(f"'{path}' belongs to another run ({differences}): use another --run-dir, or remove it")
     return state
 
 
-def split(path: Path, folder: Path, most: int = MOST) -> list[Path]:
-    """Write a file in parts of at most ``most`` bytes into ``folder``, in place of what parts there are.
+def split(path: Path, folder: Path, max_bytes: int = MAX_PART_BYTES) -> list[Path]:
+    """Write a file in parts of at most ``max_bytes`` bytes into ``folder``, replacing existing parts.
 
     Raises:
-        OSError: it cannot be read, or they cannot be written.
+        OSError: the file cannot be read, or the parts cannot be written.
     """
     whole = path.read_bytes()
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / PARTS, *folder.glob("part-*")):
         old.unlink(missing_ok=True)
-    parts = [folder / f"part-{i:03}" for i in range(-(-len(whole) // most))]
+    parts = [folder / f"part-{i:03}" for i in range(-(-len(whole) // max_bytes))]
     for i, part in enumerate(parts):
-        part.write_bytes(whole[i * most : (i + 1) * most])
-    told = {"parts": [part.name for part in parts], "bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
-    (folder / PARTS).write_text(json.dumps(told, indent=2) + "\n")
+        part.write_bytes(whole[i * max_bytes : (i + 1) * max_bytes])
+    index = {"parts": [part.name for part in parts], "bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
+    (folder / PARTS).write_text(json.dumps(index, indent=2) + "\n")
     return parts
 
 
 def join(folder: Path, path: Path) -> None:
-    """Put a file together again that ``split`` has written in parts.
+    """Join the parts written by ``split``.
 
     Raises:
-        ValueError: there are no parts, or they are not those that were written; ``path`` is as it was.
-        OSError: they cannot be read, or it cannot be written.
+        ValueError: parts are missing or damaged; ``path`` is unchanged.
+        OSError: the parts cannot be read, or the file cannot be written.
     """
     try:
-        told = json.loads((folder / PARTS).read_text())
-        whole = b"".join((folder / name).read_bytes() for name in told["parts"])
-        expected = told["sha256"]
+        index = json.loads((folder / PARTS).read_text())
+        whole = b"".join((folder / name).read_bytes() for name in index["parts"])
+        expected = index["sha256"]
     except FileNotFoundError as error:
-        raise ValueError(f"'{error.filename}' is missing: the parts in '{folder}' are no whole") from None
+        raise ValueError(f"'{error.filename}' is missing: the parts in '{folder}' are incomplete") from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"'{folder / PARTS}' is damaged") from error
     if hashlib.sha256(whole).hexdigest() != expected:
-        raise ValueError(f"the parts in '{folder}' are damaged: their SHA-256 is not that of {PARTS}")
+        raise ValueError(f"the parts in '{folder}' are damaged: their SHA-256 differs from {PARTS}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         partial.write_bytes(whole)
@@ -135,10 +135,10 @@ def join(folder: Path, path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m train.checkpoint")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, help in (("split", "write a checkpoint in parts under 16 MB"), ("join", "put the parts together")):
+    for name, help in (("split", "write a checkpoint in parts under 16 MB"), ("join", "join the parts")):
         command = commands.add_parser(name, help=help)
-        command.add_argument("source", type=Path, help="the checkpoint" if name == "split" else "folder of the parts")
-        command.add_argument("target", type=Path, help="folder of the parts" if name == "split" else "the checkpoint")
+        command.add_argument("source", type=Path, help="the checkpoint" if name == "split" else "folder for the parts")
+        command.add_argument("target", type=Path, help="folder for the parts" if name == "split" else "the checkpoint")
     args: argparse.Namespace = parser.parse_args(argv)
     try:
         if args.command == "split":

@@ -1,4 +1,4 @@
-"""Command line ⇐ dataclass: every field is an option, its default the field's, its help the field's ``help``."""
+"""Command lines from dataclasses: every field becomes an option, with the field's default and ``help``."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ C = TypeVar("C")
 
 
 class Paused(Exception):
-    """A training stopped before its end, as it was told to; the message says how to go on."""
+    """Training stopped early on request; the message says how to continue."""
 
 
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def option(default: Any, help: str, choices: Iterable[str] | None = None, decides: bool = True) -> Any:
-    """A dataclass field with a help text.
+def option(default: Any, help: str, choices: Iterable[str] | None = None, affects_result: bool = True) -> Any:
+    """Return a dataclass field with a help text.
 
-    ``decides`` is False for what does not change a run's result: such a field is no part of ``settings``. Folders are
-    none either.
+    Fields with ``affects_result=False``, and folders, do not change a run's result and are not part of ``settings``.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "decides": decides})
+    return field(default=default, metadata={"help": help, "choices": choices, "affects_result": affects_result})
 
 
 def _add(parser: argparse.ArgumentParser, f: Field[Any]) -> None:
@@ -45,7 +44,7 @@ def _add(parser: argparse.ArgumentParser, f: Field[Any]) -> None:
 
 
 def from_command_line(config: type[C], doc: str, argv: list[str] | None = None) -> C:
-    """Parse ``argv`` into an instance of the dataclass ``config``; ``doc`` is a summary, and then examples."""
+    """Parse ``argv`` into an instance of the dataclass ``config``; ``doc`` is a summary followed by examples."""
     parser = make_parser(doc)
     for f in fields(config):  # type: ignore[arg-type]
         _add(parser, f)
@@ -53,7 +52,7 @@ def from_command_line(config: type[C], doc: str, argv: list[str] | None = None) 
 
 
 def run_command(config: type[C], run: Callable[[C], None], doc: str, argv: list[str] | None) -> int:
-    """A command: parse, run, and say in one line what was wrong; returns the exit status."""
+    """Parse the command line, run, report errors in one line, and return the exit status."""
     parsed = from_command_line(config, doc, argv)
     try:
         run(parsed)
@@ -62,7 +61,7 @@ def run_command(config: type[C], run: Callable[[C], None], doc: str, argv: list[
     except torch.OutOfMemoryError:
         print(
             f"error: the GPU's memory is full: lower --batch (now {getattr(parsed, 'batch', '?')}), or raise "
-            f"--accumulate (now {getattr(parsed, 'accumulate', '?')}), which computes the same batch in more parts",
+            f"--accumulate (now {getattr(parsed, 'accumulate', '?')}), which splits the same batch into more parts",
             file=sys.stderr,
         )
         return 1
@@ -70,26 +69,26 @@ def run_command(config: type[C], run: Callable[[C], None], doc: str, argv: list[
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command with --resume continues from the last checkpoint", file=sys.stderr)
+        print("interrupted; run the same command with --resume to continue from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 
 
 def choose_device(name: str) -> str:
-    """ "cuda" or "cpu" for one of ``DEVICES``.
+    """Return "cuda" or "cpu" for one of ``DEVICES``.
 
     Raises:
-        ValueError: a GPU is wanted where there is none.
+        ValueError: "cuda" is requested without a GPU.
     """
     cuda = torch.cuda.is_available()
     if name == "cuda" and not cuda:
-        raise ValueError("--device cuda: PyTorch finds no GPU here; allowed are auto and cpu")
+        raise ValueError("--device must be auto or cpu, got cuda: PyTorch finds no GPU")
     return "cuda" if cuda and name != "cpu" else "cpu"
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """The fields that decide the result of a run."""
-    decisive = {f.name for f in fields(config) if f.metadata["decides"]}
+    """Return the fields that affect the result of a run."""
+    names = {f.name for f in fields(config) if f.metadata["affects_result"]}
     return {
-        name: value for name, value in asdict(config).items() if name in decisive and not isinstance(value, Path | None)
+        name: value for name, value in asdict(config).items() if name in names and not isinstance(value, Path | None)
     }

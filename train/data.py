@@ -1,4 +1,4 @@
-"""The data: pairs on disk, whose patient each is, the patient-wise split, and the data set of tensors."""
+"""Training data: pairs on disk, their patients, the split by patient, and the dataset of tensors."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from train.paper import SPLIT, AugmentationSpec
 
 SPLITS = ("train", "val", "test")
 SHARES = "/".join(f"{100 * share:g}" for share in SPLIT)
-"""Of the patients, in percent."""
+"""Default shares of the patients, in percent."""
 
 PATIENT_IN_NAME = re.compile(r"(\d{8})_\d{3}\.|(?:CXR)?(\d+)_IM-")
-"""NIH ChestX-ray14's PATIENT_FOLLOWUP and Open-i's CXRPATIENT_IM-… (its CXR is often left away)."""
+"""File names of NIH ChestX-ray14, PATIENT_FOLLOWUP, and Open-i, CXRPATIENT_IM-… (often without CXR)."""
 
 VALIDATION_IMAGES = 32
 
 Index = dict[str, str]
-"""Patient ids by file name without suffix: train.pairs writes PNG, whatever it reads."""
+"""Patient IDs by file name without suffix, as train.pairs always writes PNG."""
 
 
 def read_index(path: Path | None) -> Index:
-    """The columns ``file`` and ``patient`` of a CSV file; none for None.
+    """Read the columns ``file`` and ``patient`` of a CSV file; None gives an empty index.
 
     Raises:
-        ValueError: the file lacks those columns or a value in them, or gives a file two patients.
-        OSError: it cannot be read.
+        ValueError: a column or value is missing, or a file has two patients.
+        OSError: the file cannot be read.
     """
     if path is None:
         return {}
@@ -48,9 +48,7 @@ def read_index(path: Path | None) -> Index:
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         if missing := {"file", "patient"} - set(rows.fieldnames or ()):
-            raise ValueError(
-                f"'{path}' lacks the column {' and '.join(sorted(missing))}: it must have file and patient"
-            )
+            raise ValueError(f"'{path}' must have the columns file and patient, missing: {', '.join(sorted(missing))}")
         for row in rows:
             name, patient = row["file"], row["patient"]
             if not name or not patient:
@@ -61,37 +59,37 @@ def read_index(path: Path | None) -> Index:
 
 
 def patient_of(path: Path, index: Index) -> str:
-    """The patient's id: from the index, or else from an NIH or Open-i file name.
+    """Return the patient ID from the index, or else from an NIH or Open-i file name.
 
     Raises:
-        ValueError: neither tells.
+        ValueError: neither has it.
     """
     if path.stem in index:
         return index[path.stem]
     if match := PATIENT_IN_NAME.match(path.name):
         return match[1] or match[2]
     raise ValueError(
-        f"the name '{path.name}' holds no patient id (NIH: 00000061_012.png, Open-i: CXR1000_IM-0003-1001.png): "
-        "give --index, a CSV file with the columns file and patient"
+        f"no patient ID in the file name '{path.name}' (NIH: 00000061_012.png, Open-i: CXR1000_IM-0003-1001.png): "
+        "use --index with a CSV file with the columns file and patient"
     )
 
 
 def split_by_patient(
     paths: Sequence[Path], shares: tuple[float, float, float], index: Index | None = None, seed: int = 0
 ) -> dict[str, list[Path]]:
-    """Divide files into train, val and test so that no patient is on two sides.
+    """Split files into train, val and test so that each patient is in only one of them.
 
     Args:
         paths: image files.
-        shares: of the patients, on each side; they sum to 1.
-        index: patient ids that the file names do not tell.
-        seed: with the patients' ids it decides their order, and nothing else does.
+        shares: shares of the patients in train, val and test; they sum to 1.
+        index: patient IDs missing from the file names.
+        seed: seed of the shuffle, which depends on it and the patient IDs only.
 
     Raises:
-        ValueError: shares that are no shares, a side that gets no patient, a file whose patient is unknown.
+        ValueError: the shares are invalid, a side gets no patients, or a file's patient is unknown.
     """
     if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"the split {shares} must be three shares of the patients that sum to 1")
+        raise ValueError(f"the split must be three shares of the patients that sum to 1, got {shares}")
     patient = {path: patient_of(path, index or {}) for path in paths}
     patients = sorted(set(patient.values()))
     np.random.default_rng(seed).shuffle(patients)
@@ -104,25 +102,25 @@ def split_by_patient(
 
 
 def parse_split(text: str) -> tuple[float, float, float]:
-    """``70/20/10`` ⇒ (0.7, 0.2, 0.1).
+    """Parse ``70/20/10`` into (0.7, 0.2, 0.1).
 
     Raises:
-        ValueError: it is not three percentages.
+        ValueError: the text is not three percentages.
     """
     try:
         train, val, test = (float(part) / 100 for part in text.split("/"))
     except ValueError:
-        raise ValueError(f"the split '{text}' is not three percentages such as 70/20/10") from None
+        raise ValueError(f"the split must be three percentages such as 70/20/10, got '{text}'") from None
     return train, val, test
 
 
-def evenly(total: int, count: int) -> list[int]:
-    """``count`` of the indices 0 … total-1, or all where there are fewer, evenly spread."""
+def spread_evenly(total: int, count: int) -> list[int]:
+    """Return ``count`` evenly spaced indices from 0 to total-1, or all if there are fewer."""
     return np.linspace(0, total - 1, min(count, total)).astype(int).tolist()
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The PNG files of a folder, sorted.
+    """List the PNG files of a folder, sorted.
 
     Raises:
         ValueError: there are none.
@@ -134,26 +132,26 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def list_pairs(root: Path, hr_size: int = HR_SIZE) -> list[Path]:
-    """The HR files of a size in a folder that ``train.pairs`` wrote, sorted; each has its LR file.
+    """List the HR files of a size in a folder written by ``train.pairs``, sorted; each has its LR file.
 
     Raises:
-        ValueError: it is no such folder, or an LR file is missing.
+        ValueError: it is not such a folder, or an LR file is missing.
     """
     high, low = (root / name for name in folders(hr_size))
     if not high.is_dir() or not low.is_dir():
         size = "" if hr_size == HR_SIZE else f" --hr-size {hr_size}"
         raise ValueError(
-            f"'{root}' has no {high.name}/ and {low.name}/: make them with  python -m train.pairs IMAGES {root}{size}"
+            f"'{root}' has no {high.name}/ and {low.name}/: run  python -m train.pairs IMAGES {root}{size}"
         )
     paths = list_images(high)
     found = {path.name for path in low.glob("*.png")}
     if missing := [path.name for path in paths if path.name not in found]:
-        raise ValueError(f"{len(missing)} files of '{high}' are not in {low.name}/, the first is {missing[0]}")
+        raise ValueError(f"{len(missing)} files of '{high}' are missing from {low.name}/, the first is {missing[0]}")
     return paths
 
 
 def read_gray(path: Path, size: int) -> NDArray[np.uint8]:
-    """uint8 [size, size].
+    """Read an image as uint8 [size, size].
 
     Raises:
         ValueError: the file is not a readable 8-bit gray image of that size.
@@ -164,17 +162,17 @@ def read_gray(path: Path, size: int) -> NDArray[np.uint8]:
     if image.shape != (size, size) or image.dtype != np.uint8:
         channels = 1 if image.ndim == 2 else image.shape[2]
         raise ValueError(
-            f"'{path}' is {image.shape[1]}x{image.shape[0]}, {image.dtype}, {channels} channel(s), "
-            f"needed is {size}x{size}, uint8, 1: python -m train.pairs makes such files"
+            f"'{path}' must be {size}x{size}, uint8, 1 channel, got {image.shape[1]}x{image.shape[0]}, {image.dtype}, "
+            f"{channels} channel(s): use files made by train.pairs"
         )
     return image
 
 
 class PairDataset(Dataset[tuple[Tensor, Tensor]]):
-    """(LR [C, 64, 64], HR [C, 256, 256]), or of another size, float32 in [-1, 1].
+    """Dataset of (LR [C, 64, 64], HR [C, 256, 256]), or another size, float32 in [-1, 1].
 
-    Item i is a function of the seed and i alone: image i mod N, augmented anew in every pass i div N. With a
-    ``degradation`` LR is not read, but made of HR.
+    Item i depends on the seed and i alone: image i mod N, augmented anew in every pass i div N. With a
+    ``degradation``, LR is made from HR instead of read.
     """
 
     def __init__(
@@ -193,10 +191,10 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.paths) * self.passes
 
     def images(self, i: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """(LR, HR) of item i as 8-bit gray images.
+        """Return (LR, HR) of item i as 8-bit gray images.
 
         Raises:
-            ValueError: a file is unreadable or not of the preset's format.
+            ValueError: a file is unreadable or not in the preset's format.
         """
         path = self.paths[i % len(self.paths)]
         hr = read_gray(path, self.data.hr_size)
@@ -210,7 +208,7 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         return apply(chosen, lr, 1), apply(chosen, hr, SCALE)
 
     def unit_images(self, i: int) -> tuple[Image, Image]:
-        """(LR, HR) of item i in [0, 1]."""
+        """Return (LR, HR) of item i in [0, 1]."""
         lr, hr = map(from_integers, self.images(i))
         return lr, hr
 
@@ -220,12 +218,12 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 def as_network(image: NDArray[np.uint8], channels: int) -> Tensor:
-    """uint8 [H, W] ⇒ float32 [channels, H, W] in [-1, 1]."""
+    """Convert uint8 [H, W] to float32 [channels, H, W] in [-1, 1]."""
     return torch.from_numpy(to_network(from_integers(image), channels))
 
 
 def draw_squares(images: PairDataset, side: int, seeds: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-    """A square of a random pair for every seed: (LR [B, C, side/4, side/4], HR [B, C, side, side]) in [-1, 1]."""
+    """Draw a square of a random pair for each seed: (LR [B, C, side/4, side/4], HR [B, C, side, side]) in [-1, 1]."""
     pairs = []
     for seed in seeds:
         rng = np.random.default_rng(seed)
@@ -236,6 +234,6 @@ def draw_squares(images: PairDataset, side: int, seeds: Sequence[tuple[int, ...]
 
 
 def validation_images(paths: Sequence[Path], spec: DataSpec) -> PairDataset:
-    """Those of the validation's pairs that a training looks at whole: 32, evenly spread."""
+    """Return up to 32 evenly spaced validation pairs, to be evaluated as whole images."""
     every = max(1, len(paths) // VALIDATION_IMAGES)
     return PairDataset(paths[::every][:VALIDATION_IMAGES], spec)

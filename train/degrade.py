@@ -1,6 +1,6 @@
-"""What happens to a radiograph before anyone upscales it: how it was made small, and what noise and JPEG did to it.
+"""Degradation of radiographs: presentation, downscaling, noise and JPEG.
 
-The paper's protocol is one case, ``ROWS["cubic"]``. Noise and JPEG are the LR image's alone: HR stays as it is.
+The paper's protocol is one case, ``DEGRADATIONS["cubic"]``. Noise and JPEG affect only the LR image, not HR.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ Gray = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Degradation:
-    """How an LR image comes from a radiograph, in this order."""
+    """Steps from a radiograph to an LR image, in this order."""
 
     window: tuple[float, float] | None = None
-    """darkest and brightest value shown, of [0, 1]; None: all"""
+    """darkest and brightest value shown, in [0, 1]; None: full range"""
     gamma: float = 1.0
     invert: bool = False
     turns: int = 0
-    """by 90°, counterclockwise"""
+    """counterclockwise quarter turns"""
     blur: float = 0.0
-    """standard deviation of a Gaussian, in HR pixels"""
+    """standard deviation of a Gaussian blur, in HR pixels"""
     kernel: ReductionName = "cubic"
     noise: float = 0.0
-    """standard deviation, in gray levels of 255, of white noise on the LR image"""
+    """standard deviation of white noise on the LR image, in gray levels (0–255)"""
     jpeg: int | None = None
-    """quality of a JPEG of the LR image, 1 to 100"""
+    """JPEG quality of the LR image, 1–100"""
 
 
-ROWS = {
+DEGRADATIONS = {
     "cubic": Degradation(),
     "area": Degradation(kernel="area"),
     "bicubic": Degradation(kernel="bicubic"),
@@ -53,11 +53,11 @@ ROWS = {
     "turned": Degradation(turns=1),
     "window": Degradation(window=(0.2, 0.8)),
 }
-"""The cases that are reported, by name."""
+"""Degradations to report, by name."""
 
 
 def prepared(hr: Gray, d: Degradation) -> Gray:
-    """The radiograph as it is shown: window, gamma, inversion, turn. It is what upscaling should give back."""
+    """Apply window, gamma, inversion and rotation: the image that upscaling should recover."""
     if d.window is not None or d.gamma != 1.0:
         low, high = d.window or (0.0, 1.0)
         shown = np.clip((np.arange(256) / 255 - low) / (high - low), 0, 1) ** d.gamma
@@ -68,7 +68,7 @@ def prepared(hr: Gray, d: Degradation) -> Gray:
 
 
 def reduce(hr: Gray, name: ReductionName) -> Gray:
-    """[H, W] ⇒ [H/4, W/4], rounded as the library rounds; sides must be multiples of 4."""
+    """Downscale [H, W] to [H/4, W/4] with the library's own rounding; sides must be multiples of 4."""
     if name == "cubic":
         return downscale(hr)
     if name == "area":
@@ -80,15 +80,15 @@ def reduce(hr: Gray, name: ReductionName) -> Gray:
 
 
 def degrade(hr: Gray, d: Degradation, rng: np.random.Generator) -> tuple[Gray, Gray]:
-    """The LR image of a radiograph, and the HR image that it should become.
+    """Return the LR image of a radiograph and the HR image that upscaling should recover.
 
     Args:
         hr: uint8 [H, W], sides multiples of 4.
-        d: what happens to it.
-        rng: of the noise.
+        d: the degradation.
+        rng: source of the noise.
 
     Returns:
-        (LR uint8 [H/4, W/4], HR uint8 [H, W]), with sides exchanged by odd turns.
+        (LR uint8 [H/4, W/4], HR uint8 [H, W]), with sides swapped by odd quarter turns.
     """
     hr = prepared(hr, d)
     blurred = cv2.GaussianBlur(hr, (0, 0), d.blur) if d.blur else hr
@@ -102,7 +102,7 @@ def degrade(hr: Gray, d: Degradation, rng: np.random.Generator) -> tuple[Gray, G
 
 
 def draw(rng: np.random.Generator) -> Degradation:
-    """A random history, as training sees it: half of them clean, every kernel, noise and JPEG of any strength."""
+    """Draw a random degradation for training: half are clean; all kernels, noise and JPEG of varying strength."""
     kernel = REDUCTIONS[int(rng.choice(len(REDUCTIONS), p=(0.3, 0.3, 0.1, 0.12, 0.12, 0.06)))]
     d = Degradation(kernel=kernel, blur=float(rng.uniform(0.5, 1.5)) if rng.random() < 0.15 else 0.0)
     if rng.random() < 0.25:

@@ -1,4 +1,4 @@
-"""Train what tells how far each pixel may be off, on what the finished networks make of held images of the training.
+"""Train the per-pixel error estimate (doubt) on samples from the finished networks.
 
 python -m train.doubt --data data/nih
 python -m train.doubt --data data/nih --weights weights/mine-tuned --out weights/mine
@@ -34,22 +34,22 @@ from train.plan import (
 from train.scans import Batch, draw_samples, read_scans
 
 HELD_OUT = 64
-"""Squares of validation patients."""
+"""Number of squares from validation patients."""
 
 
 @dataclass(frozen=True)
-class Doubting(Training):
-    run_dir: Path = option(Path("runs/doubt"), "folder of the checkpoint, logs and pictures")
+class DoubtTraining(Training):
+    run_dir: Path = option(Path("runs/doubt"), "folder for the checkpoint, logs and samples")
     weights: Path | None = option(None, "folder with both networks (default: weights/PRESET-tuned)")
-    out: Path | None = option(None, "where the weights go (default: weights/PRESET)")
+    out: Path | None = option(None, "output folder for the weights (default: weights/PRESET)")
     steps: int = option(2000, "optimiser steps")
     batch: int = option(8, "squares per step")
     rate: float = option(2e-3, "peak learning rate of AdamW; cosine to 0")
     crop: int = option(192, "side of the squares, in HR pixels")
 
 
-def train_doubt(config: Doubting) -> None:
-    """Train, and save both networks, with the averaged weights of ``doubt`` that validated best.
+def train_doubt(config: DoubtTraining) -> None:
+    """Train, and save both networks with the averaged weights of ``doubt`` that had the lowest validation loss.
 
     Raises:
         ValueError, OSError, FloatingPointError: see ``train.loop.train``.
@@ -102,7 +102,7 @@ def train_doubt(config: Doubting) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_command(Doubting, train_doubt, __doc__ or "", argv)
+    return run_command(DoubtTraining, train_doubt, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Download public chest X-rays, NIH ChestX-ray14 or Indiana University's (Open-i), as DIR/images/NAME.png.
+"""Download public chest X-rays, NIH ChestX-ray14 or Indiana University (Open-i), to DIR/images/NAME.png.
 
 python -m train.download nih --batches 1-12 --out data/nih
 python -m train.download nih --batches 1,4,7-9 --out data/nih --keep
@@ -47,26 +47,26 @@ ARCHIVES = {
     "nih": {f"images_{i:03}.tar.gz": f"https://nihcc.box.com/shared/static/{name}" for i, name in enumerate(NIH, 1)},
     "openi": {"NLMCXR_png.tgz": "https://openi.nlm.nih.gov/imgs/collections/NLMCXR_png.tgz"},
 }
-"""URLs by file name by data set."""
+"""URLs by dataset and file name."""
 
 CHUNK = 2**16
 TIMEOUT = 60
-"""Seconds without a byte after which a connection counts as broken."""
+"""Seconds without data before a connection counts as broken."""
 ATTEMPTS = 6
-"""Failures in a row, without anything new between them, after which a download is given up."""
-LONGEST_WAIT = 600
-"""Seconds; a server that asks for more patience is not waited for."""
+"""Maximum number of consecutive failures without progress."""
+MAX_WAIT = 600
+"""Maximum seconds to wait when a server asks for it."""
 TRANSIENT = (408, 429, 500, 502, 503, 504)
-EXTRACTED = 1.1
-"""Disk space of the images in an archive's sizes: PNG files hardly compress further."""
+EXTRACTED_RATIO = 1.1
+"""Disk space of the extracted images relative to the archive: PNG files hardly compress further."""
 
 
 class DownloadError(Exception):
-    """What was asked for cannot be had; the message says why."""
+    """The download failed; the message says why."""
 
 
-class Broken(Exception):
-    """An attempt failed where the next may not; ``wait`` is the pause in seconds that the server asks for."""
+class BrokenDownload(Exception):
+    """An attempt failed but the next may succeed; ``wait`` is the pause in seconds requested by the server."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -75,28 +75,28 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Extracted:
-    """What became of an archive's members."""
+    """Result of extracting an archive."""
 
     new: int
     existing: int
-    left_out: list[str]
-    """names of members that are not PNG files, or not safe to extract"""
+    skipped: list[str]
+    """names of members that are not PNG files or not safe to extract"""
 
 
 def check_space(folder: Path, needed: float) -> None:
-    """Raises DownloadError if fewer than ``needed`` bytes are free."""
+    """Raise DownloadError if fewer than ``needed`` bytes are free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DownloadError(
-            f"'{folder}' needs {needed / 2**30:.1f} GiB of disk space, available are {free / 2**30:.1f}"
+            f"'{folder}' needs {needed / 2**30:.1f} GiB of disk space, only {free / 2**30:.1f} available"
         )
 
 
 def download(url: str, path: Path, *, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Download a file whole or not at all; what a broken download brought stays in ``path``.part, to be continued.
+    """Download a file atomically; interrupted downloads stay in ``path``.part and are resumed.
 
     Raises:
-        DownloadError: the server refuses, the connection keeps breaking, or the disk has no room.
+        DownloadError: the server refuses, the connection keeps breaking, or the disk is full.
         OSError: the file cannot be written.
     """
     part = path.with_name(f"{path.name}.part")
@@ -106,13 +106,13 @@ def download(url: str, path: Path, *, sleep: Callable[[float], None] = time.slee
         try:
             _attempt(url, part, version)
             break
-        except Broken as broken:
+        except BrokenDownload as broken:
             failures = failures + 1 if _size(part) <= furthest else 1
             furthest = max(furthest, _size(part))
             wait = 2.0 ** (failures - 1) if broken.wait is None else broken.wait
-            if failures == ATTEMPTS or wait > LONGEST_WAIT:
-                asked = f" and asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else f" {failures} times in a row"
-                raise DownloadError(f"'{url}' failed{asked}: {broken}; the same command continues") from None
+            if failures == ATTEMPTS or wait > MAX_WAIT:
+                asked = f" and asks to wait {wait:.0f} s" if wait > MAX_WAIT else f" {failures} times in a row"
+                raise DownloadError(f"'{url}' failed{asked}: {broken}; run the same command to continue") from None
             tqdm.write(f"{path.name}: {broken}; next attempt in {wait:.0f} s", file=sys.stderr)
             sleep(wait)
     os.replace(part, path)
@@ -124,10 +124,10 @@ def _size(path: Path) -> int:
 
 
 def _attempt(url: str, part: Path, version: Path) -> None:
-    """Request what ``part`` lacks."""
+    """Request the bytes missing from ``part``."""
     headers = {"User-Agent": "cxr-superres"}
     if _size(part) and version.exists():
-        # its last byte again, because asking a server for the nothing after a whole file is an error
+        # the last byte again: a range that starts after a complete file is an error
         headers["Range"] = f"bytes={_size(part) - 1}-"
     try:
         with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
@@ -136,17 +136,19 @@ def _attempt(url: str, part: Path, version: Path) -> None:
         with error:
             if error.code == 416:
                 part.unlink(missing_ok=True)
-                raise Broken("the server's file has become shorter") from None
+                raise BrokenDownload("the file on the server is now shorter") from None
             if error.code in TRANSIENT:
-                raise Broken(f"{error.code} {error.reason}", _retry_after(error.headers["Retry-After"])) from None
-            raise DownloadError(f"'{url}' answers {error.code} {error.reason}") from None
+                raise BrokenDownload(
+                    f"{error.code} {error.reason}", _retry_after(error.headers["Retry-After"])
+                ) from None
+            raise DownloadError(f"'{url}' returned {error.code} {error.reason}") from None
     except (URLError, HTTPException, ConnectionError, TimeoutError, SSLError) as error:
         reason = error.reason if isinstance(error, URLError) else error
-        raise Broken(str(reason) or type(error).__name__) from error
+        raise BrokenDownload(str(reason) or type(error).__name__) from error
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds them or a date."""
+    """Return the seconds of a Retry-After header, which holds seconds or a date."""
     if value is None:
         return None
     if value.isdecimal():
@@ -158,7 +160,7 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _store(response: HTTPResponse, part: Path, version: Path) -> None:
-    """Write the body where it belongs in ``part``; ``version`` tells which file the beginning there is of."""
+    """Write the body at its offset in ``part``; ``version`` identifies the file that ``part`` began with."""
     if response.status == 206:
         ranged = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers["Content-Range"] or "")
         start, total = (int(ranged[1]), int(ranged[2])) if ranged else (-1, None)
@@ -167,10 +169,10 @@ def _store(response: HTTPResponse, part: Path, version: Path) -> None:
     identity = f"{total} {response.headers['ETag']}"
     if start and (start != _size(part) - 1 or version.read_text() != identity):
         part.unlink()
-        raise Broken("the server's file has changed")
+        raise BrokenDownload("the file on the server has changed")
     if not start:
         part.unlink(missing_ok=True)
-    check_space(part.parent, (total or 0) * (1 + EXTRACTED) - start)
+    check_space(part.parent, (total or 0) * (1 + EXTRACTED_RATIO) - start)
     version.write_text(identity)
     with (
         open(part, "r+b" if start else "wb") as file,
@@ -181,24 +183,24 @@ def _store(response: HTTPResponse, part: Path, version: Path) -> None:
             file.write(chunk)
             bar.update(len(chunk))
         if total is not None and file.tell() != total:
-            raise Broken(f"the connection broke off after {file.tell()} of {total} bytes")
+            raise BrokenDownload(f"the connection was lost after {file.tell()} of {total} bytes")
 
 
 def extract(archive: Path, images: Path) -> Extracted:
-    """Extract the PNG files of a tar.gz archive, all or none, into one folder; files that exist are left as they are.
+    """Extract the PNG files of a tar.gz archive, all or none, into one folder; existing files are kept.
 
-    An archive that is damaged is removed.
+    A damaged archive is removed.
 
     Raises:
-        DownloadError: the archive is damaged or has no PNG files, or the disk has no room.
+        DownloadError: the archive is damaged or has no PNG files, or the disk is full.
         OSError: a file cannot be written.
     """
-    check_space(archive.parent, archive.stat().st_size * EXTRACTED)
+    check_space(archive.parent, archive.stat().st_size * EXTRACTED_RATIO)
     staging = archive.with_name(f".{archive.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)  # a killed run's
+    shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
     staging.mkdir()
     try:
-        existing, left_out = _unpack(archive, staging, images)
+        existing, skipped = _unpack(archive, staging, images)
         images.mkdir(exist_ok=True)
         whole = list(staging.iterdir())
         for path in whole:
@@ -207,24 +209,24 @@ def extract(archive: Path, images: Path) -> Extracted:
         size = archive.stat().st_size
         archive.unlink()
         raise DownloadError(
-            f"'{archive}' of {size} bytes is damaged: {error}; it has been removed, the next run downloads it anew"
+            f"'{archive}' ({size} bytes) is damaged: {error}; it has been removed, the next run downloads it again"
         ) from error
     finally:
         shutil.rmtree(staging)
     if not whole and not existing:
         raise DownloadError(f"'{archive}' has no PNG files")
-    return Extracted(len(whole), existing, left_out)
+    return Extracted(len(whole), existing, skipped)
 
 
 def _unpack(archive: Path, staging: Path, images: Path) -> tuple[int, list[str]]:
-    """Write the PNG files that ``images`` lacks to ``staging``: (how many are there, names of what is left out)."""
-    existing, left_out = 0, []
+    """Write the PNG files missing from ``images`` to ``staging``; return (number existing, names skipped)."""
+    existing, skipped = 0, []
     with gzip.open(archive) as file, tarfile.open(fileobj=file, mode="r|") as tar:
         for member in tqdm(tar, archive.name, unit="file"):
             path = PurePosixPath(member.name)
             safe = member.isreg() and not path.is_absolute() and ".." not in path.parts
             if not safe or path.suffix.lower() != ".png" or path.name.startswith("."):
-                left_out += [] if member.isdir() else [member.name]
+                skipped += [] if member.isdir() else [member.name]
             elif (images / path.name).exists() or (staging / path.name).exists():
                 existing += 1
             elif source := tar.extractfile(member):
@@ -232,7 +234,7 @@ def _unpack(archive: Path, staging: Path, images: Path) -> tuple[int, list[str]]
                     shutil.copyfileobj(source, target)
         while file.read(CHUNK):  # the archive's checksum is at its end
             pass
-    return existing, left_out
+    return existing, skipped
 
 
 def obtain(name: str, url: str, out: Path, *, keep: bool = False) -> None:
@@ -243,7 +245,7 @@ def obtain(name: str, url: str, out: Path, *, keep: bool = False) -> None:
     """
     archive, marker = out / name, out / f"{name}.done"
     if marker.exists():
-        print(f"{name}: done already ('{marker}' says so)")
+        print(f"{name}: already done ('{marker}' exists)")
         return
     out.mkdir(parents=True, exist_ok=True)
     if not archive.exists():
@@ -252,37 +254,37 @@ def obtain(name: str, url: str, out: Path, *, keep: bool = False) -> None:
     marker.touch()
     if not keep:
         archive.unlink()
-    print(f"{name}: {extracted.new} images, {extracted.existing} more were there already")
-    if extracted.left_out:
-        count, first = len(extracted.left_out), extracted.left_out[0]
-        print(f"{name}: left out {count} members that are no PNG files or not safe to extract, such as {first!r}")
+    print(f"{name}: {extracted.new} images extracted, {extracted.existing} already existed")
+    if extracted.skipped:
+        count, first = len(extracted.skipped), extracted.skipped[0]
+        print(f"{name}: skipped {count} members that are not PNG files or not safe to extract, such as {first!r}")
 
 
 def parse_batches(text: str) -> list[int]:
-    """Numbers and ranges, such as ``1,4,7-9``."""
+    """Parse numbers and ranges, such as ``1,4,7-9``."""
     last, numbers = len(ARCHIVES["nih"]), set()
     for item in text.split(","):
         match = re.fullmatch(r"([0-9]{1,2})(?:-([0-9]{1,2}))?", item)
         first, end = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 1 <= first <= end <= last:
-            raise argparse.ArgumentTypeError(f"'{item}', allowed are 1-{last}, such as 1 or 1-3 or 1,4,7-9")
+            raise argparse.ArgumentTypeError(f"must be within 1-{last}, such as 1 or 1-3 or 1,4,7-9, got '{item}'")
         numbers |= set(range(first, end + 1))
     return sorted(numbers)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m train.download")
-    parser.add_argument("dataset", choices=tuple(ARCHIVES), help="NIH ChestX-ray14 or Open-i's Indiana collection")
+    parser.add_argument("dataset", choices=tuple(ARCHIVES), help="NIH ChestX-ray14 or the Indiana collection of Open-i")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="images go to DIR/images/")
     parser.add_argument(
-        "--batches", type=parse_batches, metavar="1-12", help="which of NIH's archives, such as 1,4,7-9 (default: all)"
+        "--batches", type=parse_batches, metavar="1-12", help="NIH archives to download, such as 1,4,7-9 (default: all)"
     )
-    parser.add_argument("--keep", action="store_true", help="keep the archives that have been extracted")
+    parser.add_argument("--keep", action="store_true", help="keep archives after extracting them")
     args = parser.parse_args(argv)
     archives = list(ARCHIVES[args.dataset].items())
     if args.batches:
         if args.dataset != "nih":
-            parser.error(f"argument --batches: goes with nih; {args.dataset} is one archive")
+            parser.error(f"argument --batches: only for nih; {args.dataset} is one archive")
         archives = [archives[batch - 1] for batch in args.batches]
     try:
         for name, url in archives:
@@ -294,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: '{error.filename or args.out}': {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        print("interrupted; run the same command to continue", file=sys.stderr)
         return 130
     return 0
 

@@ -1,4 +1,4 @@
-"""Measure bicubic, the autoencoder alone and the whole system on held-out patients: PSNR, SSIM, LPIPS.
+"""Measure PSNR, SSIM and LPIPS of bicubic, the autoencoder alone and the system on held-out patients.
 
 python -m train.evaluate --data data/nih --report results/nih --reported nih
 python -m train.evaluate --data data/iu --split all --limit 64 --runtimes bicubic,torch,onnx
@@ -37,14 +37,14 @@ from train.data import (
     SPLITS,
     Index,
     PairDataset,
-    evenly,
     list_pairs,
     parse_split,
     patient_of,
     read_index,
     split_by_patient,
+    spread_evenly,
 )
-from train.degrade import ROWS
+from train.degrade import DEGRADATIONS
 from train.figures import runtimes_figure, upscaled_figure
 from train.lpips import LPIPS, LPIPSNet
 from train.methods import RUNTIMES, Method, Run, default_run, make_methods, name_of, parse_run, parse_runtimes
@@ -58,19 +58,19 @@ NETS: tuple[LPIPSNet, ...] = ("alex", "vgg")
 
 
 def lr_error(image: Image, lr: Image, reduction: ReductionName) -> float:
-    """max │LR - reduced(image)│ in gray levels of 255, of the image in 8 bits, reduced as LR was; LR is clipped."""
+    """Return max │LR - reduced(image)│ in gray levels (0–255); the 8-bit image is reduced as LR was and clipped."""
     reduced = reduce(from_integers(to_integers(image, 8)), reduction).clip(0, 1)
     return 255.0 * float(np.abs(reduced - lr).max())
 
 
 def inner(image: Image) -> Image:
-    """The inner 80 % each way: without borders and collimators, which flatter a mean over the picture."""
+    """Return the inner 80 % in each direction: borders and collimators would flatter the mean."""
     rows, columns = (slice(side // 10, side - side // 10) for side in image.shape)
     return np.ascontiguousarray(image[rows, columns])
 
 
 def measure(pairs: PairDataset, methods: dict[str, Method], nets: Sequence[LPIPSNet] = NETS) -> dict[str, Measured]:
-    """Every metric of ``train.report`` of each method on each image, and its time for one; image i has seed i."""
+    """Measure all metrics of ``train.report`` for each method and image, and seconds per image; image i has seed i."""
     distances = {f"lpips_{net}": LPIPS(net) for net in nets}
     reduction = PROTOCOL if pairs.degradation is None else pairs.degradation.kernel
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
@@ -91,14 +91,14 @@ def measure(pairs: PairDataset, methods: dict[str, Method], nets: Sequence[LPIPS
     return {
         name: Measured(
             {metric: np.array([row[metric] for row in rows[name]]) for metric in rows[name][0]},
-            seconds_an_image(pairs, methods[name]),
+            seconds_per_image(pairs, methods[name]),
         )
         for name in methods
     }
 
 
-def seconds_an_image(pairs: PairDataset, method: Method) -> float:
-    """The median time of one image, after one that warms up."""
+def seconds_per_image(pairs: PairDataset, method: Method) -> float:
+    """Return the median seconds of a single image, after one warm-up."""
     times = []
     for i in range(min(TIMED + 1, len(pairs))):
         lr, hr = pairs.unit_images(i)
@@ -111,10 +111,10 @@ def seconds_an_image(pairs: PairDataset, method: Method) -> float:
 def choose(
     data: Path, side: str, limit: int | None, index: Index, shares: str = SHARES, hr_size: int = HR_SIZE
 ) -> tuple[PairDataset, list[str]]:
-    """The pairs of one side of the patients' split, or ``limit`` of them, evenly spread; and whose each is.
+    """Return the pairs of one side of the split, or ``limit`` evenly spaced ones, and their patients.
 
     Raises:
-        ValueError: there are none, or the file names do not tell the patients.
+        ValueError: there are no pairs, or the patients are unknown.
     """
     paths = list_pairs(data, hr_size)
     if side != "all":
@@ -123,31 +123,31 @@ def choose(
             raise ValueError(f"the split {shares} gives {side} no patients")
     if limit is not None:
         if limit < 1:
-            raise ValueError(f"--limit is {limit}, it must be at least 1")
-        paths = [paths[i] for i in evenly(len(paths), limit)]
+            raise ValueError(f"--limit must be at least 1, got {limit}")
+        paths = [paths[i] for i in spread_evenly(len(paths), limit)]
     spec = DataSpec(hr_size=hr_size, lr_size=hr_size // SCALE)
     return PairDataset(paths, spec), [patient_of(path, index) for path in paths]
 
 
 def add_choice(parser: argparse.ArgumentParser, split: str = "test") -> None:
-    """Add the options that ``choose`` takes; ``split`` is the side taken by default."""
+    """Add the options for ``choose``; ``split`` is the default side."""
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder that train.pairs wrote")
-    add("--split", choices=(*SPLITS, "all"), default=split, help="side of the patients' split (default: %(default)s)")
-    add("--shares", default=SHARES, help="the split's shares in percent, those of the training (default: %(default)s)")
-    add("--index", type=Path, help="CSV file with file and patient, for names that hold no patient id")
-    add("--limit", type=int, help="only so many images, evenly spread")
+    add("--data", type=Path, required=True, help="folder written by train.pairs")
+    add("--split", choices=(*SPLITS, "all"), default=split, help="side of the split by patient (default: %(default)s)")
+    add("--shares", default=SHARES, help="shares of the split in percent, as in training (default: %(default)s)")
+    add("--index", type=Path, help="CSV file with the columns file and patient, for file names without a patient ID")
+    add("--limit", type=int, help="maximum number of images, evenly spaced")
 
 
 def add_degradations(parser: argparse.ArgumentParser, default: list[str], several: bool = False) -> None:
-    """Add the options that say how LR images are made, and of what size, or of which sizes."""
+    """Add the options for the degradation and size (or, with ``several``, sizes) of images."""
     parser.add_argument(
         "--degradation",
         nargs="+",
-        choices=ROWS,
+        choices=DEGRADATIONS,
         default=default,
         metavar="NAME",
-        help=f"how LR images come from HR, of {', '.join(ROWS)} (default: {', '.join(default)})",
+        help=f"how LR images are made from HR: {', '.join(DEGRADATIONS)} (default: {', '.join(default)})",
     )
     number: dict[str, Any] = {"nargs": "+", "default": [HR_SIZE]} if several else {"default": HR_SIZE}
     parser.add_argument(
@@ -156,8 +156,8 @@ def add_degradations(parser: argparse.ArgumentParser, default: list[str], severa
 
 
 def degraded(pairs: PairDataset, name: str) -> PairDataset:
-    """The pairs with LR images of a row; the protocol's are files."""
-    return pairs if name == PROTOCOL else PairDataset(pairs.paths, pairs.data, degradation=ROWS[name])
+    """Return the pairs with LR images of a named degradation; those of the protocol are files."""
+    return pairs if name == PROTOCOL else PairDataset(pairs.paths, pairs.data, degradation=DEGRADATIONS[name])
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -171,35 +171,35 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=parse_runtimes,
         default=("bicubic", "onnx"),
         metavar="NAME,…",
-        help=f"of {', '.join(RUNTIMES)}; server and trt run at --url (default: bicubic,onnx)",
+        help=f"runtimes among {', '.join(RUNTIMES)}; server and trt run at --url (default: bicubic,onnx)",
     )
     add(
         "--run",
         type=parse_run,
         nargs="+",
         metavar="SAMPLER:STEPS:START",
-        help="such as ddim:4:noise, ddim:4:noise:mean16, or :free, :faithful, or :area, which is told of LR images "
+        help="such as ddim:4:noise, optionally with :mean16, :free, :faithful, or a declared reduction, such as :area "
         "(default: the preset's)",
     )
     add("--lpips", nargs="+", choices=NETS, default=NETS, help="backbones (default: both; VGG is slow)")
-    add("--device", choices=DEVICES, default="auto", help="of PyTorch; auto takes a GPU where there is one")
+    add("--device", choices=DEVICES, default="auto", help="device for PyTorch; auto uses a GPU if there is one")
     add("--weights", type=Path, help="default: weights/PRESET")
     add("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
     add("--url", default="localhost:8001", help="gRPC address of a running server (default: %(default)s)")
-    add("--report", type=Path, help="folder for results.md, images.csv and pictures of the first run")
-    add("--reported", choices=sorted({row.dataset for row in REPORTED}), help="add the paper's rows")
-    add("--record", metavar="NAME", help="store the figures under this name in the weights' metadata")
+    add("--report", type=Path, help="folder for results.md, images.csv and images of the first run")
+    add("--reported", choices=sorted({row.dataset for row in REPORTED}), help="add the paper's results on this dataset")
+    add("--record", metavar="NAME", help="store the results under this name in the weights' metadata")
     return parser.parse_args(argv)
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """The command with its options parsed.
+    """Run the command with parsed options.
 
     Raises:
-        ValueError, OSError, UpscaleError: the message says what was wrong.
+        ValueError, OSError, UpscaleError: the message says what is wrong.
     """
     if "alex" not in args.lpips:
-        raise ValueError("--lpips needs alex, the backbone of the paper's figures; vgg may come beside it")
+        raise ValueError("--lpips must include alex, the paper's backbone; vgg is optional")
     pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares, args.hr_size)
     device = choose_device(args.device)
     preset = PRESETS[args.preset]
@@ -236,7 +236,7 @@ def write_report(
     methods: dict[str, Method],
     run: Run,
 ) -> None:
-    """The table, every image's figures, and pictures of the run."""
+    """Write the table, the results of each image, and sample images of the run."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.md").write_text(text, encoding="utf-8")
     write_csv(folder / "images.csv", results, [path.name for path in pairs.paths], patients)

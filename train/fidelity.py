@@ -1,4 +1,4 @@
-"""What PSNR and LPIPS do not tell: text and markers, edges, dark areas, and how much is invented.
+"""Measure fidelity beyond PSNR and LPIPS: text and markers, edges, dark areas, and invented detail.
 
 python -m train.fidelity --data data/nih --presets best paper
 python -m train.fidelity --data data/mhh --split all --index index.csv --limit 32
@@ -33,30 +33,30 @@ MEASURES = {
 }
 CONTRAST_WINDOW = 9
 TEXT_CONTRAST = 0.5
-"""Range of gray within the window from which on pixels count as text, markers or the border of the exposed field."""
+"""Minimum contrast within the window at which pixels count as text, markers or the border of the exposed field."""
 EDGE_QUANTILE = 0.8
 DARK = 0.15
 
 
 def text_mask(hr: Image) -> NDArray[np.bool_]:
-    """Where the contrast is that of burnt-in text, markers, metal and borders."""
+    """Return the mask of pixels with the contrast of burnt-in text, markers, metal and borders."""
     window = np.ones((CONTRAST_WINDOW, CONTRAST_WINDOW), np.uint8)
     mask: NDArray[np.bool_] = cv2.dilate(hr, window) - cv2.erode(hr, window) > TEXT_CONTRAST
     return mask
 
 
 def gradient(image: Image) -> NDArray[np.float32]:
-    """[2, H, W], central differences a pixel."""
+    """Return the central differences per pixel, [2, H, W]."""
     return np.stack(np.gradient(image)).astype(np.float32)
 
 
 def fidelity(image: Image, hr: Image, thresholds: Mapping[str, float]) -> dict[str, float]:
-    """The measures of one image, in gray levels of 255 or percent; NaN where it has no such pixels.
+    """Measure one image, in gray levels (0–255) or percent; NaN if it has no such pixels.
 
     Args:
-        image: what is measured, [H, W] in [0, 1].
+        image: the image to measure, [H, W] in [0, 1].
         hr: the reference.
-        thresholds: by name of a measure, from which error on a pixel counts as invented.
+        thresholds: errors above which a pixel counts as invented, by name of the measure.
     """
     error = np.abs(image - hr)
     text = text_mask(hr)
@@ -78,7 +78,7 @@ def fidelity(image: Image, hr: Image, thresholds: Mapping[str, float]) -> dict[s
 
 
 def own_error(pairs: PairDataset, reconstruct: Method) -> float:
-    """Mean + 2σ of the autoencoder's error over all pixels, in [0, 1]."""
+    """Return mean + 2σ of the autoencoder's error over all pixels, in [0, 1]."""
     errors = []
     for first in range(0, len(pairs), BATCH):
         items = range(first, min(first + BATCH, len(pairs)))
@@ -89,7 +89,7 @@ def own_error(pairs: PairDataset, reconstruct: Method) -> float:
 
 
 def measure(pairs: PairDataset, methods: Mapping[str, tuple[Method, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Every method's mean of every measure; a method comes with its thresholds, image i has seed i."""
+    """Return each method's mean of each measure; methods come with their thresholds, image i has seed i."""
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     for i in tqdm(range(len(pairs)), desc="fidelity", unit="image", leave=False):
         lr, hr = pairs.unit_images(i)
@@ -99,7 +99,7 @@ def measure(pairs: PairDataset, methods: Mapping[str, tuple[Method, dict[str, fl
 
 
 def mean_of(values: list[float]) -> float:
-    """The mean of those that are not NaN; NaN where there are none."""
+    """Return the mean ignoring NaN, or NaN if there are no other values."""
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else float("nan")
 
@@ -112,7 +112,7 @@ def table(results: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def compare(pairs: PairDataset, presets: Sequence[str], device: str) -> dict[str, dict[str, float]]:
-    """Bicubic and every preset with its shipped weights, at its own settings."""
+    """Measure bicubic and each preset with its shipped weights and default settings."""
     methods: dict[str, tuple[Method, dict[str, float]]] = {}
     common = None
     for name in presets:
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m train.fidelity")
     add_choice(parser)
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=[DEFAULT.name], help="default: %(default)s")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto uses a GPU if there is one")
     args = parser.parse_args(argv)
     try:
         pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}; gray levels of 255 or percent\n")
+    print(f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}; gray levels (0–255) or percent\n")
     print(table(results))
     return 0
 

@@ -1,4 +1,4 @@
-"""Draw the paper's figures: samples (2), augmentations (3), loss curves (6), results (7 to 10); details, steps.
+"""Draw the paper's figures: samples (2), augmentations (3), loss curves (6), results (7–10); also details and steps.
 
 python -m train.figures samples --data data/nih --out samples.png
 python -m train.figures augmentations --data data/nih --out augmentations.png
@@ -29,7 +29,7 @@ from pipeline.presets import DEFAULT, PAPER, PRESETS, Preset
 from pipeline.runtimes.onnx import onnx_networks
 from pipeline.spec import SCALE
 from train.augment import Augmentation, apply
-from train.data import PairDataset, evenly, list_pairs
+from train.data import PairDataset, list_pairs, spread_evenly
 from train.methods import Method, bicubic
 from train.pairs import HR
 from train.paper import AUGMENTATION
@@ -40,15 +40,15 @@ Panels = Sequence[tuple[str, str, Image]]
 
 
 def samples_figure(pairs: PairDataset) -> Picture:
-    """Figure 2: a few LR images, enlarged, above their HR images."""
-    shown = [pairs.unit_images(i) for i in evenly(len(pairs), SHOWN)]
+    """Draw Figure 2: a few LR images, enlarged, above their HR images."""
+    shown = [pairs.unit_images(i) for i in spread_evenly(len(pairs), SHOWN)]
     lr: Panels = [("LR 64 x 64", "", enlarge(low)) for low, _ in shown]
     hr: Panels = [("HR 256 x 256", "", high) for _, high in shown]
     return stack([labelled_row(lr), labelled_row(hr)])
 
 
 def augmentations_figure(pairs: PairDataset) -> Picture:
-    """Figure 3: one pair and what each operation of the augmentation makes of it, LR above HR."""
+    """Draw Figure 3: one pair and each augmentation of it, LR above HR."""
     size, spec = PAPER.data.lr_size, AUGMENTATION["paper"]
     side, hole = round(spec.smallest_crop * size), round(spec.cutout_side * size)
     crop, cutout = (size - side, 0, side), (hole, 2 * hole, hole)
@@ -67,19 +67,19 @@ def augmentations_figure(pairs: PairDataset) -> Picture:
 
 
 def curves_figure(runs: Sequence[Path]) -> Figure:
-    """Figure 6: each run's training loss, raw and averaged, and validation loss over the steps.
+    """Draw Figure 6: each run's training loss, raw and averaged, and validation loss by step.
 
     Raises:
-        ValueError: a folder holds no log of a training.
+        ValueError: a folder has no training log.
     """
     for run in runs:
         if not list(run.glob("events.out.tfevents.*")):
-            raise ValueError(f"'{run}' holds no log of a training, events.out.tfevents.*")
+            raise ValueError(f"'{run}' has no training log, events.out.tfevents.*")
     figure = Figure(figsize=(6 * len(runs), 4), layout="constrained")
     for run, axes in zip(runs, figure.subplots(1, len(runs), squeeze=False)[0], strict=True):
         log = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
         if "train/loss" not in log.Tags()["scalars"]:
-            raise ValueError(f"the log in '{run}' holds no step yet")
+            raise ValueError(f"the log in '{run}' has no steps yet")
         steps, losses = np.array([(event.step, event.value) for event in log.Scalars("train/loss")]).T
         axes.plot(steps, losses, color="0.8", linewidth=0.8, label="training, one batch")
         width = max(1, len(losses) // 50)
@@ -88,7 +88,7 @@ def curves_figure(runs: Sequence[Path]) -> Figure:
         if "validation" in log.Tags()["scalars"]:
             steps, values = np.array([(event.step, event.value) for event in log.Scalars("validation")]).T
             axes.plot(steps, values, "o-", color="C1", label="validation")
-        # an adversary's opinion can make a loss negative
+        # an adversarial term can make the loss negative
         axes.set(title=run.name, xlabel="step", ylabel="loss", yscale="log" if losses.min() > 0 else "linear")
         axes.legend()
     return figure
@@ -98,13 +98,13 @@ STEPS_IN_NAME = re.compile(r"^(\w+: \w+), (\d+) steps?, from (pure noise|the LR 
 
 
 def steps_figure(files: Sequence[Path]) -> Figure:
-    """Quality against the number of steps, from the CSV files of ``train.evaluate``, one line a file and kind of run.
+    """Plot quality against the number of steps, one line per file of ``train.evaluate`` and kind of run.
 
     Raises:
-        ValueError: a file is not such a table, or holds no run of the system.
-        OSError: it cannot be read.
+        ValueError: a file is not such a table, or has no run of the system.
+        OSError: a file cannot be read.
     """
-    metrics = {"lpips_alex": "LPIPS, of bicubic's", "psnr": "PSNR, dB above bicubic"}
+    metrics = {"lpips_alex": "LPIPS, relative to bicubic", "psnr": "PSNR, dB above bicubic"}
     figure = Figure(figsize=(12, 4), layout="constrained")
     panels = dict(zip(metrics, figure.subplots(1, 2), strict=True))
     for metric, title in metrics.items():
@@ -119,44 +119,44 @@ def steps_figure(files: Sequence[Path]) -> Figure:
 
 
 def quality(path: Path) -> list[tuple[str, list[int], list[dict[str, float]]]]:
-    """(kind of run, its numbers of steps, LPIPS and PSNR against bicubic's) of a CSV file of ``train.evaluate``."""
+    """Read (kind of run, numbers of steps, LPIPS and PSNR relative to bicubic) from a file of ``train.evaluate``."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"method", "lpips_alex", "psnr"} <= rows[0].keys():
-        raise ValueError(f"'{path}' is no images.csv of train.evaluate")
+        raise ValueError(f"'{path}' is not an images.csv of train.evaluate")
     means: dict[str, dict[str, float]] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
-        of_method = [row for row in rows if row["method"] == method]
-        means[method] = {m: float(np.mean([float(row[m]) for row in of_method])) for m in ("lpips_alex", "psnr")}
+        method_rows = [row for row in rows if row["method"] == method]
+        means[method] = {m: float(np.mean([float(row[m]) for row in method_rows])) for m in ("lpips_alex", "psnr")}
     kinds: dict[str, dict[int, dict[str, float]]] = {}
     if "bicubic" not in means:
-        raise ValueError(f"'{path}' holds no row of bicubic")
+        raise ValueError(f"'{path}' has no row for bicubic")
     base = means["bicubic"]
     for method, found in means.items():
         if match := STEPS_IN_NAME.search(method):
             relative = {"lpips_alex": found["lpips_alex"] / base["lpips_alex"], "psnr": found["psnr"] - base["psnr"]}
             kinds.setdefault(f"{match[1]} from {match[3]}", {})[int(match[2])] = relative
     if not kinds:
-        raise ValueError(f"'{path}' holds no run of the system")
+        raise ValueError(f"'{path}' has no run of the system")
     return [(kind, sorted(runs), [runs[steps] for steps in sorted(runs)]) for kind, runs in kinds.items()]
 
 
 def upscaled_figure(pairs: PairDataset, method: Method) -> Picture:
-    """Figures 7 and 9: LR, bicubic, upscaled and HR of a few images."""
+    """Draw Figures 7 and 9: LR, bicubic, upscaled and HR of a few images."""
     rows = []
-    for i in evenly(len(pairs), SHOWN):
+    for i in spread_evenly(len(pairs), SHOWN):
         lr, hr = pairs.unit_images(i)
         rows.append(comparison(lr, method([lr], [hr], [i])[0], hr))
     return stack(rows)
 
 
 def runtimes_figure(pairs: PairDataset, systems: Mapping[str, Method]) -> Picture:
-    """Figures 8 and 10: the same images by each runtime, and how far each is from the first, as a map.
+    """Draw Figures 8 and 10: the same images on each runtime, and maps of their difference to the first runtime.
 
-    A map's white is that image's largest difference, which stands above it in gray levels of 255.
+    White in a map is the image's largest difference, given above it in gray levels (0–255).
     """
     rows = []
-    for i in evenly(len(pairs), SHOWN):
+    for i in spread_evenly(len(pairs), SHOWN):
         lr, hr = pairs.unit_images(i)
         images = {name: method([lr], [hr], [i])[0] for name, method in systems.items()}
         (first, reference), *others = images.items()
@@ -171,21 +171,21 @@ def runtimes_figure(pairs: PairDataset, systems: Mapping[str, Method]) -> Pictur
 
 
 def parse_detail(text: str) -> tuple[str, int, int]:
-    """``FILE:TOP:LEFT``, in HR pixels that ``SCALE`` divides."""
+    """Parse ``FILE:TOP:LEFT``, in HR pixels divisible by ``SCALE``."""
     limit = PAPER.data.hr_size - DETAIL
     match text.split(":"):
         case [name, top, left] if top.isdecimal() and left.isdecimal():
             place = int(top), int(left)
             if max(place) <= limit and not any(n % SCALE for n in place):
                 return name, *place
-    raise argparse.ArgumentTypeError(f"'{text}', needed is FILE:TOP:LEFT with multiples of {SCALE} up to {limit}")
+    raise argparse.ArgumentTypeError(f"must be FILE:TOP:LEFT with multiples of {SCALE} up to {limit}, got '{text}'")
 
 
 def details_figure(details: Sequence[tuple[str, int, int]], data: Path, repository: Path, preset: Preset) -> Picture:
-    """Squares of 96 HR pixels, enlarged: LR, bicubic, upscaled with the repository's networks, HR.
+    """Draw enlarged squares of 96 HR pixels: LR, bicubic, upscaled with the repository's networks, HR.
 
     Raises:
-        ValueError: a file is missing or no image.
+        ValueError: a file is missing or not an image.
     """
     generate = generator(onnx_networks(repository, preset), preset)
     rows = []
@@ -207,19 +207,19 @@ def main(argv: list[str] | None = None) -> int:
     figures = parser.add_subparsers(dest="figure", required=True)
     helps = {
         "samples": "LR and HR images",
-        "augmentations": "what training does to a pair",
+        "augmentations": "a pair and its augmentations",
         "details": "enlarged squares of LR, bicubic, upscaled and HR images",
     }
     for name, help in helps.items():
         figure = figures.add_parser(name, help=help, description=f"{help.capitalize()}.")
-        figure.add_argument("--data", type=Path, required=True, help="folder that train.pairs wrote")
+        figure.add_argument("--data", type=Path, required=True, help="folder written by train.pairs")
     details = figures.choices["details"]
-    details.add_argument("details", nargs="+", type=parse_detail, metavar="FILE:TOP:LEFT", help="in HR pixels")
+    details.add_argument("details", nargs="+", type=parse_detail, metavar="FILE:TOP:LEFT", help="squares, in HR pixels")
     details.add_argument("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
     details.add_argument("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
-    figure = figures.add_parser("curves", help="losses over the steps", description="Losses over the steps.")
-    figure.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a training's --run-dir")
-    figure = figures.add_parser("steps", help="quality over steps", description="Quality over denoising steps.")
+    figure = figures.add_parser("curves", help="losses by step", description="Losses by step.")
+    figure.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="--run-dir of a training")
+    figure = figures.add_parser("steps", help="quality by denoising steps", description="Quality by denoising steps.")
     figure.add_argument("files", nargs="+", type=Path, metavar="CSV", help="images.csv of train.evaluate --report")
     for name, figure in figures.choices.items():
         out = Path(f"{name}.png")

@@ -1,4 +1,4 @@
-"""The images as latents, encoded once."""
+"""Cached latents of the training images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH = 8
 
 @torch.inference_mode()
 def encode_pairs(encoder: Encoder, pairs: PairDataset, preset: Preset, device: torch.device, desc: str) -> Tensor:
-    """float16 [N, 8, 32, 32]: the HR latent of every item and the condition, on the CPU."""
+    """Encode each item's HR latent and condition: float16 [N, 8, 32, 32], on the CPU."""
     latents = []
     encoder = encoder.to(device)
 
@@ -47,11 +47,11 @@ def cached_latents(
     preset: Preset,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """The latents of each side's data set, from ``path`` or newly encoded and written there.
+    """Return the latents of each side's dataset, read from ``path`` or encoded and written there.
 
     Raises:
-        ValueError: the file holds those of another autoencoder or data set.
-        OSError: it cannot be written.
+        ValueError: the file's latents are from another autoencoder or dataset.
+        OSError: the file cannot be written.
     """
     if (cache := checkpoint.load(path, key)) is None:
         cache = {

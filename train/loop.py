@@ -1,7 +1,7 @@
-"""The frame of the trainings: steps, averages, validation, pictures, logs, checkpoints. Engine: accelerate.
+"""The training loop, on accelerate: steps, weight averaging, validation, sample images, logs and checkpoints.
 
-Every step's random numbers are a function of the seed and the step, drawn for the whole batch by every process, which
-then takes its share. So a result depends neither on the number of processes nor on where a run was interrupted.
+Each step's random numbers depend on the seed and the step only; every process draws them for the whole batch and takes
+its share. So results depend neither on the number of processes nor on interruptions.
 """
 
 from __future__ import annotations
@@ -27,44 +27,44 @@ from tqdm import tqdm
 from train import checkpoint
 from train.checkpoint import EMA
 from train.config import Paused, settings
-from train.plan import CHECKPOINT, Training, compiles, samples_a_part, workers_of
+from train.plan import CHECKPOINT, Training, compiles, samples_per_part, workers_of
 from train.schedule import learning_rate
 
 LOG_STEPS = 10
 AHEAD = 2
-"""Batches that a worker prepares ahead."""
+"""Batches that each worker prepares ahead."""
 
 Arguments = tuple[Any, ...]
-"""Of a loss."""
+"""Arguments of a loss."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, on what."""
+    """A network to train, with its loss, data and validation."""
 
     name: str
     loss: nn.Module
-    """``forward(*batch(step, share))`` returns terms, "loss" among them; what requires gradients learns."""
+    """Module whose ``forward(*batch(step, share))`` returns terms including "loss"."""
     network: str
-    """Name of the submodule of ``loss`` that is averaged, validated and saved."""
+    """Name of the submodule of ``loss`` to average, validate and save."""
     batch: Callable[[int, slice], Arguments]
-    """(step, which samples of the step's batch) ⇒ ``loss``'s arguments, on the CPU."""
+    """(step, slice of the step's batch) ⇒ arguments of ``loss``, on the CPU."""
     validate: Callable[[Any], float]
-    """The averaged network ⇒ what is to be small, on validation patients."""
+    """Averaged network ⇒ validation loss."""
     picture: Callable[[Any], Picture]
-    """The averaged network ⇒ samples to look at."""
+    """Averaged network ⇒ sample image for inspection."""
     inputs: dict[str, Any]
-    """What the result depends on beside the options."""
+    """Everything besides the options that the result depends on."""
     adversary: nn.Module | None = None
-    """Its ``forward(real, reconstruction)`` returns "loss"; it learns in turn with ``loss``, which is given its
-    submodule ``discriminator`` as last argument and returns the "reconstruction"."""
+    """Module whose ``forward(real, reconstruction)`` returns "loss"; alternates with ``loss``, which takes its
+    ``discriminator`` as last argument and returns the "reconstruction"."""
     regions: tuple[tuple[nn.Module, str], ...] = ()
-    """The methods of ``loss``'s modules that are compiled, each by itself: the whole of a loss that calls its networks
-    several times would take too long to compile. (): its ``forward``."""
+    """(module, method) pairs to compile separately, as a loss that calls its networks several times would take too long
+    to compile. (): the ``forward`` of ``loss``."""
 
 
 class Batches:
-    """Item i is part i mod P of the batch of step ``first`` + i div P, of the P ``shares``."""
+    """Sequence whose item i is part i mod P of the batch of step ``first`` + i div P, for P ``shares``."""
 
     def __init__(self, task: Task, shares: list[slice], first: int, steps: int) -> None:
         self.batch, self.shares, self.first, self.steps = task.batch, shares, first, steps
@@ -80,7 +80,7 @@ class Batches:
 @dataclass(frozen=True)
 class Result:
     network: Any
-    """The averaged network at its best validation."""
+    """Averaged network at its lowest validation loss."""
     step: int
     validation: float
     seconds: float
@@ -101,17 +101,16 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 def pinned(value: Any) -> Any:
-    """In memory that a GPU copies from by itself."""
+    """Move tensors to pinned memory."""
     if isinstance(value, tuple):
         return tuple(map(pinned, value))
     return value.pin_memory() if isinstance(value, Tensor) else value
 
 
 def load_batches(batches: Batches, workers: int, pin: bool) -> Iterator[Arguments]:
-    """The items in turn, prepared ahead by threads where there are any; the same whatever their number.
+    """Yield the items in order, prepared ahead by threads if ``workers`` > 0; their number does not affect the items.
 
-    NumPy, OpenCV and Pillow let other threads work meanwhile; processes would have to be forked beside the threads of
-    CUDA, OpenMP and gRPC, which may not survive it.
+    NumPy, OpenCV and Pillow release the GIL; forking processes next to the threads of CUDA, OpenMP and gRPC is unsafe.
     """
 
     def prepare(i: int) -> Arguments:
@@ -140,7 +139,7 @@ def duration(seconds: float) -> str:
 
 
 class Run:
-    """One training: the task on its device, with all that a checkpoint holds."""
+    """Training run: a task on its device, with the complete state of a checkpoint."""
 
     def __init__(self, task: Task, config: Training, accelerator: Accelerator) -> None:
         self.task, self.config, self.accelerator = task, config, accelerator
@@ -170,14 +169,14 @@ class Run:
         return self.accelerator.device.type == "cuda"
 
     def load(self) -> bool:
-        """Continue from the run's checkpoint, if there is one.
+        """Load the run's checkpoint and return whether there is one.
 
         Raises:
-            ValueError: it is of another run, or the processes find different ones.
+            ValueError: the checkpoint belongs to another run, or the processes find different ones.
         """
         state = checkpoint.load(self.path, self.key) if self.config.resume else None
         if len(set(gather_object([state["step"] if state else None]))) > 1:
-            raise ValueError(f"'{self.config.run_dir}' must be a folder that all machines share")
+            raise ValueError(f"'{self.config.run_dir}' must be a folder shared by all machines")
         if state is None:
             return False
         self.network.load_state_dict(state["network"])
@@ -208,19 +207,19 @@ class Run:
         checkpoint.save(self.path, self.key, state)
 
     def share(self, part: int) -> slice:
-        """This process's samples of one part of the batch."""
-        size = samples_a_part(self.config, self.accelerator)
+        """Return the slice of this process's samples in one part of the batch."""
+        size = samples_per_part(self.config, self.accelerator)
         first = (part * self.accelerator.num_processes + self.accelerator.process_index) * size
         return slice(first, first + size)
 
     def prepare(self) -> None:
-        """Have the batches of the steps to come prepared."""
+        """Start preparing the batches of the remaining steps."""
         shares = [self.share(part) for part in range(self.config.accumulate)]
         workers = workers_of(self.config, self.accelerator.num_processes)
         self.batches = load_batches(Batches(self.task, shares, self.step, self.config.steps), workers, self.on_gpu)
 
     def gradients(self) -> dict[str, Any]:
-        """Run forward and backward of the next step; the terms are those of this process's last part."""
+        """Run the next step's forward and backward passes; return the terms of this process's last part."""
         terms: dict[str, Any] = {}
         for given in islice(self.batches, self.config.accumulate):
             batch = to_device(given, self.accelerator.device)
@@ -243,7 +242,7 @@ class Run:
             module.zero_grad(set_to_none=True)
 
     def update(self) -> Tensor | None:
-        """One step of the optimisers; returns the norm of the gradient, which a GPU may still have to find."""
+        """Step the optimisers; return the gradient norm, without waiting for a GPU."""
         norm = None
         rate = learning_rate(self.step, self.config.steps, self.config.rate, self.config.warmup)
         for name, optimiser in self.optimisers.items():
@@ -256,8 +255,8 @@ class Run:
         self.ema.update(self.network, self.step)
         return norm
 
-    def seconds_a_step(self) -> float:
-        """Time of the second of two trial steps that change nothing; their batches are given back."""
+    def seconds_per_step(self) -> float:
+        """Time the second of two trial steps that change nothing; their batches are put back."""
         elapsed, seen = 0.0, []
         for _ in range(min(2, self.config.steps - self.step)):
             began, ahead = time.monotonic(), self.batches
@@ -271,7 +270,7 @@ class Run:
         return elapsed
 
     def late(self, began: float) -> bool:
-        """Whether --minutes have passed since then; the processes agree."""
+        """Return whether --minutes have passed since ``began`` in any process."""
         alone = self.accelerator.num_processes == 1
         if not self.config.minutes or not (alone or self.step % LOG_STEPS == 0):
             return False
@@ -279,7 +278,7 @@ class Run:
         return any(gather_object([passed]))
 
     def check_finite(self, name: str, value: float) -> None:
-        """Raises FloatingPointError where it is not."""
+        """Raise FloatingPointError if the value is not finite."""
         if not math.isfinite(value):
             kept = (
                 f"the last checkpoint, '{self.path}', is kept" if self.path.exists() else "there is no checkpoint yet"
@@ -287,7 +286,7 @@ class Run:
             raise FloatingPointError(f"the {name} is {value} at step {self.step}; {kept}; a lower --rate may help")
 
     def validate(self, log: SummaryWriter | None) -> None:
-        """Validate the averaged network, remember it if it is the best, draw samples."""
+        """Validate the averaged network, keep it if it is the best, and write samples."""
         if log is None:
             return
         with torch.compiler.set_stance("force_eager"):
@@ -306,13 +305,13 @@ class Run:
 
 
 def train(task: Task, config: Training, accelerator: Accelerator) -> Result:
-    """Run a task to its end, from the start or from its checkpoint.
+    """Train a task to the end, from the start or its checkpoint.
 
     Raises:
         ValueError: see ``Run.load``.
-        Paused: --minutes are over, and there is a checkpoint.
+        Paused: --minutes have passed, and a checkpoint is written.
         FloatingPointError: the loss is not finite; the last checkpoint is kept.
-        OSError: a checkpoint cannot be written; the one before is kept.
+        OSError: a checkpoint cannot be written; the previous one is kept.
     """
     began = time.monotonic()
     run = Run(task, config, accelerator)
@@ -321,10 +320,10 @@ def train(task: Task, config: Training, accelerator: Accelerator) -> Result:
     if main and resumed:
         tqdm.write(f"continuing '{run.path}' at step {run.step}")
     run.prepare()
-    a_step = run.seconds_a_step()
+    step_seconds = run.seconds_per_step()
     if main:
-        left = duration(a_step * (config.steps - run.step))
-        tqdm.write(f"expected time: {left} and the validations, at {a_step:.2g} s a step")
+        left = duration(step_seconds * (config.steps - run.step))
+        tqdm.write(f"expected time: {left} plus validation, at {step_seconds:.2g} s per step")
     log = SummaryWriter(str(config.run_dir), purge_step=run.step + 1) if main else None
     with tqdm(
         initial=run.step, total=config.steps, desc=task.name, unit="step", mininterval=2, disable=not main, leave=False
@@ -357,7 +356,7 @@ def train(task: Task, config: Training, accelerator: Accelerator) -> Result:
     if run.step < config.steps:
         raise Paused(
             f"stopped at step {run.step} of {config.steps} after {config.minutes:g} minutes; "
-            "the same command with --resume goes on"
+            "run the same command with --resume to continue"
         )
     run.ema.module.load_state_dict(run.best["weights"])
     return Result(run.ema.module, run.best["step"], run.best["value"], run.seconds)

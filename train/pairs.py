@@ -1,7 +1,7 @@
-"""Make HR/LR pairs from full-size radiographs: 256² and 64² PNG files, by the paper's OpenCV protocol.
+"""Make HR/LR pairs from full-size radiographs: 256² and 64² PNG files, with the paper's OpenCV protocol.
 
 python -m train.pairs data/nih/images data/nih
-python -m train.pairs data/nih/images data/nih --hr-size 512    # and 128², beside the others
+python -m train.pairs data/nih/images data/nih --hr-size 512    # 512² and 128², next to the others
 python -m train.pairs originals data/mine --workers 8
 """
 
@@ -37,16 +37,16 @@ SKIPPED = "skipped.txt"
 SUFFIXES = (".png", ".jpg", ".jpeg")
 START_OF_SCAN, END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
 SHOWN = 5
-"""Skipped files that the terminal names."""
+"""Maximum number of skipped files to print."""
 CHUNK = 16
-"""Images that a worker is handed at a time."""
+"""Images per task of a worker."""
 
-# a tenth smaller than OpenCV's default at the same speed; level 6 takes five times as long for no smaller a file
+# 10 % smaller than OpenCV's default at the same speed; level 6 takes five times as long and saves nothing
 PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY)
 
 
 def folders(hr_size: int = HR_SIZE) -> tuple[str, str]:
-    """Of HR and LR images of a size; the files of a pair have the same name."""
+    """Return the names of the HR and LR folders; the files of a pair have the same name."""
     return f"HR_{hr_size}", f"LR_{hr_size // SCALE}"
 
 
@@ -54,24 +54,24 @@ HR, LR = folders()
 
 
 class Unusable(Exception):
-    """A file that gives no pair; the message says why."""
+    """No pair can be made from a file; the message says why."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """What became of a folder's images."""
+    """Result of making the pairs of a folder."""
 
     made: int
     existing: int
     skipped: dict[Path, str]
-    """files that gave no pair, and why"""
+    """files without a pair, and the reasons"""
 
 
 def find_images(src: Path) -> list[Path]:
-    """The PNG and JPEG files below a folder, sorted; hidden ones are left out.
+    """Find the PNG and JPEG files below a folder, sorted and without hidden files.
 
     Raises:
-        ValueError: there is no such folder, it has no images, or two of them would give the same pair.
+        ValueError: there is no such folder, it has no images, or two of them would make the same pair.
     """
     if not src.is_dir():
         raise ValueError(f"'{src}' is not a folder")
@@ -88,7 +88,7 @@ def find_images(src: Path) -> list[Path]:
 
 
 def read_gray8(path: Path) -> NDArray[np.uint8]:
-    """uint8 [H, W] of a file in gray or colour, 8 or 16 bits.
+    """Read a gray or colour file with 8 or 16 bits as uint8 [H, W].
 
     Raises:
         Unusable: the file cannot be read or decoded, or is truncated.
@@ -97,34 +97,34 @@ def read_gray8(path: Path) -> NDArray[np.uint8]:
         data = path.read_bytes()
     except OSError as error:
         raise Unusable(f"cannot be read: {error.strerror}") from error
-    # before 4.11, OpenCV fills up what a truncated JPEG lacks
+    # before 4.11, OpenCV pads truncated JPEG files
     truncated = data.startswith(b"\xff\xd8") and data.rfind(END_OF_JPEG) < data.rfind(START_OF_SCAN)
     try:
         pixels = None if truncated else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         pixels = None
     if pixels is None or pixels.dtype not in (np.uint8, np.uint16):
-        raise Unusable("is damaged, or neither PNG nor JPEG")
+        raise Unusable("is damaged, or not PNG or JPEG")
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY if pixels.shape[2] == 3 else cv2.COLOR_BGRA2GRAY)
-    # the protocol resamples the 8-bit images that NIH publishes, so deeper files are rounded before, not after
+    # the protocol resamples NIH's 8-bit images, so deeper files are rounded before resampling
     return pixels if pixels.dtype == np.uint8 else np.rint(pixels / 257).astype(np.uint8)
 
 
 def pair_of(image: NDArray[np.uint8], size: int = HR_SIZE) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """uint8 [H, W] ⇒ HR and LR, uint8: the centred square, resampled to HR's size, and that to LR's.
+    """Make the pair (HR, LR), uint8, of an image uint8 [H, W]: its centred square resampled to HR's size, then to LR's.
 
     Raises:
         Unusable: the image is smaller than HR.
     """
     if min(image.shape) < size:
-        raise Unusable(f"is {image.shape[1]}×{image.shape[0]}, needed are {size} pixels a side")
+        raise Unusable(f"must have at least {size} pixels per side, got {image.shape[1]}×{image.shape[0]}")
     hr = resize_cubic(crop_square(image), size, size)
     return hr, downscale(hr)
 
 
-def write_whole(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write a PNG whole or not at all."""
+def write_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write a PNG file atomically."""
     try:
         with whole_file(path) as partial:
             partial.write_bytes(cv2.imencode(".png", image, PNG)[1].tobytes())
@@ -133,7 +133,7 @@ def write_whole(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 def make_pair(path: Path, out: Path, size: int = HR_SIZE) -> str | None:
-    """Write what the pair of a file still lacks; returns why there is none, or None.
+    """Write the missing files of a pair; return the reason why there is no pair, or None.
 
     Raises:
         OSError: a file cannot be written.
@@ -145,19 +145,19 @@ def make_pair(path: Path, out: Path, size: int = HR_SIZE) -> str | None:
     for folder, image in zip(folders(size), images, strict=True):
         target = out / folder / f"{path.stem}.png"
         if not target.exists():
-            write_whole(target, image)
+            write_png(target, image)
     return None
 
 
 def finished(out: Path, size: int = HR_SIZE) -> set[str]:
-    """The names, without suffix, of the pairs that are whole."""
+    """Return the names, without suffix, of the complete pairs."""
     hr, lr = ({path.stem for path in (out / folder).glob("*.png")} for folder in folders(size))
     return hr & lr
 
 
 def _start_worker() -> None:
     cv2.setNumThreads(1)
-    # libpng prints past OpenCV's log level; what is wrong with a file is reported by us
+    # libpng ignores OpenCV's log level; file errors are reported separately
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -170,12 +170,12 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _each(paths: list[Path], out: Path, size: int, workers: int) -> Iterator[Iterator[str | None]]:
-    """``make_pair`` of every path, in order, by several processes."""
-    # "spawn": a fork would inherit the locks of the caller's threads
+def _make_pairs(paths: list[Path], out: Path, size: int, workers: int) -> Iterator[Iterator[str | None]]:
+    """Run ``make_pair`` on all paths in several processes, yielding results in order."""
+    # "spawn": a fork would inherit locks held by the caller's threads
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(paths)), context, _start_worker)
-    # the workers inherit the mask: Ctrl-C reaches this process alone, which ends them
+    # workers inherit the mask: only this process handles Ctrl-C, and ends them
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         results = pool.map(make_pair, paths, repeat(out), repeat(size), chunksize=CHUNK)
@@ -189,56 +189,57 @@ def _each(paths: list[Path], out: Path, size: int, workers: int) -> Iterator[Ite
 def generate_downsampled_pairs(src: Path, out: Path, *, hr_size: int = HR_SIZE, workers: int | None = None) -> Pairs:
     """Write OUT/HR_256/NAME.png and OUT/LR_64/NAME.png, 8-bit gray, for every PNG and JPEG file below ``src``.
 
-    Pairs that exist are left as they are, so that an interrupted run continues. Files that give no pair are listed in
-    OUT/skipped.txt.
+    Existing pairs are kept, so an interrupted run can be continued. Files without a pair are listed in OUT/skipped.txt.
 
     Args:
-        hr_size: side of the HR images, a multiple of 64; LR's is a quarter of it.
-        workers: processes (default: one a CPU).
+        hr_size: side of the HR images, a multiple of 64; the LR side is a quarter of it.
+        workers: number of processes (default: one per CPU).
 
     Raises:
-        ValueError: the folders or ``workers`` are wrong, or no file gives a pair.
+        ValueError: the folders or ``workers`` are invalid, or no file makes a pair.
         OSError: a pair cannot be written, such as on a full disk, or a worker was killed.
     """
     if workers is not None and workers < 1:
-        raise ValueError(f"{workers} workers, allowed are 1 and more")
+        raise ValueError(f"--workers must be 1 or more, got {workers}")
     if hr_size < 64 or hr_size % 64:
-        raise ValueError(f"--hr-size is {hr_size}, it must be a multiple of 64")
+        raise ValueError(f"--hr-size must be a multiple of 64, got {hr_size}")
     names = folders(hr_size)
     ours, theirs = out.resolve(), src.resolve()
     if ours == theirs or theirs in ours.parents or {ours / name for name in names} & {theirs, *theirs.parents}:
-        raise ValueError(f"'{out}' would put pairs among the originals in '{src}': name another folder")
+        raise ValueError(f"'{out}' would put pairs among the originals in '{src}': use another folder")
     paths = find_images(src)
     for folder in (out / name for name in names):
         folder.mkdir(parents=True, exist_ok=True)
-        for partial in folder.glob(".*.partial"):  # a killed run's
+        for partial in folder.glob(".*.partial"):  # left by a killed run
             partial.unlink()
     done = finished(out, hr_size)
     todo = [path for path in paths if path.stem not in done]
     skipped: dict[Path, str] = {}
     if todo:
         try:
-            with _each(todo, out, hr_size, workers or os.cpu_count() or 1) as reasons:
+            with _make_pairs(todo, out, hr_size, workers or os.cpu_count() or 1) as reasons:
                 for path, reason in zip(todo, tqdm(reasons, "pairs", len(todo), unit="image"), strict=True):
                     if reason is not None:
                         skipped[path] = reason
         except BrokenProcessPool:
-            raise OSError("a worker was killed, perhaps for want of memory: try fewer --workers") from None
+            raise OSError("a worker was killed, perhaps out of memory: try fewer --workers") from None
         except OSError as error:
-            state = f"{len(finished(out, hr_size))} of {len(paths)} pairs are made; the same command continues"
+            state = f"{len(finished(out, hr_size))} of {len(paths)} pairs made; run the same command to continue"
             raise OSError(f"'{error.filename}' cannot be written: {error.strerror}; {state}") from error
     (out / SKIPPED).write_text("".join(f"'{path}' {reason}\n" for path, reason in skipped.items()), encoding="utf-8")
     if len(skipped) == len(paths):
-        raise ValueError(f"none of the {len(paths)} images in '{src}' gives a pair: see '{out / SKIPPED}'")
+        raise ValueError(f"none of the {len(paths)} images in '{src}' makes a pair: see '{out / SKIPPED}'")
     return Pairs(len(todo) - len(skipped), len(paths) - len(todo), skipped)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m train.pairs")
-    parser.add_argument("src", type=Path, metavar="SRC", help="folder of PNG and JPEG files, also in folders below")
-    parser.add_argument("out", type=Path, metavar="OUT", help=f"where {HR}/ and {LR}/ go, or those of --hr-size")
+    parser.add_argument("src", type=Path, metavar="SRC", help="folder of PNG and JPEG files, including subfolders")
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help=f"parent folder for {HR}/ and {LR}/, or those of --hr-size"
+    )
     parser.add_argument("--hr-size", type=int, default=HR_SIZE, metavar="N", help="side of HR (default: %(default)s)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a CPU)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per CPU)")
     args = parser.parse_args(argv)
     try:
         pairs = generate_downsampled_pairs(args.src, args.out, hr_size=args.hr_size, workers=args.workers)
@@ -246,9 +247,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        print("interrupted; run the same command to continue", file=sys.stderr)
         return 130
-    print(f"{pairs.made} pairs made, {pairs.existing} there already, {len(pairs.skipped)} files skipped")
+    print(f"{pairs.made} pairs made, {pairs.existing} already existed, {len(pairs.skipped)} files skipped")
     if pairs.skipped:
         some = [f"  '{path}' {reason}\n" for path, reason in islice(pairs.skipped.items(), SHOWN)]
         print(f"skipped (all in '{args.out / SKIPPED}'):\n{''.join(some)}", end="", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What the paper says of its data, augmentation and results, and the augmentation of preset ``best``."""
+"""The paper's data split, augmentation and results, and the augmentation of preset ``best``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SPLIT = (0.70, 0.20, 0.10)
 
 @dataclass(frozen=True)
 class AugmentationSpec:
-    """Augmentation, by default the paper's, LR and HR in step: ``share`` of the samples, each operation by chance.
+    """Augmentation of LR and HR alike, by default the paper's: ``share`` of samples, each operation with a probability.
 
-    Every augmented sample is turned by one of ``rotations``. The paper does not say how small a random resized crop
-    may be: the crop's side is uniform in ``smallest_crop`` … 1 times the image's.
+    Every augmented sample is rotated by one of ``rotations``. The paper does not give the minimum size of a random
+    resized crop: its side is uniform in ``smallest_crop`` … 1 times the image's.
     """
 
     share: float = 0.70
@@ -30,7 +30,7 @@ AUGMENTATION = {
     "paper": AugmentationSpec(),
     "best": AugmentationSpec(share=0.5, horizontal_flip=1.0, rotations=(0,), random_resized_crop=0.0, cutout=0.0),
 }
-"""By preset."""
+"""Augmentation by preset."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the trainings agree on before they start: their options, the split, the engine, and the plan they print."""
+"""Common setup of all training commands: options, split, accelerator, printed plan and metadata."""
 
 from __future__ import annotations
 
@@ -33,39 +33,43 @@ from train.data import SHARES, list_pairs, parse_split, patient_of, read_index, 
 
 CHECKPOINT = "checkpoint.pt"
 PRECISION = "bf16" if choose_device("auto") == "cuda" or multiplies(BFLOAT16) else "fp32"
-"""What other processors imitate of bfloat16 takes four times as long as float32."""
+"""Default precision: processors that emulate bfloat16 take four times as long as with float32."""
 SWITCH = ("auto", "on", "off")
-MOST_WORKERS = 12
-LONGEST_WAIT = datetime.timedelta(hours=12)
-"""Of the other processes, for the first one's encoding or validation."""
+MAX_WORKERS = 12
+MAX_WAIT = datetime.timedelta(hours=12)
+"""Maximum time that processes wait for the first one's encoding or validation."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """The options of every training."""
+    """Options of all training commands."""
 
-    data: Path = option(Path("data/nih"), "folder that train.pairs wrote")
-    index: Path | None = option(None, "CSV file with the columns file and patient, for names that hold no patient id")
+    data: Path = option(Path("data/nih"), "folder written by train.pairs")
+    index: Path | None = option(None, "CSV file with the columns file and patient, for file names without a patient ID")
     split: str = option(SHARES, "shares of the patients in training, validation and test, in percent")
     preset: str = option(DEFAULT.name, "the system to train", choices=PRESETS)
-    run_dir: Path = option(Path("runs"), "folder of the checkpoint, logs and pictures")
-    resume: bool = option(False, "continue the run in --run-dir, if there is one", decides=False)
-    device: str = option("auto", "auto takes a GPU where there is one", choices=DEVICES, decides=False)
-    precision: str = option(PRECISION, "of the networks' arithmetic in training", choices=("fp32", "bf16", "fp16"))
-    workers: int = option(-1, "threads that prepare batches ahead; -1: up to 12 beside a GPU, else none", decides=False)
-    compile: str = option(
-        "auto", "compile the networks: a minute at the start; auto: on a GPU", choices=SWITCH, decides=False
+    run_dir: Path = option(Path("runs"), "folder for the checkpoint, logs and samples")
+    resume: bool = option(False, "continue the run in --run-dir if there is one", affects_result=False)
+    device: str = option("auto", "auto uses a GPU if there is one", choices=DEVICES, affects_result=False)
+    precision: str = option(PRECISION, "precision of training", choices=("fp32", "bf16", "fp16"))
+    workers: int = option(
+        -1, "threads that prepare batches ahead; -1: up to 12 with a GPU, else none", affects_result=False
     )
-    minutes: float = option(0.0, "stop after so long with a checkpoint, to go on by --resume; 0: never", decides=False)
+    compile: str = option(
+        "auto", "compile the networks, which takes a minute; auto: on a GPU", choices=SWITCH, affects_result=False
+    )
+    minutes: float = option(
+        0.0, "minutes to run before stopping with a checkpoint, for --resume; 0: no limit", affects_result=False
+    )
     steps: int = option(1000, "optimiser steps")
-    batch: int = option(16, "samples a step, over all processes")
-    accumulate: int = option(1, "parts in which each process computes its samples, to save memory")
+    batch: int = option(16, "samples per step, over all processes")
+    accumulate: int = option(1, "parts to split each process's samples into, to save memory")
     rate: float = option(1e-3, "peak learning rate of AdamW; cosine to 0")
-    warmup: int = option(50, "steps in which the rate rises linearly")
-    clip: float = option(1.0, "largest norm of the gradient")
-    ema: float = option(0.999, "decay of the averaged weights, which are what is validated and saved; 0: no average")
+    warmup: int = option(50, "steps of linear warm-up")
+    clip: float = option(1.0, "maximum gradient norm")
+    ema: float = option(0.999, "decay of the averaged weights, which are validated and saved; 0: no averaging")
     validate_every: int = option(500, "steps between validations, samples and checkpoints; the best weights are kept")
-    seed: int = option(0, "seeds everything that is random, but not the split")
+    seed: int = option(0, "random seed; does not affect the split")
 
 
 def preset_of(config: Training) -> Preset:
@@ -73,22 +77,22 @@ def preset_of(config: Training) -> Preset:
 
 
 def weights_of(config: Training, folder: Path | None) -> Path:
-    """The weights folder that an option names, or the preset's."""
+    """Return the weights folder given by an option, or the preset's."""
     return folder or Path("weights") / config.preset
 
 
 def check_shares(**shares: float) -> None:
-    """Raises ValueError for options that are not in 0 … 1."""
+    """Raise ValueError for options outside 0–1."""
     for name, share in shares.items():
         if not 0 <= share <= 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {share:g}, allowed are 0 to 1")
+            raise ValueError(f"--{name.replace('_', '-')} must be 0–1, got {share:g}")
 
 
 def split_files(config: Training) -> tuple[dict[str, list[Path]], str]:
-    """The HR files of each side of the patients' split, and a line on them.
+    """Return the HR files of each side of the split by patient, and a one-line description.
 
     Raises:
-        ValueError: training or validation gets none.
+        ValueError: training or validation gets no patients.
     """
     index = read_index(config.index)
     files = split_by_patient(list_pairs(config.data), parse_split(config.split), index)
@@ -102,20 +106,20 @@ def split_files(config: Training) -> tuple[dict[str, list[Path]], str]:
 
 
 def step_generator(config: Training, step: int) -> torch.Generator:
-    """The generator of one step's random numbers."""
+    """Return the random number generator of a step."""
     return torch.Generator().manual_seed(config.seed * 1_000_003 + step)
 
 
 def workers_of(config: Training, processes: int) -> int:
-    """How many workers prepare the batches of each of so many training processes."""
+    """Return the number of workers per process, given the number of training processes."""
     if config.workers >= 0:
         return config.workers
     free = len(os.sched_getaffinity(0)) // processes - 2
-    return max(0, min(MOST_WORKERS, free)) if choose_device(config.device) == "cuda" else 0
+    return max(0, min(MAX_WORKERS, free)) if choose_device(config.device) == "cuda" else 0
 
 
 def compiles(config: Training) -> bool:
-    """Whether networks are compiled: left to itself, on a GPU where there is what PyTorch compiles with."""
+    """Return whether to compile networks: with "auto", on a GPU if Triton and a C compiler are installed."""
     if config.compile != "auto":
         return config.compile == "on"
     able = importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
@@ -123,10 +127,10 @@ def compiles(config: Training) -> bool:
 
 
 def make_accelerator(config: Training) -> Accelerator:
-    """The engine for this process.
+    """Return the accelerator of this process.
 
     Raises:
-        ValueError: the device or its precision is not to be had, or the batch cannot be divided.
+        ValueError: the device or precision is not available, or the batch cannot be divided.
     """
     if min(config.batch, config.accumulate, config.validate_every) < 1 or config.clip <= 0:
         raise ValueError("--batch, --accumulate and --validate-every must be at least 1, and --clip above 0")
@@ -137,40 +141,40 @@ def make_accelerator(config: Training) -> Accelerator:
         torch.set_float32_matmul_precision("high")  # TF32
         torch.backends.cudnn.benchmark = True
     if cpu and config.precision == "fp16":
-        raise ValueError("--precision fp16 needs a GPU; on the CPU allowed are bf16 and fp32")
+        raise ValueError("--precision must be bf16 or fp32 on the CPU, got fp16")
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         gradient_accumulation_steps=config.accumulate,
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+            InitProcessGroupKwargs(timeout=MAX_WAIT),
         ],
     )
     if config.batch % (accelerator.num_processes * config.accumulate):
         raise ValueError(
-            f"--batch {config.batch} cannot be divided among {accelerator.num_processes} process(es) "
-            f"times --accumulate {config.accumulate}"
+            f"--batch must be a multiple of {accelerator.num_processes} process(es) times --accumulate "
+            f"{config.accumulate}, got {config.batch}"
         )
     return accelerator
 
 
-def samples_a_part(config: Training, accelerator: Accelerator) -> int:
-    """How many samples a process takes at a time."""
+def samples_per_part(config: Training, accelerator: Accelerator) -> int:
+    """Return the number of samples that a process computes at a time."""
     return config.batch // (accelerator.num_processes * config.accumulate)
 
 
 def announce(config: Training, accelerator: Accelerator, description: str, network: nn.Module) -> None:
-    """Print the plan, and see that there is a folder for the run.
+    """Print the plan and create the run's folder.
 
     Raises:
-        ValueError: the run's folder is taken, or not every process sees it; no steps.
-        OSError: it cannot be made.
+        ValueError: the folder already has a run, not every process sees it, or there are no steps.
+        OSError: the folder cannot be created.
     """
     if config.steps < 1:
-        raise ValueError(f"--steps is {config.steps}, it must be at least 1")
+        raise ValueError(f"--steps must be at least 1, got {config.steps}")
     if (config.run_dir / CHECKPOINT).exists() and not config.resume:
-        raise ValueError(f"'{config.run_dir}' holds a run: continue it by --resume, or give another --run-dir")
+        raise ValueError(f"'{config.run_dir}' already has a run: continue it with --resume, or use another --run-dir")
     if accelerator.is_main_process:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         tqdm.write(
@@ -180,19 +184,19 @@ def announce(config: Training, accelerator: Accelerator, description: str, netwo
         )
     accelerator.wait_for_everyone()
     if not config.run_dir.is_dir():
-        raise ValueError(f"'{config.run_dir}' must be a folder that all machines share")
+        raise ValueError(f"'{config.run_dir}' must be a folder shared by all machines")
 
 
 def detail_networks(
     preset: Preset, weights: Path, files: Mapping[str, Sequence[Path]]
 ) -> tuple[DetailVAE, UNet, dict[str, Any]]:
-    """Both networks of a preset whose autoencoder sees the LR image, and what the training of more depends on.
+    """Load both networks of a preset whose autoencoder sees the LR image, and their digests for further training.
 
     Raises:
-        ValueError: the preset is another, or weights are missing, damaged or no pair.
+        ValueError: the preset is of another kind, or weights are missing, damaged or do not belong together.
     """
     if not isinstance(preset.vae, DetailVAESpec):
-        raise ValueError(f"--preset {preset.name}: only presets whose networks see the LR image itself are tuned")
+        raise ValueError(f"--preset must be one whose networks see the LR image itself, got {preset.name}")
     vae = load_detail_vae(vae_path(weights, preset.vae), preset.vae)
     check_pair(weights, vae)
     unet = load_unet(weights, preset)
@@ -200,13 +204,13 @@ def detail_networks(
 
 
 def save_networks(config: Training, vae: DetailVAE, unet: UNet, out: Path, description: str, **found: object) -> None:
-    """Write both networks and how they were made; raises OSError where that fails."""
+    """Write both networks and their metadata; raise OSError on failure."""
     save_vae(vae, out, metadata(config, description, vae, **found))
     save_unet(unet, out, metadata(config, description, unet, vae=digest(vae), **found))
 
 
 def metadata(config: Training, description: str, network: nn.Module, **more: object) -> dict[str, object]:
-    """What the weights' JSON tells of their making."""
+    """Return the weights' metadata."""
     return {
         "preset": config.preset,
         "data": description,
@@ -218,7 +222,7 @@ def metadata(config: Training, description: str, network: nn.Module, **more: obj
 
 
 def git(*args: str) -> str:
-    """What git says of the repository of this file; nothing where there is no git, or no repository."""
+    """Return git's output for this repository, or "" without git or a repository."""
     try:
         done = subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True)
     except OSError:
@@ -227,7 +231,7 @@ def git(*args: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the sources, with "-dirty" where they differ from it; weights, which trainings write, may."""
+    """Return the commit, with "-dirty" if files other than weights, which training writes, have changed."""
     head = git("rev-parse", "HEAD")
     return (
         f"{head}-dirty" if head and git("status", "--porcelain", "-uno", "--", ":/", ":(exclude,top)weights") else head
@@ -235,7 +239,7 @@ def commit() -> str:
 
 
 def command() -> str:
-    """The command line, with no folder of this machine above the working directory."""
+    """Return the command line, without absolute paths."""
     spec = sys.modules["__main__"].__spec__
     name = f"-m {spec.name}" if spec is not None else Path(sys.argv[0]).name
 
@@ -247,18 +251,18 @@ def command() -> str:
 
 
 def machine(device: str) -> str:
-    """What a training on ``device`` runs on, without the machine's name."""
+    """Describe the hardware and PyTorch version for ``device``, without the host name."""
     if choose_device(device) == "cuda":
         model = torch.cuda.get_device_name()
     else:
-        told = CPUINFO.read_text() if CPUINFO.exists() else ""
-        found = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
+        cpuinfo = CPUINFO.read_text() if CPUINFO.exists() else ""
+        found = re.search(r"^model name\s*: (.+)$", cpuinfo, re.MULTILINE)
         model = found[1] if found else platform.machine()
     return f"{model}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
 
 
 def origin(device: str) -> dict[str, object]:
-    """Where, when and by what weights are made."""
+    """Return the commit, command, machine and date, for the weights' metadata."""
     made: dict[str, object] = {
         "command": command(),
         "machine": machine(device),

@@ -1,4 +1,4 @@
-"""Train what tells how an image is presented: turned by 90°, 180° or 270°, inverted, or both.
+"""Train the classifier of an image's presentation: rotated by 90°, 180° or 270°, inverted, or both.
 
 python -m train.presentation --data data/nih
 python -m train.presentation --data data/nih --weights weights/mine --steps 4000
@@ -39,29 +39,29 @@ from train.plan import (
 from train.scans import PAGES, Scans, as_tensor, mark, page, read_scans
 
 HELD_OUT = 1024
-"""Images of validation patients."""
+"""Number of images from validation patients."""
 SIDE = 256
-"""HR pixels that a random part of a radiograph is resized to."""
-LEAST_PART = 0.5
-"""Of each side of a radiograph that an image shows."""
+"""Side of a random part of a radiograph after resizing, in HR pixels."""
+MIN_PART = 0.5
+"""Minimum share of each side of a radiograph in an image."""
 TILT = 12.0
-"""Degrees that a radiograph is tilted by at most."""
+"""Maximum tilt of a radiograph in degrees."""
 MARKED = 0.2
 
 
 @dataclass(frozen=True)
-class Presenting(Training):
-    run_dir: Path = option(Path("runs/presentation"), "folder of the checkpoint, logs and pictures")
-    weights: Path | None = option(None, "folder with both networks, which is written to (default: weights/PRESET)")
+class PresentationTraining(Training):
+    run_dir: Path = option(Path("runs/presentation"), "folder for the checkpoint, logs and samples")
+    weights: Path | None = option(None, "folder with both networks, which is updated (default: weights/PRESET)")
     steps: int = option(3000, "optimiser steps")
     batch: int = option(64, "images per step")
     rate: float = option(2e-3, "peak learning rate of AdamW; cosine to 0")
 
 
 def part_of(image: Gray, rng: np.random.Generator) -> Gray:
-    """A random part of a radiograph, tilted, mirrored and marked by chance: uint8 [SIDE, SIDE]."""
+    """Return a random part of a radiograph, randomly tilted, mirrored and marked: uint8 [SIDE, SIDE]."""
     side = len(image)
-    height, width = (int(side * rng.uniform(LEAST_PART, 1)) if rng.random() < 0.6 else side for _ in range(2))
+    height, width = (int(side * rng.uniform(MIN_PART, 1)) if rng.random() < 0.6 else side for _ in range(2))
     top, left = int(rng.integers(0, side - height + 1)), int(rng.integers(0, side - width + 1))
     if rng.random() < 0.5:
         tilt = cv2.getRotationMatrix2D((side / 2, side / 2), float(rng.uniform(-TILT, TILT)), 1.0)
@@ -73,24 +73,24 @@ def part_of(image: Gray, rng: np.random.Generator) -> Gray:
 
 
 def draw_image(scans: Scans, rng: np.random.Generator) -> tuple[Gray, int]:
-    """An LR image of some history, and its number in ``PRESENTATIONS``; of what is no radiograph a random one."""
+    """Draw an LR image with a random history and its index in ``PRESENTATIONS``, random for non-radiographs."""
     label = int(rng.integers(len(PRESENTATIONS)))
     if rng.random() < PAGES:
         return degrade(page(SIDE, rng), draw(rng), rng)[0], label
-    of_size = scans.images[min(scans.images)]
+    images = scans.images[min(scans.images)]
     turns, inverted = PRESENTATIONS[label]
     d: Degradation = replace(draw(rng), turns=turns, invert=inverted)
-    return degrade(part_of(of_size[int(rng.integers(len(of_size)))], rng), d, rng)[0], label
+    return degrade(part_of(images[int(rng.integers(len(images)))], rng), d, rng)[0], label
 
 
 def draw_images(scans: Scans, seeds: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-    """(LR images [B, 1, SIDE/4, SIDE/4] in [-1, 1], their presentations [B]), one for every seed."""
+    """Draw (LR images [B, 1, SIDE/4, SIDE/4] in [-1, 1], their presentations [B]), one per seed."""
     images, labels = zip(*(draw_image(scans, np.random.default_rng(seed)) for seed in seeds), strict=True)
     return as_tensor(images), torch.tensor(labels)
 
 
 def picture(presentation: nn.Module, lr: Tensor) -> Picture:
-    """Images as they came, and below them as they are believed to belong."""
+    """Draw the input images above the images corrected by the prediction."""
     with torch.no_grad():
         found = presentation(lr.to(device_of(presentation))).argmax(dim=1).tolist()
     rows = []
@@ -100,8 +100,8 @@ def picture(presentation: nn.Module, lr: Tensor) -> Picture:
     return PILImage.fromarray(((torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5).round().byte().numpy())
 
 
-def train_presentation(config: Presenting) -> None:
-    """Train, and put the averaged weights that validated best into the autoencoder's file.
+def train_presentation(config: PresentationTraining) -> None:
+    """Train, and add the averaged weights with the lowest validation loss to the autoencoder's file.
 
     Raises:
         ValueError, OSError, FloatingPointError: see ``train.loop.train``.
@@ -132,7 +132,7 @@ def train_presentation(config: Presenting) -> None:
         batch=batch,
         validate=validate,
         picture=lambda presentation: picture(presentation, lr[:16]),
-        # the other networks are no part of it, and this one is new
+        # independent of the other networks, and trained from scratch
         inputs={"files": inputs["files"]},
     )
     result = train(task, config, accelerator)
@@ -146,7 +146,7 @@ def train_presentation(config: Presenting) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_command(Presenting, train_presentation, __doc__ or "", argv)
+    return run_command(PresentationTraining, train_presentation, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

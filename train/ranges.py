@@ -1,4 +1,4 @@
-"""Record between which values the inputs of a preset's convolutions lie, for ``pipeline.export`` to put them into INT8.
+"""Record the input ranges of a preset's convolutions, for the INT8 export of ``pipeline.export``.
 
 python -m train.ranges --data data/nih
 python -m train.ranges --data data/nih --weights weights/mine --limit 200
@@ -25,7 +25,7 @@ from pipeline.networks.fused import Whole
 from pipeline.networks.weights import RANGES_FILE, Array, digest, save_ranges
 from pipeline.presets import DEFAULT, PRESETS
 from train.data import PairDataset, read_index
-from train.degrade import ROWS
+from train.degrade import DEGRADATIONS
 from train.evaluate import add_choice, choose
 
 EXACT = (
@@ -38,11 +38,11 @@ EXACT = (
     "vae.doubt.lr",
     "vae.presentation",
 )
-"""Convolutions that take in what comes from outside or make what is seen: these few cost little, and errors show."""
+"""Convolutions kept in floating point: first and last layers, where errors are visible and the cost is low."""
 
 
 def quantizable(whole: Whole) -> dict[str, nn.Conv2d]:
-    """The convolutions that the model runs and that bear INT8, by name."""
+    """Return the model's convolutions that can run in INT8, by name."""
     return {
         name: module
         for name, module in whole.named_modules()
@@ -52,9 +52,9 @@ def quantizable(whole: Whole) -> dict[str, nn.Conv2d]:
 
 @torch.inference_mode()
 def record(pairs: PairDataset, system: eager.Eager) -> dict[str, Array]:
-    """The least and the greatest value of each input channel of each convolution, [2, C].
+    """Record the minimum and maximum of each input channel of each convolution, [2, C].
 
-    Image i has seed i, and the histories of ``ROWS`` in turn.
+    Image i has seed i and one of ``DEGRADATIONS`` in turn.
     """
     vae = system.decoder.vae
     assert isinstance(vae, DetailVAE)
@@ -75,7 +75,7 @@ def record(pairs: PairDataset, system: eager.Eager) -> dict[str, Array]:
 
     hooks = [module.register_forward_pre_hook(watch(name)) for name, module in quantizable(whole).items()]
     generate = by_fused(fused, system.preset)
-    histories = [PairDataset(pairs.paths, pairs.data, degradation=d) for d in ROWS.values()]
+    histories = [PairDataset(pairs.paths, pairs.data, degradation=d) for d in DEGRADATIONS.values()]
     for i in tqdm(range(len(pairs)), desc="ranges", unit="image", leave=False):
         lr, _ = histories[i % len(histories)].unit_images(i)
         next(draw_samples([lr], [i], generate, system.preset, Options.of(system.preset)))
@@ -97,15 +97,15 @@ def main(argv: list[str] | None = None) -> int:
         pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
         system = eager.load(weights, preset)
         ranges = record(pairs, system)
-        told = f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}"
-        save_ranges(ranges, weights, {"vae": digest(system.decoder.vae), "unet": digest(system.unet), "data": told})
+        data = f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}"
+        save_ranges(ranges, weights, {"vae": digest(system.decoder.vae), "unet": digest(system.unet), "data": data})
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
-    print(f"{told}: {len(ranges)} convolutions; wrote '{weights / RANGES_FILE}'")
+    print(f"{data}: {len(ranges)} convolutions; wrote '{weights / RANGES_FILE}'")
     return 0
 
 

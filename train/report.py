@@ -1,4 +1,4 @@
-"""Measurements ⇒ tables and a per-image CSV."""
+"""Tables and per-image CSV files of measurements."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Measured:
-    """One method on N images."""
+    """Measurements of one method on N images."""
 
     values: Mapping[str, NDArray[np.float64]]
     """[N] by metric"""
     seconds: float | None = None
-    """Of one image alone, median."""
+    """median time of a single image"""
 
 
 def interval(values: NDArray[np.float64], groups: Sequence[str]) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean, [N] values, resampling groups: one patient's images are not independent."""
+    """Return the 95 % bootstrap interval of the mean of N values, resampling groups, such as a patient's images."""
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     counts = np.bincount(group)
     sums = np.bincount(group, weights=values)
@@ -47,12 +47,12 @@ def interval(values: NDArray[np.float64], groups: Sequence[str]) -> tuple[float,
 
 
 def wins(measured: Measured, bicubic: Measured) -> int:
-    """Images that are nearer to HR than bicubic's, within."""
+    """Count the images closer to HR than bicubic, by PSNR of the inner 80 %."""
     return int((measured.values["psnr_inner"] > bicubic.values["psnr_inner"]).sum())
 
 
 def overview(found: Mapping[str, Mapping[str, Measured]]) -> str:
-    """A Markdown table with a line for each way that LR images came to be: every method against bicubic of the same."""
+    """Format a Markdown table with a row per degradation: every method relative to bicubic."""
     methods = [name for name in next(iter(found.values())) if name != "bicubic"]
     lines = ["| LR by | " + " | ".join(methods) + " |", "|" + "---|" * (len(methods) + 1)]
     for name, results in found.items():
@@ -70,7 +70,7 @@ def overview(found: Mapping[str, Mapping[str, Measured]]) -> str:
 
 
 def table(results: Mapping[str, Measured], groups: Sequence[str], reported: Sequence[Reported] = ()) -> str:
-    """A Markdown table in the form of the paper's Tables 1 and 2: mean and 95 % interval; the paper's rows below."""
+    """Format a Markdown table like the paper's Tables 1 and 2, means with 95 % intervals, above the paper's rows."""
     metrics = [name for name in METRICS if name in next(iter(results.values())).values]
     heads = ["method", *(METRICS[name] for name in metrics), "LPIPS / bicubic", "s / image"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -97,7 +97,7 @@ def table(results: Mapping[str, Measured], groups: Sequence[str], reported: Sequ
 
 
 def write_csv(path: Path, results: Mapping[str, Measured], files: Sequence[str], groups: Sequence[str]) -> None:
-    """One line an image and method."""
+    """Write one line per image and method."""
     metrics = list(next(iter(results.values())).values)
     with open(path, "w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Train the restorer of an autoencoder: any LR image ⇒ what the paper's protocol would have given, and how it was made.
+"""Train an autoencoder's restorer, which predicts the protocol's LR image and the history of any LR image.
 
 python -m train.restore --data data/nih
 python -m train.restore --data data/nih --resume
@@ -25,36 +25,36 @@ from train.plan import Training, announce, detail_networks, make_accelerator, pr
 from train.scans import Batch, draw_samples, read_scans
 
 HELD_OUT = 192
-"""Squares of validation patients."""
+"""Number of squares from validation patients."""
 
 
 @dataclass(frozen=True)
-class Restoring(Training):
-    run_dir: Path = option(Path("runs/restore"), "folder of the checkpoint, logs and pictures")
+class RestorerTraining(Training):
+    run_dir: Path = option(Path("runs/restore"), "folder for the checkpoint, logs and samples")
     weights: Path | None = option(None, "folder with both networks (default: weights/PRESET-untuned)")
-    out: Path | None = option(None, "where the weights go (default: weights/PRESET-restoring)")
+    out: Path | None = option(None, "output folder for the weights (default: weights/PRESET-restoring)")
     steps: int = option(6000, "optimiser steps")
     batch: int = option(32, "squares per step")
     rate: float = option(2e-3, "peak learning rate of AdamW; cosine to 0")
     crop: int = option(192, "side of the squares, in HR pixels")
-    only_history: bool = option(False, "train what tells the history, and leave restored images as they are")
+    only_history: bool = option(False, "train only the history prediction, without changing restored images")
 
 
 def arguments(batch: Batch) -> tuple[Tensor, ...]:
-    """Those of ``HistoryLoss``."""
+    """Return the arguments of ``HistoryLoss``."""
     return batch.lr, batch.protocol, batch.reduction, batch.noise
 
 
 def picture(restorer: Restorer, batch: Batch) -> Picture:
-    """Rows of LR images, the restored ones, and the protocol's."""
+    """Draw rows of LR images, restored images and the protocol's images."""
     with torch.no_grad():
         restored = restorer(batch.lr[:8].to(device_of(restorer)))[0].cpu()
     rows = torch.cat([torch.cat(list(images[:8, 0]), dim=1) for images in (batch.lr, restored, batch.protocol)])
     return PILImage.fromarray(((rows.clamp(-1, 1) + 1) * 127.5).round().byte().numpy())
 
 
-def train_restorer(config: Restoring) -> None:
-    """Train, and save both networks, with the averaged weights of the restorer that validated best.
+def train_restorer(config: RestorerTraining) -> None:
+    """Train, and save both networks with the averaged restorer weights that had the lowest validation loss.
 
     Raises:
         ValueError, OSError, FloatingPointError: see ``train.loop.train``.
@@ -99,7 +99,7 @@ def train_restorer(config: Restoring) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run_command(Restoring, train_restorer, __doc__ or "", argv)
+    return run_command(RestorerTraining, train_restorer, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

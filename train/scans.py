@@ -1,4 +1,4 @@
-"""Training samples from radiographs of several sizes in memory, each with a random history."""
+"""Training samples with random histories, from radiographs of several sizes in memory."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from train.degrade import Degradation, Gray, degrade, draw
 from train.plan import Training
 
 SIZES = (256, 512, 1024)
-"""Pixels per chest of the radiographs, where there are such."""
+"""Sides of the radiographs in pixels, each used if available."""
 OTHER = len(REDUCTIONS)
-"""The label of a reduction that is none of ``REDUCTIONS``."""
+"""Label of reductions not in ``REDUCTIONS``."""
 GRID = 8
-"""JPEG's blocks, in LR pixels."""
+"""JPEG block size, in LR pixels."""
 LETTERS = ("L", "R", "AP", "PA", "PORTABLE", "STANDING", "12:47", "R 3")
-LEAST_NOISE = 0.29
-"""Standard deviation of what rounding changes."""
+MIN_NOISE = 0.29
+"""Standard deviation of rounding errors, in gray levels."""
 PAGES = 0.03
-"""Share of the samples that are no radiograph."""
+"""Share of samples that are not radiographs."""
 MARKED = 0.1
-"""Share of the samples with letters, wires or borders drawn in."""
+"""Share of samples with letters, wires or borders drawn in."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Scans:
 
     images: dict[int, list[Gray]]
     shares: dict[int, float]
-    """How often each size is drawn."""
+    """Sampling probability of each size."""
 
     @classmethod
     def read(cls, root: Path, sizes: Sequence[int], patients: set[str], index: Index) -> Scans:
-        """The ``HR_N`` files of these patients in a folder that ``train.pairs`` wrote, of those sizes that are there.
+        """Read the ``HR_N`` files of these patients, in all available sizes, from a folder written by ``train.pairs``.
 
         Raises:
-            ValueError: there are none, or a file is unreadable.
+            ValueError: there are no files, or one is unreadable.
         """
         images = {}
         for size in sizes:
@@ -56,13 +56,13 @@ class Scans:
             if found := [read_gray(path, size) for path in paths if patient_of(path, index) in patients]:
                 images[size] = found
         if not images:
-            raise ValueError(f"'{root}' holds no images of these patients")
+            raise ValueError(f"'{root}' has no images of these patients")
         weights = {size: {256: 0.5, 512: 0.3, 1024: 0.2}.get(size, 0.2) for size in images}
         return cls(images, {size: weight / sum(weights.values()) for size, weight in weights.items()})
 
 
 def read_scans(config: Training, files: Mapping[str, Sequence[Path]]) -> dict[str, Scans]:
-    """The radiographs of the training's and the validation's patients, of every size; ``files`` tells whose they are.
+    """Read the radiographs of training and validation patients in all sizes; ``files`` determines the patients.
 
     Raises:
         ValueError: a file is unreadable.
@@ -73,18 +73,18 @@ def read_scans(config: Training, files: Mapping[str, Sequence[Path]]) -> dict[st
 
 
 class Sample(NamedTuple):
-    """A square of a radiograph with a history."""
+    """Square of a radiograph with its history."""
 
     lr: Gray
     hr: Gray
     reduction: int
     """Index into ``REDUCTIONS``, or ``OTHER``."""
     noise: float
-    """Standard deviation of what noise, compression and rounding changed in LR, in gray levels."""
+    """Standard deviation of noise, compression and rounding in LR, in gray levels."""
 
 
 def page(side: int, rng: np.random.Generator) -> Gray:
-    """What is no radiograph: a chessboard, a page of text, flat gray, a ramp, or figures."""
+    """Draw a non-radiograph: a chessboard, a page of text, flat gray, a ramp, or circles."""
     paper, ink = (int(v) for v in rng.integers(0, 256, 2))
     image = np.full((side, side), paper, np.uint8)
     kind = rng.integers(5)
@@ -111,7 +111,7 @@ def page(side: int, rng: np.random.Generator) -> Gray:
 
 
 def mark(image: Gray, rng: np.random.Generator) -> Gray:
-    """The square with a letter, a wire, or a border."""
+    """Draw a letter, a wire or a border into a copy of the image."""
     image, side = image.copy(), len(image)
     level = int(rng.choice([0, 255, int(rng.integers(256))]))
     kind = rng.integers(3)
@@ -131,17 +131,17 @@ def mark(image: Gray, rng: np.random.Generator) -> Gray:
 
 
 def draw_sample(scans: Scans, side: int, rng: np.random.Generator, d: Degradation | None = None) -> Sample:
-    """A random square of a random radiograph, ``side`` HR pixels, with a random history, or ``d``."""
+    """Draw a random square of a random radiograph, ``side`` HR pixels, with history ``d`` or a random one."""
     d = draw(rng) if d is None else d
-    # what was compressed may have been cut out since: the blocks' grid lies anywhere
+    # images may be cropped after compression, so the block grid gets a random offset
     margin = SCALE * GRID if d.jpeg is not None else 0
     wide = side + margin
     if rng.random() < PAGES:
         hr = page(wide, rng)
     else:
         size = int(rng.choice(list(scans.shares), p=list(scans.shares.values())))
-        of_size = scans.images[size]
-        image = of_size[int(rng.integers(len(of_size)))]
+        images = scans.images[size]
+        image = images[int(rng.integers(len(images)))]
         top, left = rng.integers(0, size - wide + 1, 2)
         hr = image[top : top + wide, left : left + wide]
         hr = np.ascontiguousarray(hr[:, :: -1 if rng.random() < 0.5 else 1])
@@ -156,11 +156,11 @@ def draw_sample(scans: Scans, side: int, rng: np.random.Generator, d: Degradatio
         known, clean = OTHER, degrade(hr, Degradation(kernel=d.kernel, blur=d.blur), rng)[0].astype(np.float32)
     else:
         known, clean = REDUCTIONS.index(d.kernel), reduce(hr.astype(np.float32), d.kernel)
-    return Sample(lr, hr, known, max(LEAST_NOISE, float(np.std(lr - clean))))
+    return Sample(lr, hr, known, max(MIN_NOISE, float(np.std(lr - clean))))
 
 
 class Batch(NamedTuple):
-    """Samples as tensors."""
+    """Batch of samples as tensors."""
 
     lr: Tensor
     """[B, 1, h, w] in [-1, 1]"""
@@ -172,23 +172,23 @@ class Batch(NamedTuple):
     """[B], in gray levels"""
 
     def part(self, first: int, count: int) -> Batch:
-        """Those of ``count`` samples from ``first`` on that there are."""
+        """Return up to ``count`` samples from ``first`` on."""
         return Batch(*(tensor[first : first + count] for tensor in self))
 
     @property
     def protocol(self) -> Tensor:
-        """The LR images that the paper's protocol makes of HR: [B, 1, h, w] in [-1, 1]."""
+        """LR images made from HR by the paper's protocol: [B, 1, h, w] in [-1, 1]."""
         made = [downscale(image) for image in self.hr[:, 0].numpy()]
         return torch.from_numpy(np.stack(made)[:, None].clip(-1, 1))
 
 
 def as_tensor(images: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """uint8 [h, w] each ⇒ float32 [B, 1, h, w] in [-1, 1]."""
+    """Convert B images uint8 [h, w] to float32 [B, 1, h, w] in [-1, 1]."""
     return torch.from_numpy(np.stack(images)[:, None].astype(np.float32) / 127.5 - 1)
 
 
 def draw_samples(scans: Scans, side: int, seeds: Sequence[tuple[int, ...]]) -> Batch:
-    """A sample for every seed."""
+    """Draw one sample per seed."""
     samples = [draw_sample(scans, side, np.random.default_rng(seed)) for seed in seeds]
     lr, hr, reductions, noise = zip(*samples, strict=True)
     return Batch(as_tensor(lr), as_tensor(hr), torch.tensor(reductions), torch.tensor(noise, dtype=torch.float32))

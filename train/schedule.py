@@ -1,4 +1,4 @@
-"""The learning rate."""
+"""Learning rate schedule."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up, then a cosine to 0 at ``steps``."""
+    """Return the rate at a step: linear warm-up, then cosine decay to 0 at ``steps``."""
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

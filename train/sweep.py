@@ -1,11 +1,11 @@
-"""Try the leads to a better system, each at the same small budget, and log every run to a CSV file.
+"""Run ablations, each at the same small budget, and log every run to a CSV file.
 
 python -m train.sweep --data data/nih
 python -m train.sweep --data data/nih --scale 4 --seed 1 --only tune-base tune-diverse
 python -m train.sweep --list
 
-A lead is one change to the training of preset best. Runs that the file already holds are not repeated, so the same
-command continues an interrupted sweep. Measured on validation patients.
+An ablation is one change to the training of preset best. Runs already in the file are not repeated, so the same command
+continues an interrupted sweep. Results are measured on validation patients.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ STEPS_MEASURED = {"unet": (1, 2, 4, 10), "tune": (1, 2, 4)}
 
 
 @dataclass(frozen=True)
-class Lead:
-    """One change: to a stage's options, or to the system itself."""
+class Ablation:
+    """One change to a stage's options or to the preset."""
 
     name: str
     change: str
@@ -61,7 +61,7 @@ class Lead:
 
 
 def variant(name: str, **changes: Any) -> Preset:
-    """Preset best with changes, under a name of its own."""
+    """Return preset best with changes, under another name."""
     return replace(BEST, name=f"best-{name}", **changes)
 
 
@@ -71,50 +71,52 @@ def vae_variant(name: str, factor: int = 8, latent_channels: int = 4) -> Preset:
     return variant(name, vae=DetailVAESpec(factor=factor, latent_channels=latent_channels), unet=unet)
 
 
-LEADS = (
-    Lead("vae-base", "as in best.sh", "vae"),
-    Lead("vae-f4", "latents at a quarter, not an eighth", "vae", preset=vae_variant("f4", factor=4)),
-    Lead("vae-8ch", "8 latent channels, not 4", "vae", preset=vae_variant("8ch", latent_channels=8)),
-    Lead("vae-no-kl", "no KL term", "vae", {"kl": 0.0}),
-    Lead("vae-kl", "a hundred times the KL term", "vae", {"kl": 1e-2}),
-    Lead("vae-no-vgg", "no LPIPS of VGG16", "vae", {"vgg": 0.0}),
-    Lead("vae-gan", "a patch discriminator, 0.02", "vae", {"adversarial": 0.02}),
-    Lead("vae-clean", "latents not spoilt in training", "vae", {"latent_noise": 0.0, "latent_drop": 0.0}),
-    Lead("vae-unprojected", "not trained with the projection", "vae", preset=variant("free", faithful=False)),
-    Lead("unet-base", "as in best.sh: v, cosine to pure noise", "unet"),
-    Lead("unet-x0", "predicts z_0", "unet", preset=variant("x0", diffusion=replace(BEST.diffusion, prediction="x0"))),
-    Lead(
+ABLATIONS = (
+    Ablation("vae-base", "as in best.sh", "vae"),
+    Ablation("vae-f4", "latents at a quarter, not an eighth", "vae", preset=vae_variant("f4", factor=4)),
+    Ablation("vae-8ch", "8 latent channels, not 4", "vae", preset=vae_variant("8ch", latent_channels=8)),
+    Ablation("vae-no-kl", "no KL term", "vae", {"kl": 0.0}),
+    Ablation("vae-kl", "a hundred times the KL term", "vae", {"kl": 1e-2}),
+    Ablation("vae-no-vgg", "no LPIPS of VGG16", "vae", {"vgg": 0.0}),
+    Ablation("vae-gan", "a patch discriminator, 0.02", "vae", {"adversarial": 0.02}),
+    Ablation("vae-clean", "latents not spoilt in training", "vae", {"latent_noise": 0.0, "latent_drop": 0.0}),
+    Ablation("vae-unprojected", "not trained with the projection", "vae", preset=variant("free", faithful=False)),
+    Ablation("unet-base", "as in best.sh: v, cosine to pure noise", "unet"),
+    Ablation(
+        "unet-x0", "predicts z_0", "unet", preset=variant("x0", diffusion=replace(BEST.diffusion, prediction="x0"))
+    ),
+    Ablation(
         "unet-linear",
         "the paper's schedule, which ends short of pure noise",
         "unet",
         preset=variant("linear", diffusion=replace(BEST.diffusion, schedule="linear")),
     ),
-    Lead("unet-plain", "images as they are, none flipped", "unet", {"augment": False}),
-    Lead(
+    Ablation("unet-plain", "images as they are, none flipped", "unet", {"augment": False}),
+    Ablation(
         "unet-large-batch", "batch of 128 in 4 parts, a quarter of the steps", "unet", {"batch": 128, "accumulate": 4}
     ),
-    Lead(
+    Ablation(
         "unet-deep", "5 middle blocks, not 2", "unet", preset=variant("deep", unet=replace(BEST.unet, middle_blocks=5))
     ),
-    Lead(
+    Ablation(
         "unet-attention",
         "cross-attention to the folded LR image",
         "unet",
         preset=variant("attention", unet=replace(BEST.unet, attention_heads=4)),
     ),
-    Lead("tune-base", "as in best.sh: U-Net and decoder, 1, 2 and 4 steps", "tune"),
-    Lead("tune-frozen", "the U-Net alone, decoder frozen", "tune", {"freeze_decoder": True}),
-    Lead("tune-same", "nothing gained by samples that differ", "tune", {"diversity": 0.0}),
-    Lead("tune-diverse", "samples that differ gain ½: CRPS with LPIPS", "tune", {"diversity": 0.5}),
-    Lead("tune-free", "never projected in training", "tune", {"faithful_share": 0.0}),
-    Lead("tune-no-vgg", "no LPIPS of VGG16", "tune", {"vgg": 0.0}),
-    Lead("tune-l1", "L1 alone", "tune", {"vgg": 0.0, "lpips": 0.0}),
+    Ablation("tune-base", "as in best.sh: U-Net and decoder, 1, 2 and 4 steps", "tune"),
+    Ablation("tune-frozen", "the U-Net alone, decoder frozen", "tune", {"freeze_decoder": True}),
+    Ablation("tune-same", "nothing gained by samples that differ", "tune", {"diversity": 0.0}),
+    Ablation("tune-diverse", "samples that differ gain ½: CRPS with LPIPS", "tune", {"diversity": 0.5}),
+    Ablation("tune-free", "never projected in training", "tune", {"faithful_share": 0.0}),
+    Ablation("tune-no-vgg", "no LPIPS of VGG16", "tune", {"vgg": 0.0}),
+    Ablation("tune-l1", "L1 alone", "tune", {"vgg": 0.0, "lpips": 0.0}),
 )
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Where a sweep works, and how much."""
+    """Settings of a sweep."""
 
     data: Path
     index: Path | None
@@ -124,49 +126,49 @@ class Sweep:
     seed: int
     limit: int
 
-    def weights(self, lead: Lead) -> Path:
-        return self.folder / f"{lead.name}-{self.steps(lead)}-{self.seed}"
+    def weights(self, ablation: Ablation) -> Path:
+        return self.folder / f"{ablation.name}-{self.steps(ablation)}-{self.seed}"
 
-    def steps(self, lead: Lead) -> int:
-        """The stage's, or fewer where a batch is larger, so that every lead sees as many samples."""
-        usual = BASE[lead.stage]["batch"]
-        return max(1, round(self.scale * STEPS[lead.stage] * usual / lead.options.get("batch", usual)))
-
-
-def base_of(stage: Stage) -> Lead:
-    return next(lead for lead in LEADS if lead.stage == stage)
+    def steps(self, ablation: Ablation) -> int:
+        """Return the stage's steps, scaled down for larger batches so that all ablations see as many samples."""
+        usual = BASE[ablation.stage]["batch"]
+        return max(1, round(self.scale * STEPS[ablation.stage] * usual / ablation.options.get("batch", usual)))
 
 
-def train_lead(lead: Lead, sweep: Sweep) -> int:
-    """Train one lead from the base of the stage before; returns the seconds it took, interruptions left out."""
-    out, steps = sweep.weights(lead), sweep.steps(lead)
+def base_of(stage: Stage) -> Ablation:
+    return next(ablation for ablation in ABLATIONS if ablation.stage == stage)
+
+
+def train_ablation(ablation: Ablation, sweep: Sweep) -> int:
+    """Train one ablation from the base of the previous stage; return its seconds, without interruptions."""
+    out, steps = sweep.weights(ablation), sweep.steps(ablation)
     common: dict[str, Any] = {
-        **{"data": sweep.data, "index": sweep.index, "preset": lead.preset.name, "device": sweep.device},
+        **{"data": sweep.data, "index": sweep.index, "preset": ablation.preset.name, "device": sweep.device},
         **{"out": out, "run_dir": out / "run", "resume": True, "seed": sweep.seed},
-        **{"steps": steps, "validate_every": -(-steps // 3), **BASE[lead.stage], **lead.options},
+        **{"steps": steps, "validate_every": -(-steps // 3), **BASE[ablation.stage], **ablation.options},
     }
-    PRESETS[lead.preset.name] = lead.preset  # where the trainings look for it
-    if lead.stage == "vae":
+    PRESETS[ablation.preset.name] = ablation.preset  # looked up there by the training commands
+    if ablation.stage == "vae":
         train_vae(VAETraining(**common))
-    elif lead.stage == "unet":
+    elif ablation.stage == "unet":
         train_unet(UNetTraining(**common, weights=sweep.weights(base_of("vae"))))
     else:
         tune(Tuning(**common, weights=sweep.weights(base_of("unet"))))
-    metadata = json.loads((out / ("vae.json" if lead.stage == "vae" else "unet.json")).read_text())
+    metadata = json.loads((out / ("vae.json" if ablation.stage == "vae" else "unet.json")).read_text())
     return int(metadata["seconds"])
 
 
-def figures(lead: Lead, sweep: Sweep, pairs: PairDataset) -> dict[str, dict[str, float]]:
-    """By run: LPIPS as a multiple of bicubic's, PSNR and SSIM as differences to it, the LR error as it is."""
-    weights, preset = sweep.weights(lead), lead.preset
-    if lead.stage == "vae":
+def figures(ablation: Ablation, sweep: Sweep, pairs: PairDataset) -> dict[str, dict[str, float]]:
+    """Measure each run: LPIPS relative to bicubic, PSNR and SSIM as differences to it, and the LR error."""
+    weights, preset = sweep.weights(ablation), ablation.preset
+    if ablation.stage == "vae":
         vae = load_vae(vae_path(weights, preset.vae), preset.vae).to(sweep.device)
         system = eager.Eager(Encoder(vae), UNet(preset.unet), Decoder(vae), preset, torch.device(sweep.device))
         methods = make_methods((), (), system, Path(), "")
     else:
         system = eager.load(weights, preset, device=sweep.device)
-        runs = [Run("ddim", steps, "noise") for steps in STEPS_MEASURED[lead.stage]]
-        if lead.stage == "tune":
+        runs = [Run("ddim", steps, "noise") for steps in STEPS_MEASURED[ablation.stage]]
+        if ablation.stage == "tune":
             runs += [Run("ddim", 1, "noise", 16, "mean"), Run("ddim", 1, "noise", faithful=False)]
         methods = make_methods(("torch",), runs, system, Path(), "")
         del methods[CEILING]
@@ -182,7 +184,7 @@ def figures(lead: Lead, sweep: Sweep, pairs: PairDataset) -> dict[str, dict[str,
 
 
 def done(path: Path) -> set[tuple[str, str, str]]:
-    """(lead, steps, seed) of what the file holds."""
+    """Return (ablation, steps, seed) of the runs in the file."""
     if not path.exists():
         return set()
     with open(path, newline="", encoding="utf-8") as file:
@@ -199,33 +201,39 @@ def append(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def run_sweep(sweep: Sweep, log: Path, only: list[str] | None) -> None:
-    """Train and measure every lead that the log lacks; a training whose loss is not finite is logged as failed.
+    """Train and measure all ablations missing from the log; those with a non-finite loss are logged as failed.
 
     Raises:
-        ValueError, OSError: see the trainings.
+        ValueError, OSError: see the training functions.
     """
     if sweep.scale <= 0:
-        raise ValueError(f"--scale is {sweep.scale:g}, it must be above 0")
+        raise ValueError(f"--scale must be above 0, got {sweep.scale:g}")
     log.parent.mkdir(parents=True, exist_ok=True)
     pairs, _ = choose(sweep.data, "val", sweep.limit, read_index(sweep.index))
     stages = list(STEPS)
-    last = max(stages.index(lead.stage) for lead in LEADS if only is None or lead.name in only)
+    last = max(stages.index(ablation.stage) for ablation in ABLATIONS if only is None or ablation.name in only)
     bases = {base_of(stage).name for stage in stages[: last + 1]}
-    chosen = [lead for lead in LEADS if only is None or lead.name in only or lead.name in bases]
-    for lead in tqdm(chosen, desc="leads", unit="lead"):
-        steps = sweep.steps(lead)
-        if (lead.name, str(steps), str(sweep.seed)) in done(log):
+    chosen = [ablation for ablation in ABLATIONS if only is None or ablation.name in only or ablation.name in bases]
+    for ablation in tqdm(chosen, desc="ablations", unit="run"):
+        steps = sweep.steps(ablation)
+        if (ablation.name, str(steps), str(sweep.seed)) in done(log):
             continue
-        tqdm.write(f"{lead.name}: {lead.change}")
-        common = {"lead": lead.name, "change": lead.change, "stage": lead.stage, "steps": steps, "seed": sweep.seed}
+        tqdm.write(f"{ablation.name}: {ablation.change}")
+        common = {
+            "lead": ablation.name,
+            "change": ablation.change,
+            "stage": ablation.stage,
+            "steps": steps,
+            "seed": sweep.seed,
+        }
         try:
-            seconds = train_lead(lead, sweep)
+            seconds = train_ablation(ablation, sweep)
         except FloatingPointError as error:
             append(log, [{**common, "run": f"failed: {error}"}])
             continue
         rows = [
             {**common, "seconds": seconds, "run": run, **{metric: f"{value:.4f}" for metric, value in row.items()}}
-            for run, row in figures(lead, sweep, pairs).items()
+            for run, row in figures(ablation, sweep, pairs).items()
         ]
         append(log, rows)
         for row in rows:
@@ -233,25 +241,29 @@ def run_sweep(sweep: Sweep, log: Path, only: list[str] | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    names = [lead.name for lead in LEADS]
+    names = [ablation.name for ablation in ABLATIONS]
     parser = make_parser(__doc__, "python -m train.sweep")
     add = parser.add_argument
-    add("--data", type=Path, default=Path("data/nih"), help="folder that train.pairs wrote (default: %(default)s)")
-    add("--index", type=Path, help="CSV file with file and patient, for names that hold no patient id")
-    add("--folder", type=Path, default=Path("runs/sweep"), help="for weights and runs (default: %(default)s)")
+    add("--data", type=Path, default=Path("data/nih"), help="folder written by train.pairs (default: %(default)s)")
+    add("--index", type=Path, help="CSV file with the columns file and patient, for file names without a patient ID")
+    add("--folder", type=Path, default=Path("runs/sweep"), help="folder for weights and runs (default: %(default)s)")
     add("--log", type=Path, default=Path("runs/sweep/leads.csv"), help="CSV file to append to (default: %(default)s)")
-    add("--scale", type=float, default=1.0, help="times the steps of every stage (default: 1: " + ", ".join(
-        f"{steps} of {stage}" for stage, steps in STEPS.items()) + ")")  # fmt: skip
-    add("--seed", type=int, default=0, help="of the trainings (default: %(default)s)")
-    add("--limit", type=int, default=24, help="validation images that are measured (default: %(default)s)")
+    add("--scale", type=float, default=1.0, help="factor on the steps of every stage (default: 1: " + ", ".join(
+        f"{steps} for {stage}" for stage, steps in STEPS.items()) + ")")  # fmt: skip
+    add("--seed", type=int, default=0, help="random seed of training (default: %(default)s)")
+    add("--limit", type=int, default=24, help="validation images to measure (default: %(default)s)")
     add(
-        "--only", nargs="+", choices=names, metavar="LEAD", help="these, and the bases they start from and compare with"
+        "--only",
+        nargs="+",
+        choices=names,
+        metavar="NAME",
+        help="run only these, and the bases they start from and compare with",
     )
-    add("--device", choices=DEVICES, default="auto", help="auto takes a GPU where there is one")
-    add("--list", action="store_true", help="only list the leads")
+    add("--device", choices=DEVICES, default="auto", help="auto uses a GPU if there is one")
+    add("--list", action="store_true", help="list the ablations and exit")
     args = parser.parse_args(argv)
     if args.list:
-        print("\n".join(f"{lead.name:18} {lead.change}" for lead in LEADS))
+        print("\n".join(f"{ablation.name:18} {ablation.change}" for ablation in ABLATIONS))
         return 0
     try:
         device = choose_device(args.device)
@@ -262,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        print("interrupted; run the same command to continue", file=sys.stderr)
         return 130
     return 0
 

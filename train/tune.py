@@ -1,4 +1,4 @@
-"""Train the few-step sampler end to end: U-Net and decoder together, on what a few steps make of pure noise, in pixels.
+"""Train the few-step sampler end to end: U-Net and decoder together, with a loss in pixels.
 
 python -m train.tune --data data/nih
 python -m train.tune --data data/nih --resume
@@ -43,50 +43,50 @@ VALIDATION_SQUARES = 64
 
 @dataclass(frozen=True)
 class Tuning(Training):
-    run_dir: Path = option(Path("runs/tune"), "folder of the checkpoint, logs and pictures")
+    run_dir: Path = option(Path("runs/tune"), "folder for the checkpoint, logs and samples")
     weights: Path | None = option(None, "folder with both networks to start from (default: weights/PRESET-restoring)")
-    out: Path | None = option(None, "where the weights go (default: weights/PRESET-tuned)")
+    out: Path | None = option(None, "output folder for the weights (default: weights/PRESET-tuned)")
     steps: int = option(6000, "optimiser steps")
-    batch: int = option(8, "squares a step, over all processes; two samples are drawn of each, without diversity one")
-    rate: float = option(2e-4, "peak learning rate of AdamW; cosine to 0")
-    crop: int = option(192, "side of the squares that are upscaled, in HR pixels")
-    sampler_steps: str = option("1,2,4", "numbers of denoising steps that are trained, in turn")
-    lpips: float = option(0.065, "weight of LPIPS (AlexNet) beside L1")
-    averaged: float = option(1.0, "factor on LPIPS (AlexNet) of clean LR images that the protocol did not make")
-    changed: float = option(1.0, "factor on LPIPS (AlexNet) where noise or compression changed the LR image")
-    vgg: float = option(0.01, "weight of LPIPS (VGG16), computed on some of the samples")
-    diversity: float = option(0.12, "weight of the difference of two samples of an image, which is to be large")
-    freeze_decoder: bool = option(False, "train the U-Net alone")
-    only_restorer: bool = option(
-        False, "train what restores LR images, and leave the history and all others as they are"
+    batch: int = option(
+        8, "squares per step, over all processes; two samples are drawn of each, or one without diversity"
     )
-    faithful_share: float = option(0.75, "share of the steps that project samples onto their LR images")
+    rate: float = option(2e-4, "peak learning rate of AdamW; cosine to 0")
+    crop: int = option(192, "side of the squares, in HR pixels")
+    sampler_steps: str = option("1,2,4", "numbers of denoising steps to train, in turn")
+    lpips: float = option(0.065, "weight of LPIPS (AlexNet) relative to L1")
+    averaged: float = option(1.0, "factor on LPIPS (AlexNet) for clean LR images not made by the protocol")
+    changed: float = option(1.0, "factor on LPIPS (AlexNet) where noise or compression changed the LR image")
+    vgg: float = option(0.01, "weight of LPIPS (VGG16), computed on a subset of samples")
+    diversity: float = option(0.12, "weight of the difference between two samples of an image, which is maximised")
+    freeze_decoder: bool = option(False, "train the U-Net alone")
+    only_restorer: bool = option(False, "train only the restoring layers, not the history or other networks")
+    faithful_share: float = option(0.75, "share of steps that project samples onto their LR images")
 
 
-def numbers_of_steps(text: str, T: int) -> list[int]:
-    """``1,2,4`` ⇒ [1, 2, 4].
+def parse_sampler_steps(text: str, T: int) -> list[int]:
+    """Parse ``1,2,4`` into [1, 2, 4].
 
     Raises:
-        ValueError: a number is not in 1 … T.
+        ValueError: a number is not within 1–T.
     """
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = []
     if not numbers or not all(1 <= number <= T for number in numbers):
-        raise ValueError(f"--sampler-steps '{text}': needed are numbers from 1 to {T}, such as 1,2,4")
+        raise ValueError(f"--sampler-steps must be numbers 1–{T}, such as 1,2,4, got '{text}'")
     return numbers
 
 
 def arguments(batch: Batch, noise: Tensor, steps: int, chance: float, where: Tensor) -> tuple[object, ...]:
-    """Those of ``FewStepLoss``."""
+    """Return the arguments of ``FewStepLoss``."""
     return batch.hr, batch.lr, batch.protocol, batch.reduction, batch.noise, noise, steps, chance, where
 
 
 def draw_batch(
     scans: Scans, numbers: list[int], config: Tuning, preset: Preset, step: int, share: slice
 ) -> tuple[object, ...]:
-    """The arguments of ``FewStepLoss`` for a step's squares that are in ``share``."""
+    """Draw the arguments of ``FewStepLoss`` for the squares in ``share`` of a step's batch."""
     batch = draw_samples(scans, config.crop, [(config.seed, 2, step, i) for i in range(config.batch)[share]])
     z, generator = config.crop // preset.vae.factor, step_generator(config, step)
     noise = torch.randn((2, config.batch, preset.vae.latent_channels, z, z), generator=generator)[:, share]
@@ -95,7 +95,7 @@ def draw_batch(
 
 
 def regions(loss: FewStepLoss) -> tuple[tuple[nn.Module, str], ...]:
-    """What is compiled: the U-Net is called once a step of the sampler."""
+    """Return the methods to compile; the U-Net is called once per sampler step."""
     unet, vae = loss.networks.unet, loss.networks.vae
     whole = (unet, vae.restorer, loss.perceptual)
     return *((module, "forward") for module in whole), (vae, "features"), (vae, "image")
@@ -104,7 +104,7 @@ def regions(loss: FewStepLoss) -> tuple[tuple[nn.Module, str], ...]:
 def validation_loss(
     networks: Networks, perceptual: Perceptual, config: Tuning, preset: Preset, held_out: Batch
 ) -> float:
-    """The training's loss, less diversity, of one sample of each square at the preset's own number of steps."""
+    """Return the training loss without diversity, for one sample per square at the preset's number of steps."""
     device = device_of(networks)
     loss = FewStepLoss(networks.unet, networks.vae, perceptual, preset, 0.0, 1.0, config.averaged, config.changed)
     loss = loss.to(device)
@@ -121,25 +121,25 @@ def validation_loss(
 
 
 def tune(config: Tuning) -> None:
-    """Train, and save the averaged weights that validated best.
+    """Train, and save the averaged weights with the lowest validation loss.
 
     Raises:
         ValueError, OSError, FloatingPointError: see ``train.loop.train``.
     """
     preset = preset_of(config)
     if preset.condition != "lr":
-        raise ValueError(f"--preset {preset.name}: only presets whose U-Net sees the LR image itself are tuned")
-    multiple, most = SCALE * preset.lr_multiple, preset.data.hr_size - SCALE * GRID
-    if config.crop % multiple or not multiple <= config.crop <= most:
-        raise ValueError(f"--crop {config.crop}: it must be a multiple of {multiple} up to {most}")
-    numbers = numbers_of_steps(config.sampler_steps, preset.diffusion.T)
+        raise ValueError(f"--preset must be one whose U-Net sees the LR image itself, got {preset.name}")
+    multiple, limit = SCALE * preset.lr_multiple, preset.data.hr_size - SCALE * GRID
+    if config.crop % multiple or not multiple <= config.crop <= limit:
+        raise ValueError(f"--crop must be a multiple of {multiple} up to {limit}, got {config.crop}")
+    numbers = parse_sampler_steps(config.sampler_steps, preset.diffusion.T)
     if config.freeze_decoder and config.only_restorer:
         raise ValueError("--freeze-decoder and --only-restorer leave nothing to train")
     check_shares(faithful_share=config.faithful_share, diversity=config.diversity)
     weights = config.weights or Path(f"weights/{preset.name}-restoring")
     out = config.out or Path(f"weights/{preset.name}-tuned")
     if out.resolve() == weights.resolve():
-        raise ValueError(f"--out '{out}' is --weights: the networks before the tuning must be kept, to resume it")
+        raise ValueError(f"--out must differ from --weights, which are needed to resume, got '{out}'")
     accelerator = make_accelerator(config)
     files, description = split_files(config)
     vae, unet, inputs = detail_networks(preset, weights, files)

@@ -1,4 +1,4 @@
-"""Train the denoising U-Net on cached latents, by predicting ε, v or z_0, as the preset has it.
+"""Train the denoising U-Net on cached latents, to predict ε, v or z_0, depending on the preset.
 
 python -m train.unet --data data/nih --augment
 python -m train.unet --data data/nih --resume
@@ -42,14 +42,14 @@ from train.plan import (
     make_accelerator,
     metadata,
     preset_of,
-    samples_a_part,
+    samples_per_part,
     split_files,
     step_generator,
     weights_of,
 )
 
 CROP = 16
-"""Side, in latent pixels, of what "eps-image" decodes: whole images would cost four times as much."""
+"""Side of the squares decoded for "eps-image", in latent pixels: whole images would cost four times as much."""
 
 SAMPLE_STEPS = 20
 VALIDATION_BATCH = 64
@@ -57,26 +57,28 @@ VALIDATION_BATCH = 64
 
 @dataclass(frozen=True)
 class UNetTraining(Training):
-    run_dir: Path = option(Path("runs/unet"), "folder of the latents, checkpoint, logs and pictures")
+    run_dir: Path = option(Path("runs/unet"), "folder for the latents, checkpoint, logs and samples")
     weights: Path | None = option(None, "folder with the autoencoder (default: weights/PRESET)")
-    unet: Path | None = option(None, "weights folder with a U-Net to start from, such as a finished --out")
+    unet: Path | None = option(None, "weights folder with a U-Net to start from")
     loss: DiffusionLossKind = option(
-        "mse", "squared error, the paper's wording, or in pixels too", choices=("mse", "eps-lpips", "eps-image")
+        "mse", "squared error, the paper's wording, or also in pixels", choices=("mse", "eps-lpips", "eps-image")
     )
-    image_weight: float = option(0.05, "eps-image: weight of L1 + LPIPS of the decoded image beside the error of ε")
-    image_share: int = option(8, "eps-image: one of so many samples is decoded")
-    out: Path | None = option(None, "where the weights go (default: --weights)")
+    image_weight: float = option(
+        0.05, "eps-image: weight of L1 + LPIPS of the decoded image relative to the error of ε"
+    )
+    image_share: int = option(8, "eps-image: decode one in this many samples")
+    out: Path | None = option(None, "output folder for the weights (default: --weights)")
     steps: int = option(6000, "optimiser steps")
-    batch: int = option(64, "samples a step, over all processes")
+    batch: int = option(64, "samples per step, over all processes")
     rate: float = option(1e-3, "peak learning rate of AdamW; cosine to 0")
-    augment: bool = option(False, "encode images augmented as the preset says; if not, as they are")
-    passes: int = option(4, "with --augment: how often each training image is augmented and encoded")
+    augment: bool = option(False, "augment images with the preset's augmentation before encoding")
+    passes: int = option(4, "with --augment: augmented versions of each training image")
 
 
 def draw_samples(
     config: UNetTraining, preset: Preset, latents: Tensor, images: PairDataset, step: int, share: slice
 ) -> tuple[object, ...]:
-    """The arguments of ``DiffusionLoss`` for a step's samples that are in ``share``."""
+    """Draw the arguments of ``DiffusionLoss`` for the samples in ``share`` of a step's batch."""
     generator = step_generator(config, step)
     chosen = torch.randint(len(latents), (config.batch,), generator=generator)[share]
     t = torch.randint(preset.diffusion.T, (config.batch,), generator=generator)[share]
@@ -96,7 +98,7 @@ def draw_samples(
 
 @torch.no_grad()
 def validation_loss(unet: UNet, latents: Tensor, alpha_bar: Tensor, preset: Preset) -> float:
-    """Mean squared error on all pairs with fixed noise and timesteps, whatever the training minimises."""
+    """Return the mean squared error on all pairs with fixed noise and timesteps, for any training loss."""
     generator = torch.Generator().manual_seed(0)
     device, total = device_of(unet), 0.0
     loss = DiffusionLoss(unet, alpha_bar, prediction=preset.diffusion.prediction).to(device)
@@ -108,14 +110,14 @@ def validation_loss(unet: UNet, latents: Tensor, alpha_bar: Tensor, preset: Pres
 
 
 def check_folders(weights: Path, out: Path, vae: VAE, preset: Preset) -> None:
-    """Raises ValueError where ``out`` holds an autoencoder that the new U-Net does not belong to."""
+    """Raise ValueError if ``out`` has another autoencoder than the one used for training."""
     there = vae_path(out, preset.vae)
     if there.exists() and digest(load_vae(there, preset.vae)) != digest(vae):
-        raise ValueError(f"'{out}' holds another autoencoder than '{weights}': give another --out")
+        raise ValueError(f"'{out}' has another autoencoder than '{weights}': use another --out")
 
 
 def copy_vae(weights: Path, out: Path, preset: Preset) -> None:
-    """Put the autoencoder of one weights folder into another."""
+    """Copy the autoencoder from one weights folder to another."""
     source = vae_path(weights, preset.vae)
     if source.is_dir():
         shutil.copytree(source, out / source.name, dirs_exist_ok=True)
@@ -125,7 +127,7 @@ def copy_vae(weights: Path, out: Path, preset: Preset) -> None:
 
 
 def train_unet(config: UNetTraining) -> None:
-    """Train, and save the averaged weights that validated best.
+    """Train, and save the averaged weights with the lowest validation loss.
 
     Raises:
         ValueError, OSError, FloatingPointError: see ``train.loop.train``.
@@ -136,13 +138,13 @@ def train_unet(config: UNetTraining) -> None:
         raise ValueError("--passes and --image-share must be at least 1")
     if config.loss != "mse" and preset.diffusion.prediction != "eps":
         raise ValueError(
-            f"--loss {config.loss}: the U-Net of preset '{preset.name}' does not predict ε; allowed is mse"
+            f"--loss must be mse for preset '{preset.name}', whose U-Net does not predict ε, got {config.loss}"
         )
-    samples = samples_a_part(config, accelerator)
+    samples = samples_per_part(config, accelerator)
     if config.loss == "eps-image" and samples % config.image_share:
         raise ValueError(
-            f"--image-share {config.image_share} must divide the {samples} samples that a process takes at a time "
-            "(--batch, --accumulate)"
+            f"--image-share must divide the {samples} samples that a process computes at a time "
+            f"(--batch, --accumulate), got {config.image_share}"
         )
     files, description = split_files(config)
     weights = weights_of(config, config.weights)

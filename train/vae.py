@@ -1,4 +1,4 @@
-"""Train the autoencoder, or take a pretrained one: L1 + LPIPS + KL on random crops, optionally adversarial.
+"""Train the autoencoder with L1 + LPIPS + KL on random crops, optionally adversarial, or use a pretrained one.
 
 python -m train.vae --data data/nih --vgg 0.1 --latent-noise 0.5 --latent-drop 0.15
 python -m train.vae --data data/nih --resume
@@ -41,32 +41,32 @@ from train.plan import (
     weights_of,
 )
 
-LEAST_CROP = 32
-"""LPIPS takes no smaller images."""
+MIN_CROP = 32
+"""Minimum crop for LPIPS."""
 SCALE_IMAGES = 200
 
 
 @dataclass(frozen=True)
 class VAETraining(Training):
-    run_dir: Path = option(Path("runs/vae"), "folder of the checkpoint, logs and pictures")
+    run_dir: Path = option(Path("runs/vae"), "folder for the checkpoint, logs and samples")
     vae: str = option("", "start from this autoencoder: a save_pretrained folder or hub name (paper), a file (best)")
-    out: Path | None = option(None, "where the weights go (default: weights/PRESET)")
-    steps: int = option(9000, "optimiser steps; 0 takes the autoencoder of --vae as it is")
-    batch: int = option(4, "samples a step, over all processes")
-    crop: int = option(128, "side of the crops that the network sees")
-    whole_every: int = option(16, "every so many steps it sees whole images instead, for its normalisation; 0: never")
+    out: Path | None = option(None, "output folder for the weights (default: weights/PRESET)")
+    steps: int = option(9000, "optimiser steps; 0: use the autoencoder of --vae without training")
+    batch: int = option(4, "samples per step, over all processes")
+    crop: int = option(128, "side of the training crops")
+    whole_every: int = option(16, "steps between batches of whole images, for normalisation; 0: never")
     rate: float = option(4e-4, "peak learning rate of AdamW; cosine to 0")
-    warmup: int = option(200, "steps in which the rate rises linearly")
-    lpips: float = option(0.3, "weight of LPIPS (AlexNet) beside L1")
-    vgg: float = option(0.0, "weight of LPIPS (VGG16), computed on some of the samples")
-    kl: float = option(1e-4, "weight of the KL divergence, mean over latent elements")
-    latent_noise: float = option(0.0, "largest deviation of noise on the latents that the decoder sees")
-    latent_drop: float = option(0.0, "share of the latents that are zeros for the decoder; best only")
-    adversarial: float = option(0.0, "weight of a patch discriminator's opinion; 0: none")
+    warmup: int = option(200, "steps of linear warm-up")
+    lpips: float = option(0.3, "weight of LPIPS (AlexNet) relative to L1")
+    vgg: float = option(0.0, "weight of LPIPS (VGG16), computed on a subset of samples")
+    kl: float = option(1e-4, "weight of the KL divergence, averaged over latent elements")
+    latent_noise: float = option(0.0, "maximum standard deviation of noise on the decoder's latents")
+    latent_drop: float = option(0.0, "share of latents replaced by zeros for the decoder; best only")
+    adversarial: float = option(0.0, "weight of the adversarial loss; 0: none")
 
 
 def draw_crops(images: PairDataset, config: VAETraining, step: int, share: slice) -> tuple[Tensor, ...]:
-    """The arguments of ``AutoencoderLoss`` for a step's samples that are in ``share``."""
+    """Draw the arguments of ``AutoencoderLoss`` for the samples in ``share`` of a step's batch."""
     preset = preset_of(config)
     whole = config.whole_every and step % config.whole_every == config.whole_every - 1
     size = preset.data.hr_size if whole else config.crop
@@ -79,14 +79,14 @@ def draw_crops(images: PairDataset, config: VAETraining, step: int, share: slice
 
 @torch.no_grad()
 def reconstruct(vae: VAE, pair: tuple[Tensor, Tensor], faithful: bool) -> Tensor:
-    """The decoded mean of the posterior of one (LR, HR) pair: [1, C, H, W] in [-1, 1]."""
+    """Decode the posterior mean of one (LR, HR) pair: [1, C, H, W] in [-1, 1]."""
     lr, hr = (image[None].to(device_of(vae)) for image in pair)
     y = decode(vae, posterior(vae, hr, lr)[0], lr)
     return (project_cubic(y, lr) if faithful else y).clamp(-1, 1)
 
 
 def validation_loss(vae: VAE, images: PairDataset, lpips: LPIPS, weight: float, faithful: bool) -> float:
-    """Mean of L1 + weight·LPIPS of the reconstructions of whole images."""
+    """Return the mean of L1 + weight·LPIPS over reconstructions of whole images."""
     total = 0.0
     for i in range(len(images)):
         y = reconstruct(vae, images[i], faithful)
@@ -96,7 +96,7 @@ def validation_loss(vae: VAE, images: PairDataset, lpips: LPIPS, weight: float, 
 
 
 def reconstructions(vae: VAE, images: PairDataset, faithful: bool) -> Picture:
-    """Two images, each beside its reconstruction."""
+    """Draw two images, each next to its reconstruction."""
     panels: list[tuple[str, str, Image]] = []
     for i in range(min(2, len(images))):
         y = reconstruct(vae, images[i], faithful).cpu()
@@ -106,31 +106,31 @@ def reconstructions(vae: VAE, images: PairDataset, faithful: bool) -> Picture:
 
 @torch.no_grad()
 def raw_latents(vae: VAE, images: PairDataset) -> Tensor:
-    """[N, C, h, w]: those of whole images."""
+    """Encode whole images: [N, C, h, w]."""
     device = device_of(vae)
     pairs = (images[i] for i in range(len(images)))
     return torch.cat([posterior(vae, hr[None].to(device), lr[None].to(device))[0].cpu() for lr, hr in pairs])
 
 
 def check(config: VAETraining) -> None:
-    """Raises ValueError for options that do not go together."""
+    """Raise ValueError for invalid or incompatible options."""
     preset = preset_of(config)
     factor, size = preset.vae.factor, preset.data.hr_size
-    if config.crop % factor or not LEAST_CROP <= config.crop <= size:
-        raise ValueError(f"--crop {config.crop}: it must be a multiple of {factor} from {LEAST_CROP} to {size}")
+    if config.crop % factor or not MIN_CROP <= config.crop <= size:
+        raise ValueError(f"--crop must be a multiple of {factor}, {MIN_CROP}–{size}, got {config.crop}")
     if config.steps == 0 and not config.vae:
-        raise ValueError("--steps 0 trains nothing: it needs a pretrained --vae")
+        raise ValueError("--steps 0 needs a pretrained --vae")
     check_shares(latent_drop=config.latent_drop)
     if config.latent_noise < 0:
-        raise ValueError(f"--latent-noise is {config.latent_noise:g}, it must be at least 0")
+        raise ValueError(f"--latent-noise must be at least 0, got {config.latent_noise:g}")
     if config.latent_drop and not preset.vae.sees_lr:
-        raise ValueError(f"--latent-drop: the decoder of preset '{preset.name}' sees nothing but the latent")
+        raise ValueError(f"--latent-drop must be 0 for preset '{preset.name}', whose decoder sees only the latent")
     if config.adversarial and config.precision == "fp16":
-        raise ValueError("--adversarial does not go with --precision fp16; allowed are bf16 and fp32")
+        raise ValueError("--precision must be bf16 or fp32 with --adversarial, got fp16")
 
 
 def train_vae(config: VAETraining) -> None:
-    """Train, and save the averaged weights that validated best; with 0 steps save ``config.vae`` itself.
+    """Train, and save the averaged weights with the lowest validation loss; with 0 steps, save ``config.vae``.
 
     Raises:
         ValueError, OSError, FloatingPointError: see ``train.loop.train``.
@@ -141,7 +141,7 @@ def train_vae(config: VAETraining) -> None:
     torch.manual_seed(config.seed)
     files, description = split_files(config)
     vae = load_vae(config.vae, preset.vae).train() if config.vae else make_vae(preset.vae)
-    if isinstance(vae, DetailVAE):  # these learn later, by themselves
+    if isinstance(vae, DetailVAE):  # trained separately, later
         vae.restorer.requires_grad_(False)
         vae.doubt.requires_grad_(False)
     validation = validation_images(files["val"], preset.data)

@@ -1,25 +1,26 @@
 #!/usr/bin/env bash
-# Train preset "best" end to end, from the data to the ONNX files that are served:
+# Train preset "best" end to end, from the data to the served ONNX files:
 #
 #   train/runs/best.sh DATA [OUT]
 #
-# autoencoder, U-Net, the autoencoder's restorer, all together on what a few steps make, the doubt, what tells turned and
-# inverted images, the ranges for INT8, the band's fit (printed), and the export. DATA is a folder that train.pairs wrote; OUT takes the weights (default:
-# weights/best), OUT-untuned, OUT-restoring and OUT-tuned those between. Run it again after an interruption: finished
-# parts are not repeated. Everything else is a variable of the environment:
+# autoencoder, U-Net, the autoencoder's restorer, all together on few-step samples, the doubt, the classifier of rotated
+# and inverted images, the ranges for INT8, the fit of the band (printed), and the export. DATA is a folder written by
+# train.pairs; OUT is the folder for the weights (default: weights/best), with intermediate weights in OUT-untuned,
+# OUT-restoring and OUT-tuned. Run it again after an interruption: finished stages are not repeated. Other settings are
+# environment variables:
 #
-#   DEVICE     auto (default: a GPU where there is one), cuda, or cpu, which takes a day
-#   RUNS       folder of checkpoints, logs, samples and of the sweep's leads.csv (default: runs/best)
-#   STAGES     which of them (default: vae unet restore tune doubt presentation ranges calibrate export)
-#   MINUTES    stop after so long, with one of STAGES (default: 0, never); train/runs/slice.sh is for that
-#   SWEEP      times the sweep's steps, before everything else (default: 0, no sweep; 10 is for a GPU)
-#   MODELS     model repository for the export (default: models-best); model_repository is what is served
-#   LIMIT      images for the ranges and the band (default: all of their patients)
-#   VAE_STEPS, UNET_STEPS, RESTORE_STEPS, TUNE_STEPS, DOUBT_STEPS, PRESENTATION_STEPS    other numbers of steps
-#   INDEX      CSV file with file and patient, for names that hold no patient id
+#   DEVICE     auto (default: a GPU if there is one), cuda, or cpu, which takes a day
+#   RUNS       folder for checkpoints, logs, samples and the sweep's leads.csv (default: runs/best)
+#   STAGES     stages to run (default: vae unet restore tune doubt presentation ranges calibrate export)
+#   MINUTES    time limit, with a single stage (default: 0, none); used by train/runs/slice.sh
+#   SWEEP      scale of a sweep before the stages (default: 0, no sweep; 10 is for a GPU)
+#   MODELS     model repository for the export (default: models-best); the served one is model_repository
+#   LIMIT      maximum number of images for the ranges and the band (default: no limit)
+#   VAE_STEPS, UNET_STEPS, RESTORE_STEPS, TUNE_STEPS, DOUBT_STEPS, PRESENTATION_STEPS    numbers of steps
+#   INDEX      CSV file with the columns file and patient, for file names without a patient ID
 set -euo pipefail
 
-usage="usage: train/runs/best.sh DATA [OUT]; see the head of the file"
+usage="usage: train/runs/best.sh DATA [OUT]; see the comments in the file"
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
     echo "$usage" >&2
     exit 2
@@ -36,13 +37,13 @@ for stage in $stages; do
     case $stage in
     vae | unet | restore | tune | doubt | presentation | ranges | calibrate | export) ;;
     *)
-        echo "error: STAGES names '$stage', allowed are vae, unet, restore, tune, doubt, presentation, ranges, calibrate and export" >&2
+        echo "error: STAGES must be among vae, unet, restore, tune, doubt, presentation, ranges, calibrate, export, got '$stage'" >&2
         exit 2
         ;;
     esac
 done
 if [ "$minutes" != 0 ] && [[ $stages = *" "* ]]; then
-    echo "error: MINUTES goes with one of STAGES" >&2
+    echo "error: STAGES must be a single stage with MINUTES, got '$stages'" >&2
     exit 2
 fi
 device=${DEVICE:-auto}
@@ -50,7 +51,7 @@ if [ "$device" = auto ]; then
     device=$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
 fi
 case $device in
-cuda) # the last long one, tune, is meant for ten minutes
+cuda) # tune is sized for about ten minutes
     vae=(--batch 64 --rate 8e-4 --steps "${VAE_STEPS:-20000}")
     unet=(--batch 256 --rate 2e-3 --steps "${UNET_STEPS:-20000}")
     restore=(--batch 64 --rate 2e-3 --steps "${RESTORE_STEPS:-10000}")
@@ -65,11 +66,11 @@ cpu)
     doubt=(--batch 8 --rate 2e-3 --steps "${DOUBT_STEPS:-2000}")
     ;;
 *)
-    echo "error: DEVICE is '$device', allowed are auto, cuda and cpu" >&2
+    echo "error: DEVICE must be one of auto, cuda, cpu, got '$device'" >&2
     exit 2
     ;;
 esac
-# a training's module and its options
+# arguments: training module, options
 train() {
     python -m "train.$1" --preset best --data "$data" "${index[@]}" --device "$device" --resume --minutes "$minutes" \
         --run-dir "$runs/$1" "${@:2}"
@@ -94,5 +95,5 @@ for stage in $stages; do
 done
 
 [ "$minutes" != 0 ] && exit
-echo "next: put the band that calibrate fitted into pipeline/presets.py"
+echo "next: copy the band fitted by calibrate into pipeline/presets.py"
 echo "      python -m train.evaluate --data '$data' --weights '$out' --runtimes torch"

@@ -3,23 +3,23 @@
 #
 #   train/runs/paper.sh DATA [OUT]
 #
-# DATA is a folder that train.pairs wrote; OUT takes the weights (default: weights/paper). Run it again after an
-# interruption: finished parts are not repeated. Everything else is a variable of the environment:
+# DATA is a folder written by train.pairs; OUT is the folder for the weights (default: weights/paper). Run it again after
+# an interruption: finished stages are not repeated. Other settings are environment variables:
 #
-#   DEVICE     auto (default: a GPU where there is one), cuda, or cpu, which takes hours and as little as it can
-#   RUNS       folder of checkpoints, logs and samples (default: runs/paper)
-#   VAE_STEPS, UNET_STEPS    other numbers of steps
-#   VAE_FROM, UNET_FROM      an autoencoder's folder and a weights folder to start from
-#   INDEX      CSV file with file and patient, for names that hold no patient id
+#   DEVICE     auto (default: a GPU if there is one), cuda, or cpu, which takes hours with reduced settings
+#   RUNS       folder for checkpoints, logs and samples (default: runs/paper)
+#   VAE_STEPS, UNET_STEPS    numbers of steps
+#   VAE_FROM, UNET_FROM      autoencoder folder and weights folder to start from
+#   INDEX      CSV file with the columns file and patient, for file names without a patient ID
 set -euo pipefail
 
-usage="usage: train/runs/paper.sh DATA [OUT]; see the head of the file"
+usage="usage: train/runs/paper.sh DATA [OUT]; see the comments in the file"
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
     echo "$usage" >&2
     exit 2
 fi
 data=$(realpath -m "$1") out=$(realpath -m "${2:-weights/paper}") runs=$(realpath -m "${RUNS:-runs/paper}")
-for name in VAE_FROM UNET_FROM; do # an autoencoder may also be a name of the hub
+for name in VAE_FROM UNET_FROM; do # VAE_FROM may also be a name on the hub
     if [ -d "${!name:-}" ]; then export "$name=$(realpath "${!name}")"; fi
 done
 index=(${INDEX:+--index "$(realpath -m "$INDEX")"})
@@ -40,7 +40,7 @@ cpu)
     unet=(--batch 64 --rate 1e-3 --steps "${UNET_STEPS:-6000}")
     ;;
 *)
-    echo "error: DEVICE is '$device', allowed are auto, cuda and cpu" >&2
+    echo "error: DEVICE must be one of auto, cuda, cpu, got '$device'" >&2
     exit 2
     ;;
 esac

@@ -1,21 +1,20 @@
 #!/usr/bin/env bash
-# Train preset "best" for a while: one slice of the first training of train/runs/best.sh that is not finished.
+# Train preset "best" for a limited time: one slice of the first unfinished stage of train/runs/best.sh.
 #
 #   train/runs/slice.sh MINUTES [DATA [OUT]]
 #
-# Stops with a checkpoint after MINUTES of training, beside the minute that starting and stopping take, or earlier where
-# the training ends; the same command goes on. DATA (default: data/nih) and OUT (default: weights/best) are those of
-# best.sh, and its variables hold here too, such as DEVICE, RUNS and TUNE_STEPS: give every slice the same. And:
+# Stops with a checkpoint after MINUTES of training, plus a minute for starting and stopping, or when the stage is
+# finished; run the same command to continue. DATA (default: data/nih), OUT (default: weights/best) and the environment
+# variables, such as DEVICE, RUNS and TUNE_STEPS, are those of best.sh; use the same ones for every slice. In addition:
 #
-#   STAGE      the training (default: the one after the last whose weights are there)
-#   PARTS_DIR  folder for the checkpoint in parts under 16 MB, which can be carried to another machine and committed
-#              (git add -f): read before the slice where they are newer, and written after it (default: runs/parts,
-#              where there is such a folder)
+#   STAGE      stage to train (default: the first without weights)
+#   PARTS_DIR  folder for the checkpoint in parts under 16 MB, which can be moved to another machine or committed
+#              (git add -f); read before the slice if newer, and written after it (default: runs/parts, if it exists)
 #
-# A training needs no network: the data folder, the weights it starts from, and the packages that are named if missing.
+# Training needs no network access, only the data folder, the initial weights and packages, which are listed if missing.
 set -euo pipefail
 
-usage="usage: train/runs/slice.sh MINUTES [DATA [OUT]]; see the head of the file"
+usage="usage: train/runs/slice.sh MINUTES [DATA [OUT]]; see the comments in the file"
 if [ $# -lt 1 ] || [ $# -gt 3 ] || ! [[ $1 =~ ^[0-9]*\.?[0-9]+$ ]] || [[ $1 =~ ^[0.]*$ ]]; then
     echo "$usage" >&2
     exit 2
@@ -45,7 +44,7 @@ if [ -n "${STAGE:-}" ]; then
 elif [ -e "$out-tuned/unet.json" ]; then # the last training leaves the U-Net as it is
     stage=doubt
     if cmp -s "$out/unet.safetensors" "$out-tuned/unet.safetensors"; then
-        echo "every training is finished; next: STAGES='presentation ranges calibrate export' train/runs/best.sh '$data' '$out'"
+        echo "all stages are finished; next: STAGES='presentation ranges calibrate export' train/runs/best.sh '$data' '$out'"
         exit
     fi
 elif [ -e "$out-restoring/unet.json" ]; then

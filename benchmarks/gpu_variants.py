@@ -1,4 +1,4 @@
-"""The ways of ``benchmarks.gpu`` from LR images to upscaled ones, all of them from the same noise."""
+"""Variants of upscaling for ``benchmarks.gpu``, all starting from the same noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.gpu_networks import LeftOut, Network, by_onnxruntime, by_pytorch, by_tensorrt, graphed, load
+from benchmarks.gpu_networks import (
+    Network,
+    Unavailable,
+    graphed,
+    load,
+    onnxruntime_network,
+    pytorch_networks,
+    tensorrt_network,
+)
 from pipeline.method.drawn import Drawn, as_drawn
 from pipeline.method.images import Image
 from pipeline.method.options import Options
@@ -34,7 +42,7 @@ from pipeline.spec import LEAP, Model, SamplerName
 from pipeline.tensorrt.builder import Precision
 
 ROOT = Path(__file__).resolve().parents[1]
-WAYS = {
+VARIANTS = {
     "eager": "PyTorch eager",
     "graph": "PyTorch, one CUDA graph",
     "graph-bf16": "PyTorch, one CUDA graph, bfloat16 autocast",
@@ -53,23 +61,23 @@ PACKAGES = {
     "tensorrt": ["tensorrt"],
     "tensorrt-rtx": ["tensorrt_rtx", "tensorrt_rtx_bindings"],
 }
-Way = Callable[[], list[Image]]
-"""Upscales a batch, and returns when the images are in the host's memory."""
+Variant = Callable[[], list[Image]]
+"""Function that upscales a batch and returns the images in host memory."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A batch of LR images of the usual size, what makes them larger, and the noise that all ways start from."""
+    """Batch of LR images of the preset's size, and the noise that all variants start from."""
 
     preset: Preset
     steps: int
     device: torch.device
     images: list[Image]
     noise: list[Array]
-    """[B, 4, h, w] each, in the order in which the sampler draws them"""
+    """arrays [B, 4, h, w], in the order in which the sampler draws them"""
     drawing: float
-    """seconds that drawing the noise took"""
+    """seconds taken to draw the noise"""
 
     @property
     def sampler(self) -> SamplerName:
@@ -81,7 +89,7 @@ class Job:
 
 
 def sampler_of(preset: Preset) -> SamplerName:
-    """The paper's for the models that take any, else the preset's own."""
+    """Return the paper's sampler for models that accept any, else the preset's."""
     return "ddpm" if preset.fused == "denoise" else preset.diffusion.sampler
 
 
@@ -90,7 +98,7 @@ def path_of(preset: Preset, steps: int) -> list[Step]:
 
 
 def make_job(preset: Preset, steps: int, device: torch.device, batch: int) -> Job:
-    """``batch`` times one real LR image, with another seed each: 0, 1, …"""
+    """Make a batch that repeats one real LR image, with seeds 0, 1, …"""
     lr = json.loads((ROOT / "benchmarks" / "superres.json").read_text())["data"][0]["image"]
     image = np.array(lr["content"], np.float32).reshape(lr["shape"])
     side = preset.data.hr_size // preset.vae.factor
@@ -101,30 +109,30 @@ def make_job(preset: Preset, steps: int, device: torch.device, batch: int) -> Jo
 
 
 def used_models(preset: Preset) -> list[Model]:
-    """The models of the repository that an image takes here."""
+    """Return the repository's models used here."""
     whole = preset.fused == "superres_onnx"
     return [m for m in onnx_models(preset) if (m.name == "superres_onnx" if whole else m.name != "unet_onnx")]
 
 
 def image_input(job: Job) -> Tensor:
-    """What the first model sees of the images: themselves, or their bicubic upsampling."""
+    """Return the image input of the first model: the images, or their bicubic upsampling."""
     if job.preset.fused == "superres_onnx":
         return torch.from_numpy(np.stack(job.images))
     return torch.from_numpy(upsample_all(network_lr(job.images, job.preset)))
 
 
 def other_inputs(job: Job) -> dict[str, Tensor]:
-    """All that does not depend on the images."""
+    """Return the inputs that do not depend on the images."""
     coefficients = torch.from_numpy(repeated(rows(job.path), len(job.images)))
     first, *others = job.noise
     if job.preset.fused == "superres_onnx":
         return {"noise": torch.from_numpy(first), "coefficients": coefficients}
-    noise = np.stack([*others, np.zeros_like(first)], axis=1)  # the last step draws none
+    noise = np.stack([*others, np.zeros_like(first)], axis=1)  # the last step draws no noise
     return {"start": torch.from_numpy(first), "noise": torch.from_numpy(noise), "coefficients": coefficients}
 
 
 def run_models(networks: dict[str, Network], x: dict[str, Tensor], preset: Preset) -> tuple[Tensor, ...]:
-    """The whole way on the device: ``x`` is what ``image_input`` and ``other_inputs`` say."""
+    """Run all models on the device; ``x`` has the tensors of ``image_input`` and ``other_inputs``."""
     if preset.fused == "superres_onnx":
         return networks["superres_onnx"](**x)
     diffusion = preset.diffusion
@@ -140,8 +148,8 @@ def run_models(networks: dict[str, Network], x: dict[str, Tensor], preset: Prese
 Wrap = Callable[[Callable[[], tuple[Tensor, ...]]], Callable[[], tuple[Tensor, ...]]]
 
 
-def on_device(job: Job, networks: dict[str, Network], wrap: Wrap = lambda run: run) -> Way:
-    """The way around networks on the device, whose inputs stay in one place; ``wrap`` makes a graph of it."""
+def on_device(job: Job, networks: dict[str, Network], wrap: Wrap = lambda run: run) -> Variant:
+    """Return a variant with networks on the device and inputs at fixed addresses; ``wrap`` may record a graph."""
     cuda = job.device.type == "cuda"
     host = {name: tensor.pin_memory() if cuda else tensor for name, tensor in other_inputs(job).items()}
     x = {name: tensor.to(job.device, copy=True) for name, tensor in ({"image": image_input(job)} | host).items()}
@@ -153,19 +161,19 @@ def on_device(job: Job, networks: dict[str, Network], wrap: Wrap = lambda run: r
         outputs = tuple(output.float().cpu().numpy() for output in run())
         return Drawn(*outputs) if job.preset.fused == "superres_onnx" else as_drawn(outputs, None)
 
-    def way() -> list[Image]:
+    def variant() -> list[Image]:
         return [result.upscaled for result in upscale(job.images, range(len(job.images)), generate, job.preset)]
 
-    return way
+    return variant
 
 
-def preferably(first: Callable[[], T], otherwise: Callable[[], T], note: str) -> T:
-    """The first, or where it fails the other, with a line that says why."""
+def with_fallback(first: Callable[[], T], otherwise: Callable[[], T], note: str) -> T:
+    """Return the result of ``first``, or of ``otherwise`` with a message if it fails."""
     try:
         return first()
-    except LeftOut:
+    except Unavailable:
         raise
-    except Exception as error:  # whatever another package raises is the reason
+    except Exception as error:  # other packages may raise anything
         tqdm.write(f"note: {note}: {one_line(error)}", file=sys.stdout)
         return otherwise()
 
@@ -175,7 +183,7 @@ def one_line(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:300]} …"
 
 
-def by_eager(system: eager.Eager, job: Job) -> Way:
+def eager_variant(system: eager.Eager, job: Job) -> Variant:
     def source(*_: object) -> Callable[[], Array]:
         return iter(job.noise).__next__
 
@@ -184,7 +192,7 @@ def by_eager(system: eager.Eager, job: Job) -> Way:
     return lambda: [result.upscaled for result in upscale(job.images, seeds, generate, job.preset)]
 
 
-def by_graph(system: eager.Eager, job: Job, half: torch.dtype | None) -> Way:
+def graph_variant(system: eager.Eager, job: Job, half: torch.dtype | None) -> Variant:
     def wrap(run: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
         def cast() -> tuple[Tensor, ...]:
             with torch.autocast(job.device.type, half, enabled=half is not None):
@@ -192,37 +200,37 @@ def by_graph(system: eager.Eager, job: Job, half: torch.dtype | None) -> Way:
 
         return graphed(cast)
 
-    return on_device(job, by_pytorch(system), wrap)
+    return on_device(job, pytorch_networks(system), wrap)
 
 
-def by_onnx(job: Job, repository: Path) -> Way:
-    def way(graph: bool) -> Way:
+def onnx_variant(job: Job, repository: Path) -> Variant:
+    def variant(graph: bool) -> Variant:
         def network(model: Model) -> Network:
             path = repository / model.name / "1" / "model.onnx"
-            return by_onnxruntime(path, model, job.preset, len(job.images), job.device, graph)
+            return onnxruntime_network(path, model, job.preset, len(job.images), job.device, graph)
 
         return on_device(job, {model.name: network(model) for model in used_models(job.preset)})
 
     if job.device.type == "cpu":
-        return way(False)
-    return preferably(lambda: way(True), lambda: way(False), "onnxruntime runs without a CUDA graph")
+        return variant(False)
+    return with_fallback(lambda: variant(True), lambda: variant(False), "onnxruntime runs without a CUDA graph")
 
 
-def by_plan(job: Job, package: str, precision: Precision, repository: Callable[[], Path]) -> Way:
+def plan_variant(job: Job, package: str, precision: Precision, repository: Callable[[], Path]) -> Variant:
     trt = load(PACKAGES[package])
     networks = {}
     for model in used_models(job.preset):
         path = repository() / model.name / "1" / "model.onnx"
-        networks[model.name] = by_tensorrt(trt, path, model, job.preset, len(job.images), precision, job.device)
-    return preferably(
+        networks[model.name] = tensorrt_network(trt, path, model, job.preset, len(job.images), precision, job.device)
+    return with_fallback(
         lambda: on_device(job, networks, graphed),
         lambda: on_device(job, networks),
-        f"{WAYS[f'{package}-{precision}']} runs without a CUDA graph",
+        f"{VARIANTS[f'{package}-{precision}']} runs without a CUDA graph",
     )
 
 
-def by_server(job: Job, client: Any, stack: ExitStack) -> Way:
-    """All images of the batch at once, as clients of their own; ``client`` is a ``client.Client``."""
+def server_variant(job: Job, client: Any, stack: ExitStack) -> Variant:
+    """Return a variant that sends all images of the batch at once, in separate requests, to a ``client.Client``."""
     pool = stack.enter_context(ThreadPoolExecutor(len(job.images)))
 
     def ask(seed: int) -> Image:
@@ -233,10 +241,10 @@ def by_server(job: Job, client: Any, stack: ExitStack) -> Way:
 
 
 def find_repository(preset: Preset, given: Path | None, stack: ExitStack) -> Path:
-    """The preset's model repository: given, this clone's, or exported into a folder that ``stack`` removes.
+    """Return the preset's model repository: given, this clone's, or exported into a folder removed by ``stack``.
 
     Raises:
-        LeftOut: it cannot be exported here.
+        Unavailable: the repository cannot be exported here.
     """
     if preset != PAPER:
         return ROOT / "model_repository"
@@ -245,18 +253,18 @@ def find_repository(preset: Preset, given: Path | None, stack: ExitStack) -> Pat
     try:
         from pipeline.export.command import export
     except ImportError as error:
-        raise LeftOut(f"preset paper must be exported, and cannot be ({error}): --model-repository-paper") from error
+        raise Unavailable(f"preset paper cannot be exported ({error}): use --model-repository-paper") from error
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     export(ROOT / "weights" / preset.name, folder, preset)
     return folder
 
 
 def connect(preset: Preset, repository: Path, stack: ExitStack) -> Any:
-    """A client of a server of our own on a copy of the repository, completed where it holds no more than networks.
+    """Start a server on a copy of the repository, completed if it has only networks, and return a client.
 
     Raises:
-        LeftOut: there is no server here, or what calls it is not installed.
-        Exception: it does not start.
+        Unavailable: the server or client is not installed.
+        Exception: the server does not start.
     """
     try:
         from client import Client
@@ -265,11 +273,11 @@ def connect(preset: Preset, repository: Path, stack: ExitStack) -> Any:
         from pipeline.serving.local_server import running_server
         from pipeline.triton_config import config_files
     except ImportError as error:
-        raise LeftOut(str(error)) from error
+        raise Unavailable(str(error)) from error
     try:
         find_server()
     except ServeError as error:
-        raise LeftOut(str(error)) from error
+        raise Unavailable(str(error)) from error
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     shutil.copytree(repository, folder / "models")
     for name, text in config_files(preset).items():
@@ -281,39 +289,41 @@ def connect(preset: Preset, repository: Path, stack: ExitStack) -> Any:
     return stack.enter_context(Client(stack.enter_context(running_server(folder / "log", folder / "models"))))
 
 
-def make_ways(jobs: list[Job], wanted: Sequence[str], given: Path | None, stack: ExitStack) -> list[dict[str, Way]]:
-    """For every job its ways by name, eager first; one that cannot be gone is left out with a line that says why."""
+def make_variants(
+    jobs: list[Job], wanted: Sequence[str], given: Path | None, stack: ExitStack
+) -> list[dict[str, Variant]]:
+    """Return each job's variants by name, eager first; unavailable ones are skipped with a message."""
     preset, device = jobs[0].preset, jobs[0].device
     system = eager.load(ROOT / "weights" / preset.name, preset, device=str(device))
     repository = functools.cache(lambda: find_repository(preset, given, stack))
     client = functools.cache(lambda: connect(preset, repository(), stack))
 
-    def make(name: str, job: Job) -> Way:
+    def make(name: str, job: Job) -> Variant:
         if name == "eager":
-            return by_eager(system, job)
+            return eager_variant(system, job)
         if name == "onnxruntime":
             load(PACKAGES[name])
-            return by_onnx(job, repository())
+            return onnx_variant(job, repository())
         if device.type != "cuda":
-            raise LeftOut("it needs a CUDA device")
+            raise Unavailable("needs a CUDA device")
         if name == "triton":
-            return by_server(job, client(), stack)
+            return server_variant(job, client(), stack)
         package, _, precision = name.rpartition("-")
         if name.startswith("graph"):
-            return by_graph(system, job, HALVES.get(name))
-        return by_plan(job, package, PRECISIONS[precision], repository)
+            return graph_variant(system, job, HALVES.get(name))
+        return plan_variant(job, package, PRECISIONS[precision], repository)
 
-    ways: list[dict[str, Way]] = [{} for _ in jobs]
-    for name in tqdm(["eager", *(name for name in WAYS if name in wanted and name != "eager")], desc=preset.name):
+    variants: list[dict[str, Variant]] = [{} for _ in jobs]
+    for name in tqdm(["eager", *(name for name in VARIANTS if name in wanted and name != "eager")], desc=preset.name):
         try:
             made = [make(name, job) for job in jobs]
-            for way in made:
-                way()
+            for variant in made:
+                variant()
         except Exception as error:
             if name == "eager":
                 raise
-            tqdm.write(f"left out: {WAYS[name]}, preset {preset.name}: {one_line(error)}", file=sys.stdout)
+            tqdm.write(f"skipped: {VARIANTS[name]}, preset {preset.name}: {one_line(error)}", file=sys.stdout)
             continue
-        for of_job, way in zip(ways, made, strict=True):
-            of_job[name] = way
-    return ways
+        for job_variants, variant in zip(variants, made, strict=True):
+            job_variants[name] = variant
+    return variants
