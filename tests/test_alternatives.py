@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import alternatives
-from benchmarks.alternatives import WayError
+from benchmarks.alternatives import Unavailable
 from pipeline import ROOT
 from pipeline.method.images import Image
 from pipeline.method.options import Options
@@ -35,14 +35,16 @@ def test_ratios_are_to_the_first_and_differences_in_gray_levels() -> None:
     image = np.zeros((2, 2), np.float32)
     calls = []
 
-    def way(name: str, value: float) -> alternatives.Way:
+    def variant(name: str, value: float) -> alternatives.Variant:
         def run(image: Image) -> Image:
             calls.append(name)
             return image + np.float32(value)
 
         return run
 
-    found = alternatives.compare({"ours": way("ours", 0.0), "esrgan": way("esrgan", 0.2)}, image, rounds=2, together=3)
+    found = alternatives.compare(
+        {"ours": variant("ours", 0.0), "esrgan": variant("esrgan", 0.2)}, image, rounds=2, concurrency=3
+    )
     assert found["ours"].ratio == 1.0
     assert found["ours"].difference == 0.0
     assert found["esrgan"].difference == pytest.approx(51.0)
@@ -53,7 +55,7 @@ def test_ratios_are_to_the_first_and_differences_in_gray_levels() -> None:
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     system = eager.load(ROOT / "weights" / "best", PRESETS["best"])
-    with pytest.raises(WayError, match="there is no 'no-such-compiler': install g\\+\\+ or set CXX"):
+    with pytest.raises(Unavailable, match="'no-such-compiler' not found: install g\\+\\+ or set CXX"):
         alternatives.compiled(system)
 
 
@@ -63,10 +65,10 @@ def test_what_cannot_be_run_here_is_left_out_with_a_line(
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(alternatives, "CACHE", tmp_path)
     system = eager.load(ROOT / "weights" / "best", PRESETS["best"])
-    assert list(alternatives.local_ways(["diffusers", "compiled", "esrgan"], system, 1)) == ["diffusers"]
+    assert list(alternatives.local_variants(["diffusers", "compiled", "esrgan"], system, 1)) == ["diffusers"]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("left out: diffusers, torch.compile: ")
-    assert lines[1].startswith("left out: Real-ESRGAN x4plus, ncnn: ")
+    assert lines[0].startswith("skipped: diffusers, torch.compile: ")
+    assert lines[1].startswith("skipped: Real-ESRGAN x4plus, ncnn: ")
 
 
 @pytest.mark.slow

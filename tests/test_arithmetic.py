@@ -39,4 +39,4 @@ def test_four_times_the_pixels_cost_four_times() -> None:
 def test_impossible_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         arithmetic.main(arguments)
-    assert "needed is" in capsys.readouterr().err
+    assert "must be" in capsys.readouterr().err

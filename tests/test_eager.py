@@ -17,7 +17,7 @@ from pipeline.method.upscale import generator, upscale
 from pipeline.networks import eager
 from pipeline.presets import BEST, DEFAULT, PAPER
 from pipeline.runtimes.onnx import onnx_networks
-from train.degrade import ROWS, Gray, degrade
+from train.degrade import DEGRADATION_ROWS, Gray, degrade
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,7 +71,7 @@ def chessboard(_rng: np.random.Generator) -> Gray:
 def test_what_is_no_radiograph_is_not_below_bicubic_or_it_is_told(
     pipeline: eager.Eager, page: Callable[[np.random.Generator], Gray], degradation: str, rng: np.random.Generator
 ) -> None:
-    lr, hr = (from_integers(image) for image in degrade(page(rng), ROWS[degradation], rng))
+    lr, hr = (from_integers(image) for image in degrade(page(rng), DEGRADATION_ROWS[degradation], rng))
     (result,) = upscale([lr], [0], pipeline.generator(), DEFAULT)
     ours, bicubic = (psnr(image, hr) for image in (result.upscaled, upsample(lr)))
     expected, usual = result.expected_error, DEFAULT.band.usual

@@ -21,12 +21,12 @@ MACHINE = Machine(float32=10.0, bfloat16=40.0, int8=80.0, memory=5.0)
 def test_a_layer_reads_its_input_and_weights_and_writes_its_output() -> None:
     with torch.device("meta"):
         layer, x = nn.Conv2d(2, 3, kernel_size=1), torch.empty(1, 2, 8, 8)
-    assert limits.moved(lambda: layer(x)) == pytest.approx(4 * (2 * 64 + 3 * 64 + 2 * 3 + 3) / 1e9)
+    assert limits.gigabytes_moved(lambda: layer(x)) == pytest.approx(4 * (2 * 64 + 3 * 64 + 2 * 3 + 3) / 1e9)
 
 
 def test_what_lies_between_layers_is_free() -> None:
     x = torch.empty(1, 2, 8, 8, device="meta")
-    assert limits.moved(lambda: nn.functional.silu(x + x)) == 0
+    assert limits.gigabytes_moved(lambda: nn.functional.silu(x + x)) == 0
 
 
 def test_the_scarcer_of_arithmetic_and_memory_is_the_floor() -> None:
@@ -57,8 +57,8 @@ def test_the_better_of_two_measurements_of_the_machine() -> None:
 def test_real_server(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(limits, "COPIED", 2**20)
-    monkeypatch.setattr(limits, "MATRIX", 64)
+    monkeypatch.setattr(limits, "COPIED_BYTES", 2**20)
+    monkeypatch.setattr(limits, "MATRIX_SIDE", 64)
     assert limits.main(["--url", server.url("grpc"), "--rounds", "1", "--side", "16"]) == 0
     text = capsys.readouterr().out
     figures = json.loads(text.splitlines()[-1])
@@ -77,7 +77,7 @@ def test_real_server(
 def test_impossible_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         limits.main(arguments)
-    assert "needed is" in capsys.readouterr().err
+    assert "must be" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("impatient")

@@ -82,10 +82,10 @@ def test_layers_model_equals_direct_computation(
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (layer("Dense", "x", "in"), "layer 'x' is of a kind that is not supported: Dense, linear"),
-        (layer("Activation", "x", "in", activation="tanh"), "not supported: Activation, tanh"),
-        (layer("Conv2D", "x", "in", strides=[2, 2]), "layer 'x' has settings that are not supported"),
-        (layer("UpSampling2D", "x", "in", interpolation="bilinear"), "layer 'x' has settings"),
+        (layer("Dense", "x", "in"), "layer 'x' has an unsupported type: Dense, linear"),
+        (layer("Activation", "x", "in", activation="tanh"), "unsupported type: Activation, tanh"),
+        (layer("Conv2D", "x", "in", strides=[2, 2]), "layer 'x' has unsupported settings"),
+        (layer("UpSampling2D", "x", "in", interpolation="bilinear"), "layer 'x' has unsupported settings"),
     ],
 )
 def test_layers_that_are_not_supported(bad: dict[str, Any], message: str) -> None:
@@ -186,7 +186,7 @@ def test_what_npm_packs_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "tarball").write_bytes(tarball({"package/models/x4/model.json": b"{}"}))
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert peers.from_npm("@upscalerjs/esrgan-medium", "1.0.0") == (tmp_path / "tarball").read_bytes()
-    with pytest.raises(peers.PeerError, match="esrgan-medium is not the pinned package: its sha512 differs"):
+    with pytest.raises(peers.PeerError, match="esrgan-medium is not the pinned one: its sha512 differs"):
         peers.fetch(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

@@ -55,11 +55,11 @@ def test_reads_a_recorded_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "left no report"),
-        ("", "holds 0 loads"),
-        (HEADER + ROW + ROW, "holds 2 loads"),
-        ("Concurrency,Inferences/Second\n2,155\n", "lacks a figure: 'p50 latency'"),
-        (HEADER + "2,fast\n", "lacks a figure"),
+        (None, "wrote no report"),
+        ("", "must have one load, got 0"),
+        (HEADER + ROW + ROW, "must have one load, got 2"),
+        ("Concurrency,Inferences/Second\n2,155\n", "has a missing or invalid value: 'p50 latency'"),
+        (HEADER + "2,fast\n", "has a missing or invalid value"),
     ],
 )
 def test_reports_that_cannot_be_read(tmp_path: Path, text: str | None, message: str) -> None:
@@ -85,7 +85,7 @@ def test_reports_that_cannot_be_read(tmp_path: Path, text: str | None, message: 
     ],
 )
 def test_the_reason_is_told_in_a_line(output: str, expected: str) -> None:
-    assert perf_analyzer.reason(output) == expected
+    assert perf_analyzer.error_line(output) == expected
 
 
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:

@@ -18,7 +18,7 @@ from pipeline.method.upscale import upscale
 from pipeline.networks import eager
 from pipeline.presets import BEST, DEFAULT
 from pipeline.spec import HISTORY, PRESENTATIONS
-from train.degrade import ROWS, degrade
+from train.degrade import DEGRADATION_ROWS, degrade
 
 SHAPE = (32, 40)
 
@@ -111,7 +111,7 @@ def test_a_radiograph_gains_as_much_turned_or_inverted(
     hr = np.rint(255 * resize_cubic(crop_square(read_image(path).image), 256, 256).clip(0, 1)).astype(np.uint8)
 
     def off(row: str) -> float:
-        lr, target = (from_integers(image) for image in degrade(hr, ROWS[row], rng))
+        lr, target = (from_integers(image) for image in degrade(hr, DEGRADATION_ROWS[row], rng))
         (result,) = upscale([lr], [0], shipped.generator(), BEST)
         assert result.upscaled.shape == target.shape
         return float(np.square(result.upscaled - target).mean())

@@ -45,7 +45,7 @@ def test_memory_that_is_taken_is_seen() -> None:
 def test_a_process_that_is_gone() -> None:
     with subprocess.Popen(["true"]) as child:
         pass
-    with pytest.raises(SoakError, match=f"process {child.pid} of the server cannot be looked at"):
+    with pytest.raises(SoakError, match=f"process {child.pid} of the server"):
         soak.memory([child.pid])
 
 
@@ -127,7 +127,7 @@ def test_a_server_that_dies(
     monkeypatch.setattr(soak, "Client", partial(Client, wait=1))
     arguments = ["--url", server.url("grpc"), "--pid", str(server.process.pid), "--requests", "30", "--side", "8"]
     assert soak.main(arguments) == 1
-    assert "cannot be looked at" in capsys.readouterr().err
+    assert "cannot inspect process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -149,4 +149,7 @@ def test_impossible_arguments(arguments: list[str], capsys: pytest.CaptureFixtur
 
 def test_no_such_process(capsys: pytest.CaptureFixture[str]) -> None:
     assert soak.main(["--url", "localhost:1", "--pid", "99999999"]) == 1
-    assert capsys.readouterr().err == "error: there is no process 99999999: name that of tritonserver with --pid\n"
+    assert (
+        capsys.readouterr().err
+        == "error: --pid must be the process of tritonserver, got 99999999, which does not exist\n"
+    )

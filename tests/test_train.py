@@ -176,7 +176,7 @@ def test_a_killed_training_continues_to_the_same_bits(data: Path, weights: Path,
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    with pytest.raises(ValueError, match=r"holds a run: continue it by --resume, or give another --run-dir"):
+    with pytest.raises(ValueError, match=r"already has a run: continue it with --resume, or use another --run-dir"):
         unet.train_unet(killed)
     unet.train_unet(replace(killed, resume=True))
     assert_equal(state_of(straight.out), state_of(killed.out))
@@ -278,16 +278,19 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 6, "accumulate": 4}, r"--batch 6 cannot be divided among 1 process\(es\) times --accumulate 4"),
-        ({"device": "cuda"}, r"--device cuda: PyTorch finds no GPU here"),
-        ({"precision": "fp16"}, r"--precision fp16 needs a GPU; on the CPU allowed are bf16 and fp32"),
-        ({"split": "70/30"}, r"the split '70/30' is not three percentages such as 70/20/10"),
+        ({"batch": 6, "accumulate": 4}, r"--batch must be a multiple of 1 process\(es\) times --accumulate 4, got 6"),
+        ({"device": "cuda"}, r"--device must be auto or cpu, got cuda: PyTorch finds no GPU"),
+        ({"precision": "fp16"}, r"--precision must be bf16 or fp32 on the CPU, got fp16"),
+        ({"split": "70/30"}, r"the split must be three percentages such as 70/20/10, got '70/30'"),
         ({"split": "98/1/1"}, r"10 patients are too few to give val a share of 0\.01"),
         ({"split": "80/0/20"}, r"the split 80/0/20 gives val no patients"),
-        ({"steps": 0}, r"--steps is 0, it must be at least 1"),
+        ({"steps": 0}, r"--steps must be at least 1, got 0"),
         ({"accumulate": 0}, r"--batch, --accumulate and --validate-every must be at least 1, and --clip above 0"),
-        ({"loss": "eps-image", "image_share": 3}, r"--image-share 3 must divide the 4 samples"),
-        ({"loss": "eps-lpips", "preset": "best"}, r"--loss eps-lpips: the U-Net of preset 'best' does not predict ε"),
+        ({"loss": "eps-image", "image_share": 3}, r"--image-share must divide the 4 samples"),
+        (
+            {"loss": "eps-lpips", "preset": "best"},
+            r"--loss must be mse for preset 'best', whose U-Net does not predict ε, got eps-lpips",
+        ),
     ],
 )
 def test_impossible_settings(data: Path, weights: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -344,13 +347,13 @@ def test_the_whole_recipe_trains_all_networks_and_continues(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"crop": 24}, r"--crop 24: it must be a multiple of 8 from 32 to 256"),
-        ({"crop": 100}, r"--crop 100: it must be a multiple of 8 from 32 to 256"),
-        ({"steps": 0}, r"--steps 0 trains nothing: it needs a pretrained --vae"),
-        ({"latent_drop": 1.1}, r"--latent-drop is 1\.1, allowed are 0 to 1"),
-        ({"latent_noise": -1.0}, r"--latent-noise is -1, it must be at least 0"),
-        ({"latent_drop": 0.1}, r"--latent-drop: the decoder of preset 'paper' sees nothing but the latent"),
-        ({"adversarial": 0.1, "precision": "fp16"}, r"--adversarial does not go with --precision fp16"),
+        ({"crop": 24}, r"--crop must be a multiple of 8, 32–256, got 24"),
+        ({"crop": 100}, r"--crop must be a multiple of 8, 32–256, got 100"),
+        ({"steps": 0}, r"--steps 0 needs a pretrained --vae"),
+        ({"latent_drop": 1.1}, r"--latent-drop must be 0–1, got 1\.1"),
+        ({"latent_noise": -1.0}, r"--latent-noise must be at least 0, got -1"),
+        ({"latent_drop": 0.1}, r"--latent-drop must be 0 for preset 'paper', whose decoder sees only the latent"),
+        ({"adversarial": 0.1, "precision": "fp16"}, r"--precision must be bf16 or fp32 with --adversarial, got fp16"),
     ],
 )
 def test_impossible_settings_of_the_autoencoder(
@@ -362,7 +365,7 @@ def test_impossible_settings_of_the_autoencoder(
 
 def test_another_autoencoder_is_not_replaced(data: Path, weights: Path, tmp_path: Path) -> None:
     vae.train_vae(vae_config(data, tmp_path, steps=1))
-    with pytest.raises(ValueError, match=r"holds another autoencoder than '.*': give another --out"):
+    with pytest.raises(ValueError, match=r"has another autoencoder than '.*': use another --out"):
         unet.train_unet(unet_config(data, weights, tmp_path))
 
 
@@ -375,7 +378,7 @@ def test_latents_of_another_scale_are_not_taken(data: Path, weights: Path, tmp_p
     assert isinstance(rescaled, AutoencoderKL)
     set_latent_scale(rescaled, 3 * torch.randn(1, 4, 8, 8))
     rescaled.save_pretrained(mine / "vae")
-    with pytest.raises(ValueError, match=r"latents\.pt' is of another run \(vae "):
+    with pytest.raises(ValueError, match=r"latents\.pt' belongs to another run \(vae "):
         unet.train_unet(replace(config, resume=True))
     with pytest.raises(ValueError, match=r"was trained on the latents of another autoencoder"):
         eager.load(mine, PAPER)
@@ -419,7 +422,7 @@ def test_tuning_changes_unet_and_decoder_together_and_not_the_encoder(
 
 
 def test_the_networks_before_the_tuning_are_kept(data: Path, best_weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--out '.*' is --weights: the networks before the tuning must be kept"):
+    with pytest.raises(ValueError, match=r"--out must differ from --weights, which are needed to resume, got '.*'"):
         tune.tune(replace(tuning(data, best_weights, tmp_path), out=best_weights))
 
 
@@ -440,12 +443,12 @@ def test_a_stopped_tuning_continues_to_the_same_bits(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"preset": "paper"}, r"--preset paper: only presets whose U-Net sees the LR image itself are tuned"),
-        ({"crop": 96}, r"--crop 96: it must be a multiple of 64 up to 224"),
-        ({"sampler_steps": "1,0"}, r"--sampler-steps '1,0': needed are numbers from 1 to 300, such as 1,2,4"),
-        ({"sampler_steps": "few"}, r"--sampler-steps 'few': needed are numbers"),
-        ({"diversity": 2.0}, r"--diversity is 2, allowed are 0 to 1"),
-        ({"faithful_share": 1.5}, r"--faithful-share is 1\.5, allowed are 0 to 1"),
+        ({"preset": "paper"}, r"--preset must be one whose U-Net sees the LR image itself, got paper"),
+        ({"crop": 96}, r"--crop must be a multiple of 64 up to 224, got 96"),
+        ({"sampler_steps": "1,0"}, r"--sampler-steps must be numbers 1–300, such as 1,2,4, got '1,0'"),
+        ({"sampler_steps": "few"}, r"--sampler-steps must be numbers 1–300, such as 1,2,4, got 'few'"),
+        ({"diversity": 2.0}, r"--diversity must be 0–1, got 2"),
+        ({"faithful_share": 1.5}, r"--faithful-share must be 0–1, got 1\.5"),
         ({"freeze_decoder": True, "only_restorer": True}, r"--freeze-decoder and --only-restorer leave nothing"),
     ],
 )
@@ -466,7 +469,7 @@ def test_a_full_gpu_is_one_line_of_advice(
     assert unet.main(["--data", str(tmp_path), "--batch", "512"]) == 1
     assert capsys.readouterr().err == (
         "error: the GPU's memory is full: lower --batch (now 512), or raise --accumulate (now 1), "
-        "which computes the same batch in more parts\n"
+        "which splits the same batch into more parts\n"
     )
 
 
@@ -484,5 +487,5 @@ def test_missing_data_is_one_line(
 ) -> None:
     assert main(["--data", str(tmp_path), "--run-dir", str(tmp_path / "r"), "--device=cpu", "--precision=fp32"]) == 1
     assert capsys.readouterr().err == (
-        f"error: '{tmp_path}' has no HR_256/ and LR_64/: make them with  python -m train.pairs IMAGES {tmp_path}\n"
+        f"error: '{tmp_path}' has no HR_256/ and LR_64/: run  python -m train.pairs IMAGES {tmp_path}\n"
     )

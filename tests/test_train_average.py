@@ -66,10 +66,10 @@ def test_its_metadata_tell_of_what_it_is(folders: list[Path], tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--shares", "0.5"], "--shares gives 1 for 2 folders"),
-        (["--shares", "0.5", "0.6"], "--shares 0.5 0.6: must be 0 or more and sum to 1"),
-        (["--shares", "1.5", "-0.5"], "--shares 1.5 -0.5: must be 0 or more and sum to 1"),
-        (["--restorer-shares", "1"], "--restorer-shares gives 1 for 2 folders"),
+        (["--shares", "0.5"], "--shares must have one share per folder, got 1 for 2 folders"),
+        (["--shares", "0.5", "0.6"], "--shares must be 0 or more and sum to 1, got 0.5 0.6"),
+        (["--shares", "1.5", "-0.5"], "--shares must be 0 or more and sum to 1, got 1.5 -0.5"),
+        (["--restorer-shares", "1"], "--restorer-shares must have one share per folder, got 1 for 2 folders"),
     ],
 )
 def test_impossible_shares_are_one_line(
@@ -91,5 +91,5 @@ def test_a_folder_without_weights_is_one_line(
 
 
 def test_what_is_averaged_is_not_replaced(folders: list[Path]) -> None:
-    with pytest.raises(ValueError, match=r"--out '.*w0' is one of the folders that are averaged"):
+    with pytest.raises(ValueError, match=r"--out must not be one of the averaged folders, got '.*w0'"):
         average.average_folders(folders, [], BEST, folders[0])

@@ -30,7 +30,7 @@ def test_a_file_that_cannot_grow_keeps_the_one_before(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"cannot write '.*checkpoint\.pt': .*; the one before is kept"):
+        with pytest.raises(OSError, match=r"cannot write '.*checkpoint\.pt': .*; the previous one is kept"):
             checkpoint.save(path, KEY, {"step": 2, "weights": torch.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -40,13 +40,15 @@ def test_a_file_that_cannot_grow_keeps_the_one_before(tmp_path: Path) -> None:
 
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "c.pt", {"seed": 1, "batch": 4}, {})
-    with pytest.raises(ValueError, match=r"is of another run \(seed 1, not 2\): give another --run-dir, or remove it"):
+    with pytest.raises(
+        ValueError, match=r"belongs to another run \(seed 1, not 2\): use another --run-dir, or remove it"
+    ):
         checkpoint.load(tmp_path / "c.pt", {"seed": 2, "batch": 4})
 
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "c.pt").write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"'.*c\.pt' is no checkpoint: remove it or give another --run-dir"):
+    with pytest.raises(ValueError, match=r"'.*c\.pt' is not a checkpoint: remove it or use another --run-dir"):
         checkpoint.load(tmp_path / "c.pt", KEY)
 
 
@@ -79,27 +81,27 @@ def test_ema_follows_the_weights_slowly() -> None:
 def test_parts_are_small_and_make_the_same_file(tmp_path: Path) -> None:
     path, parts = tmp_path / "checkpoint.pt", tmp_path / "parts"
     path.write_bytes(bytes(range(256)) * 10)
-    assert [part.stat().st_size for part in checkpoint.split(path, parts, most=1000)] == [1000, 1000, 560]
+    assert [part.stat().st_size for part in checkpoint.split(path, parts, max_bytes=1000)] == [1000, 1000, 560]
     joined = tmp_path / "new" / "checkpoint.pt"
     checkpoint.join(parts, joined)
     assert joined.read_bytes() == path.read_bytes()
-    assert checkpoint.MOST < 16_000_000
+    assert checkpoint.MAX_PART_BYTES < 16_000_000
 
 
 def test_parts_replace_those_of_a_longer_file(tmp_path: Path) -> None:
     path, parts = tmp_path / "checkpoint.pt", tmp_path / "parts"
     for content in (b"a long one", b"short"):
         path.write_bytes(content)
-        checkpoint.split(path, parts, most=5)
+        checkpoint.split(path, parts, max_bytes=5)
     assert sorted(file.name for file in parts.iterdir()) == ["part-000", "parts.json"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("part-001", b"other", r"the parts in '.*' are damaged: their SHA-256 is not that of parts\.json"),
-        ("part-001", None, r"'.*part-001' is missing: the parts in '.*' are no whole"),
-        ("parts.json", None, r"'.*parts\.json' is missing: the parts in '.*' are no whole"),
+        ("part-001", b"other", r"the parts in '.*' are damaged: their SHA-256 differs from parts\.json"),
+        ("part-001", None, r"'.*part-001' is missing: the parts in '.*' are incomplete"),
+        ("parts.json", None, r"'.*parts\.json' is missing: the parts in '.*' are incomplete"),
         ("parts.json", b"{}", r"'.*parts\.json' is damaged"),
     ],
 )
@@ -108,7 +110,7 @@ def test_damaged_parts_leave_the_checkpoint_as_it_is(
 ) -> None:
     path, parts = tmp_path / "checkpoint.pt", tmp_path / "parts"
     path.write_bytes(b"0123456789")
-    checkpoint.split(path, parts, most=5)
+    checkpoint.split(path, parts, max_bytes=5)
     (parts / name).unlink() if content is None else (parts / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         checkpoint.join(parts, path)

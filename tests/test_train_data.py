@@ -92,10 +92,10 @@ def test_an_index_with_gaps_or_contradictions_is_refused(tmp_path: Path, row: st
 
 
 def test_unknown_patients_are_refused_with_advice(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'scan\.png' holds no patient id .* give --index, a CSV file"):
+    with pytest.raises(ValueError, match=r"no patient ID in the file name 'scan\.png' .* use --index with a CSV file"):
         patient_of(Path("scan.png"), read_index(None))
     (tmp_path / "index.csv").write_text("name,patient\n")
-    with pytest.raises(ValueError, match="lacks the column file: it must have file and patient"):
+    with pytest.raises(ValueError, match="must have the columns file and patient, missing: file"):
         read_index(tmp_path / "index.csv")
 
 
@@ -132,10 +132,12 @@ def test_an_item_depends_on_seed_and_number_alone(pairs: Path) -> None:
 
 
 def test_wrong_folders_and_files_are_refused_with_advice(pairs: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no HR_256/ and LR_64/: make them with  python -m train\.pairs"):
+    with pytest.raises(ValueError, match=r"has no HR_256/ and LR_64/: run  python -m train\.pairs"):
         list_pairs(tmp_path / "nothing")
     (pairs / "LR_64" / "00000001_000.png").unlink()
-    with pytest.raises(ValueError, match=r"1 files of '.*HR_256' are not in LR_64/, the first is 00000001_000\.png"):
+    with pytest.raises(
+        ValueError, match=r"1 files of '.*HR_256' are missing from LR_64/, the first is 00000001_000\.png"
+    ):
         list_pairs(pairs)
     path = tmp_path / "a.png"
     path.write_text("text")
@@ -147,5 +149,5 @@ def test_wrong_folders_and_files_are_refused_with_advice(pairs: Path, tmp_path: 
         (np.zeros((256, 256, 3), np.uint8), "256x256, uint8, 3 channel"),
     ):
         cv2.imwrite(str(path), image)
-        with pytest.raises(ValueError, match=rf"is {found}\(s\), needed is 256x256, uint8, 1"):
+        with pytest.raises(ValueError, match=f"must be 256x256, uint8, 1 channel, got {found}"):
             read_gray(path, 256)

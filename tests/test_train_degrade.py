@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 
 from pipeline.method.images import downscale
 from pipeline.spec import REDUCTIONS, ReductionName
-from train.degrade import ROWS, Degradation, degrade, draw, reduce
+from train.degrade import DEGRADATION_ROWS, Degradation, degrade, draw, reduce
 
 HR = cv2.resize(
     np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8), (64, 64), interpolation=cv2.INTER_CUBIC
@@ -24,7 +24,7 @@ def rng() -> np.random.Generator:
 
 
 def test_the_papers_protocol_is_one_of_them() -> None:
-    lr, hr = degrade(HR, ROWS["cubic"], rng())
+    lr, hr = degrade(HR, DEGRADATION_ROWS["cubic"], rng())
     np.testing.assert_array_equal(lr, downscale(HR))
     np.testing.assert_array_equal(hr, HR)
 

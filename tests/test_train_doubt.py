@@ -39,4 +39,4 @@ def test_only_the_doubt_learns_and_the_networks_stay_a_pair(data: Path, tmp_path
 
 def test_other_presets_have_none(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert doubt.main([*arguments(data, tmp_path, 1), "--preset", "paper"]) == 1
-    assert "only presets whose networks see the LR image itself" in capsys.readouterr().err
+    assert "must be one whose networks see the LR image itself" in capsys.readouterr().err

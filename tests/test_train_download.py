@@ -233,7 +233,7 @@ def test_a_range_that_was_not_asked_for_is_not_spliced(site: Site, target: Path)
 
 
 def test_what_is_not_there_is_an_error_at_once(site: Site, target: Path) -> None:
-    with pytest.raises(DownloadError, match=rf"^'{site.url}/none' answers 404 Not Found$"):
+    with pytest.raises(DownloadError, match=rf"^'{site.url}/none' returned 404 Not Found$"):
         download(f"{site.url}/none", target, sleep=interrupt)
     assert len(site.asked) == 1
     assert members(target.parent) == set()
@@ -269,7 +269,7 @@ def test_attempts_that_bring_something_are_not_counted(site: Site, target: Path)
 
     site.ranges = False
     site.faults = [Fault(after=10_000) for _ in range(3 * ATTEMPTS)]
-    with pytest.raises(DownloadError, match="the connection broke off after 10000 of 300000 bytes"):
+    with pytest.raises(DownloadError, match="the connection was lost after 10000 of 300000 bytes"):
         download(f"{site.url}/a.tar.gz", target, sleep=lambda _: None)
 
 
@@ -292,7 +292,7 @@ def test_a_server_that_is_away(target: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_disk_space_is_checked_first(site: Site, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = int(len(BODY) * 2.1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
-    with pytest.raises(DownloadError, match=rf"'{target.parent}' needs 0.0 GiB of disk space, available are 0.0"):
+    with pytest.raises(DownloadError, match=rf"'{target.parent}' needs 0.0 GiB of disk space, only 0.0 available"):
         download(f"{site.url}/a.tar.gz", target, sleep=interrupt)
     assert members(target.parent) == set()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
@@ -385,7 +385,7 @@ def flip(data: bytes) -> bytes:
 )
 def test_a_damaged_archive_is_removed_and_nothing_of_it_stays(target: Path, data: bytes) -> None:
     target.write_bytes(data)
-    with pytest.raises(DownloadError, match=rf"'{target}' of {len(data)} bytes is damaged: .*the next run downloads"):
+    with pytest.raises(DownloadError, match=rf"'{target}' \({len(data)} bytes\) is damaged: .*the next run downloads"):
         extract(target, target.parent / "images")
     assert members(target.parent) == set()
 
@@ -426,12 +426,12 @@ def test_the_command(nih_site: Site, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert nih_site.asked == [("/2.gz", None), ("/3.gz", None)]
     done = {"images_002.tar.gz.done", "images_003.tar.gz.done"}
     assert members(out) == {"images/00000002_000.png", "images/00000003_000.png", *done}
-    assert "images_002.tar.gz: 1 images, 0 more were there already\n" in capsys.readouterr().out
+    assert "images_002.tar.gz: 1 images extracted, 0 already existed\n" in capsys.readouterr().out
 
     (out / "images" / "00000002_000.png").write_bytes(b"mine")
     assert main(command) == 0
     assert len(nih_site.asked) == 2, "what is done is not downloaded again"
-    assert "images_002.tar.gz: done already" in capsys.readouterr().out
+    assert "images_002.tar.gz: already done" in capsys.readouterr().out
     assert (out / "images" / "00000002_000.png").read_bytes() == b"mine"
 
     assert main(["nih", "--out", str(out), "--keep"]) == 0
@@ -462,7 +462,7 @@ def test_a_damaged_archive_is_downloaded_anew_by_the_next_run(
     whole, nih_site.files["/1.gz"] = nih_site.files["/1.gz"], images(1)[:-1000]
     command = ["nih", "--batches", "1", "--out", str(tmp_path)]
     assert main(command) == 1
-    assert error_of(capsys).startswith(f"error: '{tmp_path / 'images_001.tar.gz'}' of {len(whole) - 1000} bytes is")
+    assert error_of(capsys).startswith(f"error: '{tmp_path / 'images_001.tar.gz'}' ({len(whole) - 1000} bytes) is")
     assert members(tmp_path) == set()
     nih_site.files["/1.gz"] = whole
     assert main(command) == 0
@@ -471,7 +471,7 @@ def test_a_damaged_archive_is_downloaded_anew_by_the_next_run(
 def test_what_was_left_out_is_said(nih_site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nih_site.files["/1.gz"] = gzip.compress(tar(member("../evil.png", b"evil"), member("a.png", b"A")))
     assert main(["nih", "--batches", "1", "--out", str(tmp_path)]) == 0
-    assert "left out 1 members that are no PNG files or not safe to extract, such as '../evil.png'" in (
+    assert "skipped 1 members that are not PNG files or not safe to extract, such as '../evil.png'" in (
         capsys.readouterr().out
     )
 
@@ -479,7 +479,7 @@ def test_what_was_left_out_is_said(nih_site: Site, tmp_path: Path, capsys: pytes
 def test_errors_are_one_line(nih_site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     del nih_site.files["/1.gz"]
     assert main(["nih", "--batches", "1", "--out", str(tmp_path)]) == 1
-    assert error_of(capsys) == f"error: '{nih_site.url}/1.gz' answers 404 Not Found"
+    assert error_of(capsys) == f"error: '{nih_site.url}/1.gz' returned 404 Not Found"
     (tmp_path / "file").touch()
     assert main(["nih", "--batches", "1", "--out", str(tmp_path / "file")]) == 1
     assert error_of(capsys) == f"error: '{tmp_path / 'file'}': File exists"
@@ -488,7 +488,7 @@ def test_errors_are_one_line(nih_site: Site, tmp_path: Path, capsys: pytest.Capt
 def test_ctrl_c(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "download", lambda *_: interrupt(0))
     assert main(["nih", "--batches", "1", "--out", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == "interrupted; the same command continues\n"
+    assert capsys.readouterr().err == "interrupted; run the same command to continue\n"
 
 
 @pytest.mark.parametrize(
@@ -503,13 +503,13 @@ def test_batches(text: str, batches: list[int]) -> None:
 def test_other_batches_are_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["nih", f"--batches={text}", "--out", str(tmp_path)])
-    assert "allowed are 1-12, such as 1 or 1-3 or 1,4,7-9" in error_of(capsys)
+    assert "must be within 1-12, such as 1 or 1-3 or 1,4,7-9, got " in error_of(capsys)
 
 
 def test_openi_has_no_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["openi", "--batches", "1", "--out", str(tmp_path)])
-    assert error_of(capsys).endswith("error: argument --batches: goes with nih; openi is one archive")
+    assert error_of(capsys).endswith("error: argument --batches: only for nih; openi is one archive")
 
 
 def test_the_archives_are_the_published_ones() -> None:

@@ -22,7 +22,7 @@ from pipeline.spec import REDUCTIONS
 from tests.conftest import RunningServer
 from train import evaluate, methods
 from train.data import PairDataset, list_pairs
-from train.evaluate import choose, inner, lr_error, measure, seconds_an_image
+from train.evaluate import choose, inner, lr_error, measure, seconds_per_image
 from train.methods import Method, Run, bicubic, options_of, parse_run, parse_runtimes
 from train.report import Measured
 
@@ -55,7 +55,7 @@ def test_image_i_has_seed_i_and_one_image_alone_is_timed(pairs: PairDataset) -> 
 
     measure(pairs, {"bicubic": method}, ["alex"])
     assert calls == [[0, 1, 2], [0], [1], [2]]
-    assert seconds_an_image(pairs, method) < 1
+    assert seconds_per_image(pairs, method) < 1
 
 
 def test_choose_takes_one_side_evenly_spread(data: Path) -> None:
@@ -121,7 +121,7 @@ def test_command_measures_what_other_viewers_made_of_the_scans(
 
 def test_other_sizes_need_pairs_of_that_size(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main(["--data", str(data), "--hr-size", "512"]) == 1
-    assert f"no HR_512/ and LR_128/: make them with  python -m train.pairs IMAGES {data} --hr-size 512" in (
+    assert f"no HR_512/ and LR_128/: run  python -m train.pairs IMAGES {data} --hr-size 512" in (
         capsys.readouterr().err
     )
 
@@ -181,11 +181,11 @@ def test_measured_values_reach_the_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--limit", "0"], "--limit is 0, it must be at least 1"),
-        (["--lpips", "vgg"], "--lpips needs alex"),
+        (["--limit", "0"], "--limit must be at least 1, got 0"),
+        (["--lpips", "vgg"], "--lpips must include alex"),
         (["--shares", "80/20/0"], "the split 80/20/0 gives test no patients"),
-        (["--device", "cuda"], "--device cuda: PyTorch finds no GPU here"),
-        (["--shares", "70/30"], "the split '70/30' is not three percentages"),
+        (["--device", "cuda"], "--device must be auto or cpu, got cuda: PyTorch finds no GPU"),
+        (["--shares", "70/30"], "the split must be three percentages such as 70/20/10, got '70/30'"),
         (["--weights", "nowhere"], "nowhere"),
         (["--model-repository", "nowhere"], "'nowhere/unet_onnx/1/model.onnx'"),
         (["--run", "ddim:4:lr"], "preset 'best': 'start' is 'lr', allowed are noise"),
@@ -272,7 +272,7 @@ def test_every_run_gives_the_same_images_by_pytorch_onnx_and_the_server(server: 
 
 def test_a_server_of_another_preset_is_refused(server: RunningServer) -> None:
     other = dataclasses.replace(eager.load(WEIGHTS, DEFAULT), preset=PAPER)
-    with pytest.raises(ValueError, match="runs preset 'best', not 'paper'"):
+    with pytest.raises(ValueError, match="must run preset 'paper', got 'best'"):
         methods.make_methods(("server",), [], other, ROOT / "model_repository", server.url("grpc"))
 
 
@@ -292,10 +292,10 @@ def test_runs_are_checked_against_the_preset() -> None:
 def test_unknown_runs_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         evaluate.main(["--data", ".", "--run", text])
-    assert f"'{text}', needed is ddpm|ddim:STEPS:noise|lr" in capsys.readouterr().err
+    assert "must be ddpm|ddim:STEPS:noise|lr" in capsys.readouterr().err
 
 
 def test_unknown_runtimes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         evaluate.main(["--data", ".", "--runtimes", "onnx,cuda"])
-    assert "'cuda', allowed are bicubic, torch, onnx, server, trt" in capsys.readouterr().err
+    assert "must be among bicubic, torch, onnx, server, trt, got 'cuda'" in capsys.readouterr().err

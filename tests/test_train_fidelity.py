@@ -81,7 +81,7 @@ def test_own_error_is_mean_and_two_deviations(data: Path) -> None:
 def test_command_compares_presets(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fidelity.main(["--data", str(data), "--limit", "1", "--presets", "best", "paper"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "1 images of 1 patients, split test; gray levels of 255 or percent"
+    assert lines[0] == "1 images of 1 patients, split test; gray levels (0–255) or percent"
     assert [line.split(" (")[0] for line in lines[5:]] == ["| preset best", "| preset paper"]
     assert lines[4].startswith("| bicubic |")
 

@@ -92,9 +92,9 @@ def test_steps_are_drawn_against_bicubic(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n", "is no images.csv of train.evaluate"),
-        ("file,method,lpips_alex,psnr\na,bicubic,0.3,30\n", "holds no run of the system"),
-        ('file,method,lpips_alex,psnr\na,"ONNX: DDIM, 4 steps, from pure noise",0.1,30\n', "holds no row of bicubic"),
+        ("a,b\n1,2\n", "is not an images.csv of train.evaluate"),
+        ("file,method,lpips_alex,psnr\na,bicubic,0.3,30\n", "has no run of the system"),
+        ('file,method,lpips_alex,psnr\na,"ONNX: DDIM, 4 steps, from pure noise",0.1,30\n', "has no row for bicubic"),
     ],
 )
 def test_a_table_without_steps_is_one_line(
@@ -121,15 +121,15 @@ def test_details_are_enlarged_squares(data: Path, tmp_path: Path) -> None:
 def test_impossible_details(detail: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         figures.main(["details", detail, "--data", "."])
-    assert f"'{detail}', needed is FILE:TOP:LEFT with multiples of 4 up to 160" in capsys.readouterr().err
+    assert f"must be FILE:TOP:LEFT with multiples of 4 up to 160, got '{detail}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["details", "no.png:0:0", "--data", "{}"], "error: '{}/HR_256/no.png' is not a readable image\n"),
-        (["curves", "{}/no"], "error: '{}/no' holds no log of a training, events.out.tfevents.*\n"),
-        (["curves", "{}"], "error: '{}' holds no log of a training, events.out.tfevents.*\n"),
+        (["curves", "{}/no"], "error: '{}/no' has no training log, events.out.tfevents.*\n"),
+        (["curves", "{}"], "error: '{}' has no training log, events.out.tfevents.*\n"),
         (["samples", "--data", "{}"], "error: '{}' has no HR_256/ and LR_64/"),
     ],
 )

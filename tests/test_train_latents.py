@@ -37,7 +37,7 @@ def test_latents_are_encoded_once(data: Path, tmp_path: Path, encoder: Encoder) 
     again = cached_latents(path, {"vae": "a"}, encoder, {"train": pairs}, PAPER, cpu)["train"]
     assert torch.equal(first, again)
     assert path.stat().st_mtime_ns == written
-    with pytest.raises(ValueError, match=r"is of another run \(vae a, not b\)"):
+    with pytest.raises(ValueError, match=r"belongs to another run \(vae a, not b\)"):
         cached_latents(path, {"vae": "b"}, encoder, {"train": pairs}, PAPER, cpu)
 
 

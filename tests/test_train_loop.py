@@ -99,7 +99,9 @@ def test_and_so_they_are_after_an_interruption(tmp_path: Path, monkeypatch: pyte
 def test_slices_of_time_end_with_a_checkpoint_and_together_in_the_same_weights(tmp_path: Path) -> None:
     straight = train(config(tmp_path / "straight"))
     for step in range(1, STEPS):
-        with pytest.raises(Paused, match=rf"stopped at step {step} of 5 after .* the same command with --resume goes"):
+        with pytest.raises(
+            Paused, match=rf"stopped at step {step} of 5 after .* run the same command with --resume to continue"
+        ):
             train(config(tmp_path / "slices", minutes=1e-9, resume=True))
     assert_equal(straight, train(config(tmp_path / "slices", resume=True)))
 
@@ -117,7 +119,7 @@ def test_a_pause_is_a_success_that_says_how_to_go_on(tmp_path: Path, capsys: pyt
         run_command(Line, run, "Train.\n\nexample", ["--minutes=1e-9", "--device=cpu", "--precision=fp32", "--batch=4"])
         == 0
     )
-    assert "--resume goes on" in capsys.readouterr().out
+    assert "--resume to continue" in capsys.readouterr().out
 
 
 def test_trial_steps_change_nothing_and_take_no_batch_away(tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_trial_steps_change_nothing_and_take_no_batch_away(tmp_path: Path) -> No
     run = loop.Run(task(settings), settings, make_accelerator(settings))
     run.prepare()
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
-    assert run.seconds_a_step() > 0
+    assert run.seconds_per_step() > 0
     assert_equal(before, run.network.state_dict())
     assert all(parameter.grad is None for parameter in run.network.parameters())
     assert len(list(run.batches)) == STEPS

@@ -154,7 +154,7 @@ def test_the_autoencoders_terms_add_up(preset: Preset) -> None:
 def test_latents_are_spoilt_by_chance() -> None:
     loss = AutoencoderLoss(make_vae(BEST.vae), Perceptual(0.3), 0.0, latent_noise=0.5, latent_drop=0.2)
     latent, noise = torch.ones(3, 4, 8, 8), torch.full((3, 4, 8, 8), 2.0)
-    spoilt = loss.spoil(latent, noise, torch.tensor([[0.5, 0.9], [0.0, 0.2], [1.0, 0.19]]))
+    spoilt = loss.corrupt(latent, noise, torch.tensor([[0.5, 0.9], [0.0, 0.2], [1.0, 0.19]]))
     assert [value.unique().tolist() for value in spoilt] == [[1.5], [1.0], [0.0]]
 
 

@@ -107,7 +107,7 @@ def test_pairs_of_another_size_lie_beside_the_protocols(src: Path, out: Path) ->
     hr, lr = (cv2.imread(str(out / folder / "a.png"), cv2.IMREAD_UNCHANGED) for folder in ("HR_512", "LR_128"))
     np.testing.assert_array_equal(hr, cv2.resize(image, (512, 512), interpolation=cv2.INTER_CUBIC))
     np.testing.assert_array_equal(lr, cv2.resize(hr, (128, 128), interpolation=cv2.INTER_CUBIC))
-    assert "small.png' is 400×400, needed are 512 pixels a side" in (out / SKIPPED).read_text()
+    assert "small.png' must have at least 512 pixels per side, got 400×400" in (out / SKIPPED).read_text()
     assert generate_downsampled_pairs(src, out, workers=1).made == 2
     assert_pair(out, "a", image)
 
@@ -115,7 +115,7 @@ def test_pairs_of_another_size_lie_beside_the_protocols(src: Path, out: Path) ->
 @pytest.mark.parametrize("size", [0, -64, 100])
 def test_sizes_that_the_networks_cannot_take(src: Path, out: Path, size: int) -> None:
     save(src / "a.png", radiograph())
-    with pytest.raises(ValueError, match=f"--hr-size is {size}, it must be a multiple of 64"):
+    with pytest.raises(ValueError, match=f"--hr-size must be a multiple of 64, got {size}"):
         generate_downsampled_pairs(src, out, hr_size=size)
 
 
@@ -191,14 +191,14 @@ def test_files_that_give_no_pair_are_skipped_and_listed(
     assert main([str(src), str(out), "--workers", "1"]) == 0
     assert files(out) == {f"{HR}/good.png", f"{LR}/good.png", SKIPPED}
     reasons = dict(line.split(" ", 1) for line in (out / SKIPPED).read_text().splitlines())
-    assert reasons.pop(f"'{small}'") == "is 400×255, needed are 256 pixels a side"
+    assert reasons.pop(f"'{small}'") == "must have at least 256 pixels per side, got 400×255"
     assert reasons.pop(f"'{src / 'folder.png'}'") == "cannot be read: Is a directory"
-    assert set(reasons.values()) == {"is damaged, or neither PNG nor JPEG"}
+    assert set(reasons.values()) == {"is damaged, or not PNG or JPEG"}
     assert {Path(name.strip("'")).name for name in reasons} == {
         *("truncated.png", "truncated_too.jpg", "flipped.png", "text.png", "empty.jpeg")
     }
     printed = capfd.readouterr()
-    assert printed.out == "1 pairs made, 0 there already, 7 files skipped\n"
+    assert printed.out == "1 pairs made, 0 already existed, 7 files skipped\n"
     assert f"skipped (all in '{out / SKIPPED}'):\n" in printed.err
     assert "is damaged" in printed.err
     assert "libpng" not in printed.err and "WARN" not in printed.err
@@ -256,7 +256,7 @@ def test_an_ended_run_leaves_whole_files_and_is_continued(many: Path, out: Path,
     errors = process.communicate(timeout=30)[1]
     assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
     if sent == signal.SIGINT:
-        assert errors.splitlines()[-1] == "interrupted; the same command continues"
+        assert errors.splitlines()[-1] == "interrupted; run the same command to continue"
         assert "Traceback" not in errors
         assert not list(out.rglob("*.partial"))
 
@@ -292,7 +292,7 @@ def test_a_full_disk_is_one_line_with_what_is_done(src: Path, out: Path) -> None
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         f"error: '{out / HR / 'b.png'}' cannot be written: File too large; "
-        "1 of 2 pairs are made; the same command continues"
+        "1 of 2 pairs made; run the same command to continue"
     )
     assert "Traceback" not in done.stderr
     assert files(out) == {f"{HR}/a.png", f"{LR}/a.png"}
@@ -324,7 +324,7 @@ def test_what_is_wrong_is_said_in_one_line(src: Path, out: Path, capsys: pytest.
     assert error(src / "none", out) == f"error: '{src / 'none'}' is not a folder"
     assert error(src, out) == f"error: no images (.png, .jpg, .jpeg) below '{src}'"
     save(src / "a.png", radiograph())
-    assert error(src, out, "--workers", "0") == "error: 0 workers, allowed are 1 and more"
+    assert error(src, out, "--workers", "0") == "error: --workers must be 1 or more, got 0"
     save(src / "below" / "a.jpg", radiograph())
     assert error(src, out) == (
         f"error: '{src / 'below' / 'a.jpg'}' and '{src / 'a.png'}' would both become 'a.png': rename one"
@@ -332,7 +332,7 @@ def test_what_is_wrong_is_said_in_one_line(src: Path, out: Path, capsys: pytest.
     assert not out.exists()
     (src / "below" / "a.jpg").unlink()
     (src / "a.png").write_text("no image")
-    assert error(src, out) == f"error: none of the 1 images in '{src}' gives a pair: see '{out / SKIPPED}'"
+    assert error(src, out) == f"error: none of the 1 images in '{src}' makes a pair: see '{out / SKIPPED}'"
     out.joinpath(SKIPPED).unlink()
     for folder in (HR, LR):
         (out / folder).rmdir()

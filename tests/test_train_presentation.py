@@ -68,4 +68,4 @@ def test_a_part_of_a_radiograph_is_a_square_of_one_size(rng: np.random.Generator
 
 def test_other_presets_have_none(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert presentation.main([*arguments(data, tmp_path, 1), "--preset", "paper"]) == 1
-    assert "only presets whose networks see the LR image itself" in capsys.readouterr().err
+    assert "must be one whose networks see the LR image itself" in capsys.readouterr().err

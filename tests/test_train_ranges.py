@@ -20,7 +20,7 @@ from pipeline.networks.weights import RANGES_FILE, load_ranges
 from pipeline.presets import BEST
 from train import ranges
 from train.data import PairDataset, list_pairs
-from train.degrade import ROWS
+from train.degrade import DEGRADATION_ROWS
 from train.ranges import EXACT, quantizable, record
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ def test_ranges_hold_what_each_channel_sees(system: eager.Eager, data: Path) -> 
     hook = whole.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.inference_mode():
         for i in range(2):
-            made = PairDataset(pairs.paths, pairs.data, degradation=list(ROWS.values())[i])
+            made = PairDataset(pairs.paths, pairs.data, degradation=list(DEGRADATION_ROWS.values())[i])
             arrays = made.unit_images(i)[0][None], image_noise([i], (4, 32, 32))(), usual_rows(BEST.diffusion)[None]
             whole(*map(torch.from_numpy, arrays))
     hook.remove()

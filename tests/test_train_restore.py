@@ -46,4 +46,4 @@ def test_what_tells_the_history_can_learn_alone(data: Path, tmp_path: Path) -> N
 
 def test_other_presets_have_none(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert restore.main([*arguments(data, tmp_path, 1), "--preset", "paper"]) == 1
-    assert "only presets whose networks see the LR image itself" in capsys.readouterr().err
+    assert "must be one whose networks see the LR image itself" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def test_slices_go_on_by_the_parts_of_the_checkpoint(
     said = capsys.readouterr()
     assert first.returncode == 0, said.err[-3000:] + first.stderr[-3000:]
     assert "== tune\n" in first.stdout
-    assert "stopped at step 1 of 3 after 0.0001 minutes; the same command with --resume goes on" in said.out
+    assert "stopped at step 1 of 3 after 0.0001 minutes; run the same command with --resume to continue" in said.out
     parts = list((tmp_path / "parts" / "tune").glob("part-*"))
     assert len(parts) > 1
     assert all(part.stat().st_size < 16_000_000 for part in parts)
@@ -60,7 +60,7 @@ def test_what_is_finished_is_not_trained_again(data: Path, tmp_path: Path) -> No
     shutil.copy(tmp_path / "out-tuned" / "unet.safetensors", tmp_path / "out")
     done = run("1", data, tmp_path / "out", RUNS=tmp_path / "runs")
     assert done.returncode == 0
-    assert done.stdout.startswith("every training is finished; next: STAGES='presentation ranges calibrate export'")
+    assert done.stdout.startswith("all stages are finished; next: STAGES='presentation ranges calibrate export'")
 
 
 @pytest.mark.parametrize("minutes", ["", "0", "ten", "-1"])

@@ -11,7 +11,7 @@ import pytest
 from pipeline.method.images import downscale, downscale_by_area
 from pipeline.spec import REDUCTIONS
 from train.degrade import Degradation
-from train.scans import LEAST_NOISE, OTHER, Scans, draw_sample, draw_samples, mark, page
+from train.scans import MIN_NOISE, OTHER, Scans, draw_sample, draw_samples, mark, page
 
 PATIENTS = {"00000001", "00000002"}
 
@@ -32,7 +32,7 @@ def test_only_the_patients_asked_for_are_read_of_the_sizes_that_are_there(data: 
     scans = Scans.read(tmp_path, (256, 512, 1024), PATIENTS, {})
     assert {size: len(images) for size, images in scans.images.items()} == {256: 4, 512: 1}
     assert sum(scans.shares.values()) == pytest.approx(1)
-    with pytest.raises(ValueError, match="holds no images of these patients"):
+    with pytest.raises(ValueError, match="has no images of these patients"):
         Scans.read(tmp_path, (1024,), PATIENTS, {})
 
 
@@ -48,7 +48,7 @@ def test_a_clean_sample_is_labelled_by_its_reduction(scans: Scans, name: str) ->
     sample = draw_sample(scans, 64, rng(3), Degradation(kernel=name))  # type: ignore[arg-type]
     assert (sample.lr.shape, sample.hr.shape) == ((16, 16), (64, 64))
     assert REDUCTIONS[sample.reduction] == name
-    assert LEAST_NOISE <= sample.noise < 0.6, "rounding alone"
+    assert MIN_NOISE <= sample.noise < 0.6, "rounding alone"
 
 
 def test_lr_is_what_the_reduction_makes_of_hr_jpeg_or_not(scans: Scans) -> None:

@@ -12,24 +12,24 @@ import pytest
 from pipeline.presets import BEST, PRESETS
 from tests.tiny import shrink
 from train import sweep
-from train.sweep import LEADS, STEPS, base_of
+from train.sweep import ABLATIONS, STEPS, base_of
 from train.tune import Tuning
 from train.unet import UNetTraining
 from train.vae import VAETraining
 
 
 def test_every_stage_begins_with_its_base_and_names_are_unique() -> None:
-    assert len({lead.name for lead in LEADS}) == len(LEADS)
+    assert len({lead.name for lead in ABLATIONS}) == len(ABLATIONS)
     for stage in STEPS:
         base = base_of(stage)
         assert base.name == f"{stage}-base"
         assert (base.options, base.preset) == ({}, BEST)
-    order = [lead.stage for lead in LEADS]
+    order = [lead.stage for lead in ABLATIONS]
     assert order == sorted(order, key=list(STEPS).index), "a stage starts from the base of the one before"
 
 
 def test_every_other_lead_changes_something() -> None:
-    for lead in LEADS:
+    for lead in ABLATIONS:
         if lead is not base_of(lead.stage):
             training = {"vae": VAETraining, "unet": UNetTraining, "tune": Tuning}[lead.stage]
             base = {f.name: f.default for f in fields(training)} | sweep.BASE[lead.stage]
@@ -40,7 +40,7 @@ def test_every_other_lead_changes_something() -> None:
 
 def test_every_lead_sees_as_many_samples() -> None:
     plan = sweep.Sweep(Path(), None, Path(), "cpu", scale=1.0, seed=0, limit=1)
-    for lead in LEADS:
+    for lead in ABLATIONS:
         batch = lead.options.get("batch", sweep.BASE[lead.stage]["batch"])
         assert plan.steps(lead) * batch == STEPS[lead.stage] * sweep.BASE[lead.stage]["batch"]
 
@@ -48,13 +48,13 @@ def test_every_lead_sees_as_many_samples() -> None:
 def test_a_lead_that_fails_is_logged_and_the_sweep_goes_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train_lead(lead: sweep.Lead, _: object) -> int:
+    def train_ablation(lead: sweep.Ablation, _: object) -> int:
         if lead.name == "vae-gan":
             raise FloatingPointError("the loss is nan at step 3")
         return 7
 
     row = dict.fromkeys(sweep.METRICS, 0.5)
-    monkeypatch.setattr(sweep, "train_lead", train_lead)
+    monkeypatch.setattr(sweep, "train_ablation", train_ablation)
     monkeypatch.setattr(sweep, "figures", lambda *_: {"ONNX": row})
     log = tmp_path / "leads.csv"
     assert sweep.main(["--data", str(data), "--log", str(log), "--only", "vae-gan"]) == 0
@@ -66,7 +66,7 @@ def test_a_lead_that_fails_is_logged_and_the_sweep_goes_on(
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep.main(["--list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [lead.name for lead in LEADS]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [lead.name for lead in ABLATIONS]
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_sweep_trains_measures_logs_and_continues(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "LEADS", tuple(replace(lead, preset=shrink(lead.preset)) for lead in LEADS))
+    monkeypatch.setattr(sweep, "ABLATIONS", tuple(replace(lead, preset=shrink(lead.preset)) for lead in ABLATIONS))
     monkeypatch.setattr(sweep, "STEPS", {"vae": 1, "unet": 1, "tune": 1})
     monkeypatch.setattr(sweep, "STEPS_MEASURED", {"unet": (1,), "tune": (1,)})
     small = {"vae": {"batch": 1, "crop": 64}, "unet": {"batch": 2}, "tune": {"batch": 1, "crop": 64}}
@@ -103,7 +103,7 @@ def test_a_sweep_trains_measures_logs_and_continues(
 
 def test_no_steps_is_one_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep.main(["--data", str(data), "--log", str(tmp_path / "log.csv"), "--scale", "0"]) == 1
-    assert capsys.readouterr().err == "error: --scale is 0, it must be above 0\n"
+    assert capsys.readouterr().err == "error: --scale must be above 0, got 0\n"
 
 
 def test_missing_data_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

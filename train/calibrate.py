@@ -29,7 +29,7 @@ from pipeline.presets import DEFAULT, PRESETS, Band
 from pipeline.spec import MAX_SAMPLES, NOISY, PROTOCOL
 from train.config import DEVICES, choose_device
 from train.data import PairDataset, read_index
-from train.degrade import DEGRADATIONS
+from train.degrade import DEGRADATION_ROWS
 from train.evaluate import add_choice, add_degradations, choose, degraded
 
 SHARE = 0.91
@@ -151,7 +151,7 @@ def report(rows: Mapping[str, Observations], band: Band) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m train.calibrate")
     add_choice(parser, split="val")
-    add_degradations(parser, default=list(DEGRADATIONS), several=True)
+    add_degradations(parser, default=list(DEGRADATION_ROWS), several=True)
     parser.add_argument("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
     parser.add_argument("--weights", type=Path, help="default: weights/PRESET")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto uses a GPU if there is one")

@@ -1,6 +1,6 @@
 """Degradation of radiographs: presentation, downscaling, noise and JPEG.
 
-The paper's protocol is one case, ``DEGRADATIONS["cubic"]``. Noise and JPEG affect only the LR image, not HR.
+The paper's protocol is one case, ``DEGRADATION_ROWS["cubic"]``. Noise and JPEG affect only the LR image, not HR.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Degradation:
     """JPEG quality of the LR image, 1–100"""
 
 
-DEGRADATIONS = {
+DEGRADATION_ROWS = {
     "cubic": Degradation(),
     "area": Degradation(kernel="area"),
     "bicubic": Degradation(kernel="bicubic"),

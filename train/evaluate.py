@@ -44,7 +44,7 @@ from train.data import (
     split_by_patient,
     spread_evenly,
 )
-from train.degrade import DEGRADATIONS
+from train.degrade import DEGRADATION_ROWS
 from train.figures import runtimes_figure, upscaled_figure
 from train.lpips import LPIPS, LPIPSNet
 from train.methods import RUNTIMES, Method, Run, default_run, make_methods, name_of, parse_run, parse_runtimes
@@ -144,10 +144,10 @@ def add_degradations(parser: argparse.ArgumentParser, default: list[str], severa
     parser.add_argument(
         "--degradation",
         nargs="+",
-        choices=DEGRADATIONS,
+        choices=DEGRADATION_ROWS,
         default=default,
         metavar="NAME",
-        help=f"how LR images are made from HR: {', '.join(DEGRADATIONS)} (default: {', '.join(default)})",
+        help=f"how LR images are made from HR: {', '.join(DEGRADATION_ROWS)} (default: {', '.join(default)})",
     )
     number: dict[str, Any] = {"nargs": "+", "default": [HR_SIZE]} if several else {"default": HR_SIZE}
     parser.add_argument(
@@ -157,7 +157,7 @@ def add_degradations(parser: argparse.ArgumentParser, default: list[str], severa
 
 def degraded(pairs: PairDataset, name: str) -> PairDataset:
     """Return the pairs with LR images of a named degradation; those of the protocol are files."""
-    return pairs if name == PROTOCOL else PairDataset(pairs.paths, pairs.data, degradation=DEGRADATIONS[name])
+    return pairs if name == PROTOCOL else PairDataset(pairs.paths, pairs.data, degradation=DEGRADATION_ROWS[name])
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -25,7 +25,7 @@ from pipeline.networks.fused import Whole
 from pipeline.networks.weights import RANGES_FILE, Array, digest, save_ranges
 from pipeline.presets import DEFAULT, PRESETS
 from train.data import PairDataset, read_index
-from train.degrade import DEGRADATIONS
+from train.degrade import DEGRADATION_ROWS
 from train.evaluate import add_choice, choose
 
 EXACT = (
@@ -54,7 +54,7 @@ def quantizable(whole: Whole) -> dict[str, nn.Conv2d]:
 def record(pairs: PairDataset, system: eager.Eager) -> dict[str, Array]:
     """Record the minimum and maximum of each input channel of each convolution, [2, C].
 
-    Image i has seed i and one of ``DEGRADATIONS`` in turn.
+    Image i has seed i and one of ``DEGRADATION_ROWS`` in turn.
     """
     vae = system.decoder.vae
     assert isinstance(vae, DetailVAE)
@@ -75,7 +75,7 @@ def record(pairs: PairDataset, system: eager.Eager) -> dict[str, Array]:
 
     hooks = [module.register_forward_pre_hook(watch(name)) for name, module in quantizable(whole).items()]
     generate = by_fused(fused, system.preset)
-    histories = [PairDataset(pairs.paths, pairs.data, degradation=d) for d in DEGRADATIONS.values()]
+    histories = [PairDataset(pairs.paths, pairs.data, degradation=d) for d in DEGRADATION_ROWS.values()]
     for i in tqdm(range(len(pairs)), desc="ranges", unit="image", leave=False):
         lr, _ = histories[i % len(histories)].unit_images(i)
         next(draw_samples([lr], [i], generate, system.preset, Options.of(system.preset)))
