@@ -25,6 +25,8 @@ from pipeline.runtimes.onnx import by_onnxruntime
 from pipeline.spec import INT8_FILE, Model, Tensor
 from tests.conftest import Array
 
+pytestmark = pytest.mark.slow
+
 IN_INT8 = pytest.mark.parametrize("model", [m for m in onnx_models(BEST) if m.name in BEST.int8], ids=lambda m: m.name)
 
 
@@ -66,7 +68,6 @@ def test_integers_hold_the_range_and_zero_exactly(low: float, high: float) -> No
     assert (255 - float(zero)) * scale >= max(high, 0) - scale
 
 
-@pytest.mark.slow
 def test_channels_of_small_values_keep_their_digits(layers: onnx.ModelProto, rng: np.random.Generator) -> None:
     size = np.array([1, 0.05, 1], np.float32)
     x = rng.uniform(-1, 1, (4, 3, 8, 8)).astype(np.float32) * size[:, None, None]
