@@ -97,7 +97,7 @@ class Upscaled:
     def notes(self) -> list[str]:
         """What was unusual about the image, in words."""
         preset, found = PRESETS[self.preset], []
-        if self.pixel_mm is not None and preset.pixel_mm is not None and preset.is_strange(self.pixel_mm):
+        if self.pixel_mm is not None and preset.pixel_mm is not None and preset.is_unusual_spacing(self.pixel_mm):
             low, high = preset.pixel_mm
             found.append(f"pixels of {self.pixel_mm:.3g} mm, the networks were trained on {low:g} to {high:g} mm")
         if self.noise > NOISY:
@@ -143,8 +143,8 @@ class Client:
             raise BadRequest(f"'url' must be host:port, such as '{DEFAULT_URL[protocol]}', got {url!r}")
         self.protocol = protocol
         self.url = url or DEFAULT_URL[protocol]
-        self.wait = allowed(check_seconds, "wait", wait, zero=True)
-        self.timeout = allowed(check_seconds, "timeout", timeout, zero=False)
+        self.wait = validated(check_seconds, "wait", wait, zero=True)
+        self.timeout = validated(check_seconds, "timeout", timeout, zero=False)
         try:
             self._address = address.split(self.url, protocol)
         except address.AddressError as error:
@@ -183,7 +183,7 @@ class Client:
                 pass  # whatever it is, that is why
             elif isinstance(error, wire.Invalid):
                 raise BadRequest(str(error)) from error
-            elif isinstance(error, wire.TooLate):
+            elif isinstance(error, wire.TimedOut):
                 raise ServerError(f"no answer from {self.url} within {self.timeout:g} s") from error
             elif isinstance(error, wire.Failed):
                 raise ServerError(f"server {self.url}: {error}") from error
@@ -271,8 +271,8 @@ class Client:
         Raises:
             BadRequest: one is not allowed.
         """
-        allowed(check_seed, seed)
-        return allowed(Options.of, self.preset, **options)
+        validated(check_seed, seed)
+        return validated(Options.of, self.preset, **options)
 
     def upscale(
         self,
@@ -325,8 +325,8 @@ class Client:
             degradation=degradation,
             denoiser=denoiser,
         )
-        array = allowed(gray_image, image)
-        size = {} if pixel_mm is None else {"pixel_mm": allowed(check_pixel_mm, pixel_mm)}
+        array = validated(gray_image, image)
+        size = {} if pixel_mm is None else {"pixel_mm": validated(check_pixel_mm, pixel_mm)}
         preset = self.preset
         values = {name: np.array([[value]]) for name, value in {"seed": seed, **size, **asdict(options)}.items()}
         banded = preset.band.scale(options.samples) is not None
@@ -351,7 +351,7 @@ class Client:
         )
 
 
-def allowed(check: Callable[..., T], *args: Any, **options: Any) -> T:
+def validated(check: Callable[..., T], *args: Any, **options: Any) -> T:
     """What a function of ``pipeline.method.options`` returns, with its error as one of this module's."""
     try:
         return check(*args, **options)

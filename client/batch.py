@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from client.api import BadRequest, Client, ServerLost, Upscaled, UpscaleError, allowed
+from client.api import BadRequest, Client, ServerLost, Upscaled, UpscaleError, validated
 from client.formats.source import FileError, Source
 from client.jobs import Finder, Job
 from client.pictures import CAUTION, comparison, uncertainty_map
@@ -28,7 +28,7 @@ from pipeline.method.options import InvalidRequest
 from pipeline.presets import Preset
 from pipeline.spec import MAX_SIDE, MIN_SIDE, SCALE
 
-SEVERAL = 8
+MEAN_SAMPLES = 8
 """Samples that are drawn for --mean, and for --uncertainty where the preset's networks do not tell it of one."""
 IN_FLIGHT = 8
 """Requests of a folder that are under way at once, for the server to batch."""
@@ -44,7 +44,7 @@ def options_of(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
     options = {**{name: getattr(args, name) for name in names}, "output": "mean" if args.mean else None}
     scatter = args.uncertainty and preset.band.scale(1) is None
     if args.samples is None and (args.mean or scatter):
-        options["samples"] = SEVERAL
+        options["samples"] = MEAN_SAMPLES
     elif scatter and args.samples == 1:
         raise InvalidRequest(f"--uncertainty: preset '{preset.name}' tells it from --samples of 2 or more")
     return options
@@ -134,11 +134,11 @@ class Tally:
     failed: int = 0
 
 
-def found_meanwhile(finder: Finder, bar: tqdm[Any]) -> Iterator[Job | FileError]:
+def search_in_background(finder: Finder, bar: tqdm[Any]) -> Iterator[Job | FileError]:
     """The finder's jobs, looked for by a thread: work begins meanwhile, and the bar soon knows how many there are."""
     found: SimpleQueue[Job | FileError | BaseException | None] = SimpleQueue()
 
-    def look() -> None:
+    def search() -> None:
         try:
             for item in finder.jobs():
                 bar.total = (bar.total or 0) + 1
@@ -147,7 +147,7 @@ def found_meanwhile(finder: Finder, bar: tqdm[Any]) -> Iterator[Job | FileError]
         except BaseException as error:  # raised where the jobs are asked for
             found.put(error)
 
-    threading.Thread(target=look, daemon=True).start()
+    threading.Thread(target=search, daemon=True).start()
     while (item := found.get()) is not None:
         if isinstance(item, BaseException) and not isinstance(item, FileError):
             raise item
@@ -201,7 +201,7 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
 
     def connect() -> Client:
         client = stack.enter_context(Client(args.url, protocol=args.protocol, wait=args.wait, timeout=args.timeout))
-        client.check(args.seed, **allowed(options_of, args, client.preset))
+        client.check(args.seed, **validated(options_of, args, client.preset))
         return client
 
     client = None

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from client.api import BadRequest, Client, ServerError, allowed
+from client.api import BadRequest, Client, ServerError, validated
 from pipeline.method.options import check_seed, gray_image
-from pipeline.method.upscale import Array, Result, by_fused, upscale
+from pipeline.method.upscale import Array, Result, fused_generator, upscale
 from pipeline.models import fused_model
 
 
@@ -48,8 +48,8 @@ def connect(
             for name, values in (("images", images), ("seeds", seeds)):
                 if not isinstance(values, Iterable):
                     raise BadRequest(f"'{name}' must be a list, got a {type(values).__name__}")
-            arrays = [allowed(gray_image, image).astype(np.float32) for image in images]
-            numbers = [allowed(check_seed, seed) for seed in seeds]
+            arrays = [validated(gray_image, image).astype(np.float32) for image in images]
+            numbers = [validated(check_seed, seed) for seed in seeds]
             if not arrays:
                 raise BadRequest("at least one image is needed, got none")
             if len(arrays) != len(numbers):
@@ -57,6 +57,6 @@ def connect(
             if len(shapes := {array.shape for array in arrays}) > 1:
                 shown = ", ".join(f"{height}×{width}" for height, width in sorted(shapes))
                 raise BadRequest(f"all images must have the same shape, got {shown} pixels")
-            return upscale(arrays, numbers, by_fused(call, preset), preset)
+            return upscale(arrays, numbers, fused_generator(call, preset), preset)
 
         yield upscale_all

@@ -9,8 +9,8 @@ from PIL import Image as PILImage
 from PIL import PngImagePlugin
 
 from client.formats.source import FileError
+from pipeline.atomic import atomic_write
 from pipeline.method.images import Image, to_integers
-from pipeline.whole import whole_file
 
 
 def write_png(path: Path, image: Image | PILImage.Image, bits: int = 8, text: dict[str, Any] | None = None) -> None:
@@ -25,7 +25,7 @@ def write_png(path: Path, image: Image | PILImage.Image, bits: int = 8, text: di
         info.add_text(key, str(value))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             picture.save(partial, format="PNG", pnginfo=info)
     except OSError as error:
         raise FileError(f"'{path}' cannot be written: {error.strerror or error}") from error

@@ -19,7 +19,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("plain", _plain)
 
 
-def print_anything() -> None:
+def make_output_safe() -> None:
     """Let stdout and stderr replace what their encoding lacks, file names that are no text among it.
 
     A stream that is closed gets one that leads nowhere, before any other file can take its place.
@@ -35,7 +35,7 @@ def print_anything() -> None:
             stream.reconfigure(errors="plain")
 
 
-def stop_printing() -> None:
+def discard_output() -> None:
     """After a broken pipe or a full disk: nothing that is still to be printed can raise again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())

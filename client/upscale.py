@@ -28,10 +28,10 @@ from types import FrameType
 from tqdm import tqdm
 
 from client import UpscaleError
-from client.batch import SEVERAL, found_meanwhile, options_of, report, upscale_all
+from client.batch import MEAN_SAMPLES, options_of, report, search_in_background, upscale_all
 from client.formats.source import Choice
 from client.jobs import PATTERN, SUFFIX, Finder, check_pattern
-from client.terminal import on_one_line, print_anything, stop_printing
+from client.terminal import discard_output, make_output_safe, on_one_line
 from pipeline.command_line import make_parser
 from pipeline.method.options import InvalidRequest, Options, check_seed
 from pipeline.presets import DEFAULT, PRESETS
@@ -84,7 +84,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--samples",
         type=int,
         metavar="N",
-        help=f"draw so many, 1 to {MAX_SAMPLES} (default: 1, {SEVERAL} with --mean)",
+        help=f"draw so many, 1 to {MAX_SAMPLES} (default: 1, {MEAN_SAMPLES} with --mean)",
     )
     add("--mean", action="store_true", help="write the samples' mean: nearer to the truth, with less texture")
     add(
@@ -220,7 +220,7 @@ def run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     with tqdm(total=0, unit="image", disable=one or None) as bar:
         try:
-            tally = upscale_all(found_meanwhile(finder, bar), args, bar)
+            tally = upscale_all(search_in_background(finder, bar), args, bar)
         except UpscaleError as error:
             report(str(error), bar)
             return 1
@@ -245,7 +245,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def main(argv: list[str] | None = None) -> int:
-    print_anything()
+    make_output_safe()
     args = parse(argv)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -259,10 +259,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # such as `… | head`
-        stop_printing()
+        discard_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
-        stop_printing()
+        discard_output()
         print(f"error: {error.strerror or error}", file=sys.stderr)
         return 1
     return status

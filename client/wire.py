@@ -57,7 +57,7 @@ class Failed(Exception):
     """The server answered that it failed."""
 
 
-class TooLate(Exception):
+class TimedOut(Exception):
     """No answer within the limit."""
 
 
@@ -80,7 +80,7 @@ class Wire(Protocol):
 def failure(status: str, message: str) -> Exception:
     """The error that a status of gRPC or HTTP and its message mean."""
     if status == "DEADLINE_EXCEEDED":
-        return TooLate(message)
+        return TimedOut(message)
     if status in ("UNAVAILABLE", "CANCELLED", "502", "503"):
         return NotServing(message)
     if status in ("INVALID_ARGUMENT", "400"):
@@ -193,7 +193,7 @@ class Http:
                 return answer.status, int(answer.headers.get(SIZE, 0)), answer.read()
             except TimeoutError as error:
                 # with a number it is the network's own, not ours
-                raise (TooLate if error.errno is None else NotServing)(str(error)) from error
+                raise (TimedOut if error.errno is None else NotServing)(str(error)) from error
             except (OSError, http.client.HTTPException) as error:
                 raise NotServing(str(error) or type(error).__name__) from error
 

@@ -20,7 +20,7 @@ from client.formats.source import (
     check_size,
     from_depth,
     luminance,
-    turned,
+    orient,
 )
 
 DROPPED = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
@@ -77,4 +77,4 @@ def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
         raise FormatError("is damaged: it cannot be decoded")
     bits = 8 * pixels.dtype.itemsize
     gray = luminance(pixels[..., ::-1], notes) if pixels.ndim == 3 else pixels
-    return Source(turned(from_depth(gray, bits, notes), orientation, notes), bits)
+    return Source(orient(from_depth(gray, bits, notes), orientation, notes), bits)

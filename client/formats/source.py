@@ -172,7 +172,7 @@ def luminance(rgb: NDArray[Any], notes: list[str]) -> NDArray[Any]:
     return (np.rint(gray) if rgb.dtype.kind in "iu" else gray).astype(rgb.dtype)
 
 
-TURNS = {
+ORIENTATIONS = {
     2: (False, False, True),
     3: (False, True, True),
     4: (False, True, False),
@@ -184,11 +184,11 @@ TURNS = {
 """EXIF's and TIFF's orientation ⇒ whether to transpose, then to reverse the rows, and the columns."""
 
 
-def turned(image: Image, orientation: int, notes: list[str]) -> Image:
+def orient(image: Image, orientation: int, notes: list[str]) -> Image:
     """Turn an image upright whose file says how it lies, 2 to 8; anything else is upright."""
-    if orientation not in TURNS:
+    if orientation not in ORIENTATIONS:
         return image
     notes.append(f"turned upright: the file's orientation is {orientation}")
-    transpose, rows, columns = TURNS[orientation]
+    transpose, rows, columns = ORIENTATIONS[orientation]
     image = image.T if transpose else image
     return np.ascontiguousarray(image[:: -1 if rows else 1, :: -1 if columns else 1])

@@ -21,7 +21,7 @@ from client.formats.source import (
     from_depth,
     from_numbers,
     luminance,
-    turned,
+    orient,
 )
 
 GRAY = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE)
@@ -83,7 +83,7 @@ def _read_page(page: tifffile.TiffPage, size: int, notes: list[str]) -> Source:
         image, depth = from_numbers(gray, notes, no_data=no_data, inverted=inverted)
     if inverted:
         notes.append("inverted: the TIFF stores white as 0")
-    return Source(turned(image, int(page.tags.valueof(ORIENTATION, default=1)), notes), depth)
+    return Source(orient(image, int(page.tags.valueof(ORIENTATION, default=1)), notes), depth)
 
 
 def _gray(page: tifffile.TiffPage, pixels: NDArray[Any], notes: list[str]) -> tuple[NDArray[Any], int]:

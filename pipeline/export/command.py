@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from pipeline.atomic import atomic_write
 from pipeline.command_line import make_parser
 from pipeline.export.parity import MAX_DARK, MIN_PSNR, ParityError, compare_images, radiographs
 from pipeline.export.quantize import quantize
@@ -35,14 +36,13 @@ from pipeline.method.upscale import Array, Call, generator, upscale
 from pipeline.models import onnx_models
 from pipeline.networks import eager
 from pipeline.networks.detail_vae import DetailVAE
-from pipeline.networks.fused import Denoise, Whole
+from pipeline.networks.fused import Denoise, Fused
 from pipeline.networks.vae import Restore
 from pipeline.networks.weights import load_ranges
 from pipeline.presets import DEFAULT, PRESETS, Preset
-from pipeline.runtimes.onnx import by_onnxruntime, onnx_networks, open_session
+from pipeline.runtimes.onnx import onnx_networks, onnxruntime_network, open_session
 from pipeline.spec import INT8_FILE, Model, Tensor
 from pipeline.triton_config import update
-from pipeline.whole import whole_file
 
 OPSET = 18
 MAX_RELATIVE_ERROR = 1e-4
@@ -92,11 +92,11 @@ def write_onnx(network: nn.Module, model: Model, path: Path) -> None:
             verbose=False,
         )
     proto = onnx.load(str(path))
-    drop_traces(proto)
+    strip_metadata(proto)
     onnx.save(proto, str(path))
 
 
-def drop_traces(proto: onnx.ModelProto) -> None:
+def strip_metadata(proto: onnx.ModelProto) -> None:
     """Clear what the exporter tells of the source lines of every node: the paths of the machine it ran on."""
     graph = proto.graph
     parts = (proto, graph, graph.node, graph.input, graph.output, graph.value_info, graph.initializer)
@@ -166,8 +166,8 @@ def whole_image_parity(pipeline: eager.Eager, repository: Path, seed: int = 0) -
     return psnr(ours, reference)
 
 
-def ranges_within(model: Model, ranges: Mapping[str, Array]) -> dict[str, Array]:
-    """Those of the model's own convolutions; ``ranges`` has the names of ``pipeline.networks.fused.Whole``."""
+def select_ranges(model: Model, ranges: Mapping[str, Array]) -> dict[str, Array]:
+    """Those of the model's own convolutions; ``ranges`` has the names of ``pipeline.networks.fused.Fused``."""
     return {name: value for name, value in ranges.items() if model.name == "superres_onnx" or name.startswith("vae.")}
 
 
@@ -184,7 +184,7 @@ def check_int8(repository: Path, preset: Preset) -> None:
     """
     exact = onnx_networks(repository, preset)
     for model in (model for model in onnx_models(preset) if model.name in preset.int8):
-        network = by_onnxruntime(repository / model.name / "1" / INT8_FILE, model)
+        network = onnxruntime_network(repository / model.name / "1" / INT8_FILE, model)
         if model.name == preset.fused:
             both = exact, replace(exact, fused=network)
         else:
@@ -204,15 +204,15 @@ def check_int8(repository: Path, preset: Preset) -> None:
 def networks(pipeline: eager.Eager) -> dict[str, nn.Module]:
     """What is exported, by the model's name."""
     vae = pipeline.decoder.vae
-    seeing: dict[str, nn.Module] = {}
+    detail_networks: dict[str, nn.Module] = {}
     if isinstance(vae, DetailVAE):
-        seeing = {"superres_onnx": Whole(pipeline.unet, vae), "restorer": Restore(vae)}
+        detail_networks = {"superres_onnx": Fused(pipeline.unet, vae), "restorer": Restore(vae)}
     return {
         "unet_onnx": pipeline.unet,
         "vae_encoder": pipeline.encoder,
         "vae_decoder": pipeline.decoder,
         "denoise": Denoise(pipeline.unet),
-        **seeing,
+        **detail_networks,
     }
 
 
@@ -243,7 +243,7 @@ def export(weights: Path, repository: Path, preset: Preset, vae: str | None = No
             if not max(errors.values()) < MAX_RELATIVE_ERROR:
                 raise ExportError(f"{model.name}: differs from PyTorch by {max(errors.values()):.1e}")
             if model.name in preset.int8:
-                onnx.save(quantize(onnx.load(str(path)), ranges_within(model, ranges)), str(path.with_name(INT8_FILE)))
+                onnx.save(quantize(onnx.load(str(path)), select_ranges(model, ranges)), str(path.with_name(INT8_FILE)))
         parity = whole_image_parity(pipeline, Path(staging))
         tqdm.write(f"whole image, {preset.diffusion.T} steps: PSNR between PyTorch and onnxruntime {parity:.1f} dB")
         if not parity > MIN_PARITY_DB:
@@ -254,7 +254,7 @@ def export(weights: Path, repository: Path, preset: Preset, vae: str | None = No
             for path in sorted(Path(staging).glob("*/1/*.onnx")):
                 target = repository / path.relative_to(staging)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, stack.enter_context(whole_file(target)))
+                shutil.copyfile(path, stack.enter_context(atomic_write(target)))
     update(repository, preset)
 
 

@@ -28,7 +28,7 @@ MAX_CALL_ERROR = 0.05
 MIN_PSNR = 52.0
 MAX_DARK = 0.5
 DARK = 0.2
-LEAST_ERROR = 1e-10
+MIN_ERROR = 1e-10
 """Mean squared error that counts as none: 100 dB, for JSON has no infinity."""
 ADVICE = "use --precision fp32, or bf16"
 
@@ -108,7 +108,7 @@ def compare_images(plan: Image, onnx: Image) -> tuple[float, float]:
     error = np.mean(np.square(plan - onnx, dtype=np.float64))
     where = onnx < DARK
     shift = np.mean((plan - onnx)[where]) if where.any() else 0.0
-    return float(-10 * np.log10(np.maximum(error, LEAST_ERROR))), 255 * abs(float(shift))
+    return float(-10 * np.log10(np.maximum(error, MIN_ERROR))), 255 * abs(float(shift))
 
 
 def record_fused(networks: Networks, preset: Preset, image: Image) -> dict[str, Array]:

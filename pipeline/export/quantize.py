@@ -15,21 +15,21 @@ from onnx import helper, numpy_helper
 
 Array = NDArray[np.float32]
 
-LEAST = 1e-6
+MIN_REACH = 1e-6
 """What a channel that was always zero counts as."""
 
 
 def quantize_weights(weight: Array, reach: Array) -> tuple[NDArray[np.int8], Array]:
     """Weights [C_out, C_in, k, k] of inputs divided by ``reach`` [C_in] ⇒ integers, and their scales [C_out]."""
     taken_up = weight * reach[None, :, None, None]
-    scale = np.maximum(np.abs(taken_up).max(axis=(1, 2, 3)) / 127, LEAST).astype(np.float32)
+    scale = np.maximum(np.abs(taken_up).max(axis=(1, 2, 3)) / 127, MIN_REACH).astype(np.float32)
     return np.rint(taken_up / scale[:, None, None, None]).astype(np.int8), scale
 
 
 def input_scale(low: Array, high: Array) -> tuple[np.float32, np.uint8]:
     """Scale and zero point of the integers 0 … 255 that hold ``low`` to ``high``, and zero exactly."""
     bottom, top = min(0.0, float(low.min())), max(0.0, float(high.max()))
-    scale = np.float32(max(top - bottom, LEAST) / 255)
+    scale = np.float32(max(top - bottom, MIN_REACH) / 255)
     return scale, np.uint8(np.rint(-bottom / scale))
 
 
@@ -59,7 +59,7 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Array]) -> onnx.ModelP
         weight = numpy_helper.to_array(weights[conv.input[1]])
         if weight.shape[1] != len(low):
             raise ValueError(f"{name} has {weight.shape[1]} input channels, its ranges have {len(low)}")
-        reach = np.maximum(np.maximum(-low, high), LEAST)
+        reach = np.maximum(np.maximum(-low, high), MIN_REACH)
         integers, weight_scale = quantize_weights(weight, reach)
         scale, zero = input_scale(low / reach, high / reach)
         constants = {

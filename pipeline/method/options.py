@@ -78,7 +78,7 @@ class Options:
             start=diffusion.start if start is None else _choice("start", start, diffusion.starts),
             samples=1 if samples is None else _number("samples", samples, 1, MAX_SAMPLES),
             output="sample" if output is None else _choice("output", output, OUTPUTS),
-            faithful=preset.faithful if faithful is None else _truth("faithful", faithful),
+            faithful=preset.faithful if faithful is None else _boolean("faithful", faithful),
             degradation=_choice("degradation", "auto" if degradation is None else degradation, DEGRADATIONS),
             denoiser="auto" if denoiser is None else _choice("denoiser", denoiser, DENOISERS),
         )
@@ -115,7 +115,7 @@ def check_pixel_mm(value: Any) -> float:
     low, high = PIXEL_MM
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not number or not low <= value <= high:
-        raise InvalidRequest(f"'pixel_mm' must be {low:g}–{high:g} (mm between pixels), got {_shown(value)}")
+        raise InvalidRequest(f"'pixel_mm' must be {low:g}–{high:g} (mm between pixels), got {_abbreviated(value)}")
     return float(value)
 
 
@@ -128,7 +128,7 @@ def check_seconds(name: str, value: Any, *, zero: bool) -> float:
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not number or not (value >= 0 if zero else value > 0):
         allowed = "0 or more" if zero else "more than 0"
-        raise InvalidRequest(f"'{name}' must be {allowed} seconds (inf: no limit), got {_shown(value)}")
+        raise InvalidRequest(f"'{name}' must be {allowed} seconds (inf: no limit), got {_abbreviated(value)}")
     return math.inf if value > sys.float_info.max else float(value)
 
 
@@ -167,23 +167,23 @@ def check_image(image: NDArray[Any]) -> None:
 
 def _number(name: str, value: Any, low: int, high: int) -> int:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
-        raise InvalidRequest(f"'{name}' must be {low}–{high}, got {_shown(value)}")
+        raise InvalidRequest(f"'{name}' must be {low}–{high}, got {_abbreviated(value)}")
     return int(value)
 
 
 def _choice(name: str, value: Any, allowed: tuple[Choice, ...]) -> Choice:
     if not isinstance(value, str) or value not in allowed:
-        raise InvalidRequest(f"'{name}' must be one of {', '.join(allowed)}, got {_shown(value)}")
+        raise InvalidRequest(f"'{name}' must be one of {', '.join(allowed)}, got {_abbreviated(value)}")
     return next(choice for choice in allowed if choice == value)  # not a subclass of str
 
 
-def _truth(name: str, value: Any) -> bool:
+def _boolean(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
-        raise InvalidRequest(f"'{name}' must be true or false, got {_shown(value)}")
+        raise InvalidRequest(f"'{name}' must be true or false, got {_abbreviated(value)}")
     return bool(value)
 
 
-def _shown(value: Any) -> str:
+def _abbreviated(value: Any) -> str:
     """A value for one line of a message."""
     text = " ".join((str(value) if isinstance(value, np.number) else repr(value)).split())
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.method.images import Image, downscale, downscale_by_area
-from pipeline.spec import HISTORY, LEAST_PIXELS, PROTOCOL, REDUCTIONS, SCALE, ReductionName
+from pipeline.spec import HISTORY, MIN_PIXELS, PROTOCOL, REDUCTIONS, SCALE, ReductionName
 
 Matrix = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -23,22 +23,22 @@ Array = NDArray[np.float64]
 LEVEL = 1 / 255
 ROUNDING = 0.5 * LEVEL
 """Standard deviation below which nothing is said to have changed an LR image: rounding makes 0.29 of a level."""
-TRUSTED = 1.0 * LEVEL
+MAX_EXACT_DOUBT = 1.0 * LEVEL
 """Standard deviation of what an LR image may be off below which results reduce to it exactly."""
-EXPECTED = 1.5 * LEVEL
+NETWORK_ERROR = 1.5 * LEVEL
 """Standard deviation of what the networks' images, reduced, are off."""
-FARTHEST = 3.0
+MAX_DEVIATIONS = 3.0
 """Standard deviations of what an LR image may be off that a result may be off from it."""
-FLAT = 2
+FLAT_RADIUS = 2
 """How many LR pixels each way must be the same for one to be flat."""
-RIVAL = 0.5
+RIVAL_SHARE = 0.5
 """Share of the likeliest reduction's probability from which another is taken into account."""
-TURNS = (1.8, 1.8, 1.8, 1.8, 1.8, 1.0)
+RELAXATION = (1.8, 1.8, 1.8, 1.8, 1.8, 1.0)
 """How far the projections after the first go, in turns with clipping: more than 1 meets LR images in fewer turns."""
-SMALLEST = 1e-4
+TOLERANCE = 1e-4
 """ "Exactly", in [0, 1] of gray."""
-LEAST_SLOPE = 1e-3
-"""Of what an LR pixel changes with μ, see ``settled``: below that no pixel that counts can be moved."""
+MIN_SLOPE = 1e-3
+"""Of what an LR pixel changes with μ, see ``solve_clipped``: below that no pixel that counts can be moved."""
 
 
 def bicubic(x: Array) -> Array:
@@ -100,16 +100,16 @@ def reduce(image: Image, name: ReductionName) -> Image:
 
 
 @lru_cache(maxsize=64)
-def stamp(name: ReductionName) -> Matrix:
+def pixel_inverse(name: ReductionName) -> Matrix:
     """What one LR pixel becomes by D⁺, float32 [4, 4], of a reduction that looks at no other pixels."""
     one = weights(name) / np.square(weights(name)).sum()
     return np.outer(one, one)
 
 
 @lru_cache(maxsize=16)
-def stamps(name: ReductionName, h: int, w: int) -> Matrix:
-    """``stamp`` for every pixel of an LR image: float32 [4h, 4w]."""
-    return np.tile(stamp(name), (h, w))
+def tiled_inverse(name: ReductionName, h: int, w: int) -> Matrix:
+    """``pixel_inverse`` for every pixel of an LR image: float32 [4h, 4w]."""
+    return np.tile(pixel_inverse(name), (h, w))
 
 
 def enlarge(lr: Image, name: ReductionName) -> Image:
@@ -118,13 +118,13 @@ def enlarge(lr: Image, name: ReductionName) -> Image:
     if name in PILLOW:
         return inverse(name, h) @ lr @ inverse(name, w).T
     found: Image = cv2.resize(lr, (SCALE * w, SCALE * h), interpolation=cv2.INTER_NEAREST)
-    found *= stamps(name, h, w)
+    found *= tiled_inverse(name, h, w)
     return found
 
 
 @dataclass(frozen=True)
 class History:
-    """How an LR image was made, as told or found."""
+    """How an LR image was made, as stated or found."""
 
     reduction: ReductionName | None
     """None: by none that is known."""
@@ -134,22 +134,22 @@ class History:
     """Other reductions that it may have been, and how likely each is."""
 
 
-def read_history(found: NDArray[np.float32] | None, degradation: str, pixels: int = LEAST_PIXELS) -> History:
-    """What a restorer tells of one image, float32 [TOLD], and a request: the request is right.
+def read_history(found: NDArray[np.float32] | None, degradation: str, pixels: int = MIN_PIXELS) -> History:
+    """What a restorer tells of one image, float32 [ESTIMATES], and a request: the request is right.
 
-    Without a restorer, or of an image of fewer than ``LEAST_PIXELS``, which tell nothing, "auto" is the paper's
+    Without a restorer, or of an image of fewer than ``MIN_PIXELS``, which tell nothing, "auto" is the paper's
     reduction, and images are taken as they are.
     """
-    told = next((name for name in REDUCTIONS if name == degradation), None)
-    if found is None or pixels < LEAST_PIXELS:
-        return History(told or PROTOCOL)
+    stated = next((name for name in REDUCTIONS if name == degradation), None)
+    if found is None or pixels < MIN_PIXELS:
+        return History(stated or PROTOCOL)
     *likely, another, noise = (float(value) for value in found[:HISTORY])
-    if told is not None:
-        return History(told, noise)
+    if stated is not None:
+        return History(stated, noise)
     (most, best), *rest = sorted(zip(likely, REDUCTIONS, strict=True), reverse=True)
     if another >= most:
         return History(None, noise)
-    return History(best, noise, tuple((name, share) for share, name in rest if share > RIVAL * most))
+    return History(best, noise, tuple((name, share) for share, name in rest if share > RIVAL_SHARE * most))
 
 
 def doubt_of(image: Image, reduced: Image, history: History) -> float:
@@ -179,30 +179,30 @@ def faithful_to(lr: Image, image: Image, history: History) -> Image:
     reduced = reduce(image, name)
     missing = lr - np.clip(reduced, 0.0, 1.0)
     doubt = doubt_of(image, reduced, history)
-    if doubt >= TRUSTED:
-        left = missing * np.float32(doubt**2 / (EXPECTED**2 + doubt**2))
-        missing -= left.clip(-FARTHEST * doubt, FARTHEST * doubt)
-        return moved(image, missing, name)
-    image = moved(image, missing, name)
+    if doubt >= MAX_EXACT_DOUBT:
+        left = missing * np.float32(doubt**2 / (NETWORK_ERROR**2 + doubt**2))
+        missing -= left.clip(-MAX_DEVIATIONS * doubt, MAX_DEVIATIONS * doubt)
+        return correct(image, missing, name)
+    image = correct(image, missing, name)
     keep_flat(lr, image)
-    for far in TURNS:
+    for far in RELAXATION:
         missing = lr - np.clip(reduce(image, name), 0.0, 1.0)
-        off = np.abs(missing) >= SMALLEST
+        off = np.abs(missing) >= TOLERANCE
         if not off.any():
             break
         if name not in PILLOW:
             # no pixel of LR looks at another's: those that are met already stay so
             h, w = lr.shape
             squares = image.reshape(h, SCALE, w, SCALE).transpose(0, 2, 1, 3)
-            squares[off] = settled(squares[off].reshape(-1, SCALE**2), lr[off], name).reshape(-1, SCALE, SCALE)
+            squares[off] = solve_clipped(squares[off].reshape(-1, SCALE**2), lr[off], name).reshape(-1, SCALE, SCALE)
             break
-        image = moved(image, np.float32(far) * missing, name)
+        image = correct(image, np.float32(far) * missing, name)
     return image
 
 
 def keep_flat(lr: Image, image: Image) -> None:
     """Give ``image``, in place, ``lr`` where its gray value is the same all around: there is no detail there."""
-    around = np.ones((2 * FLAT + 1, 2 * FLAT + 1), np.uint8)
+    around = np.ones((2 * FLAT_RADIUS + 1, 2 * FLAT_RADIUS + 1), np.uint8)
     flat = (cv2.dilate(lr, around) == cv2.erode(lr, around)).astype(np.uint8)
     if flat.any():
         size = (SCALE * lr.shape[1], SCALE * lr.shape[0])
@@ -210,26 +210,26 @@ def keep_flat(lr: Image, image: Image) -> None:
         cv2.copyTo(value, where, image)
 
 
-def moved(image: Image, missing: Image, name: ReductionName) -> Image:
+def correct(image: Image, missing: Image, name: ReductionName) -> Image:
     """image + D⁺·missing·D⁺ᵀ in [0, 1], in an array of its own."""
     found = enlarge(missing, name)
     found += image
     return np.clip(found, 0.0, 1.0, out=found)
 
 
-def settled(squares: Image, lr: NDArray[np.float32], name: ReductionName) -> Image:
+def solve_clipped(squares: Image, lr: NDArray[np.float32], name: ReductionName) -> Image:
     """The nearest squares in [0, 1], of squares [N, 16] in [0, 1], that reduce to N pixels of LR, if there are any.
 
     They are x + μ·d, clipped, with d what a pixel weighs and one μ a square, which Newton's method finds.
     """
     d = np.outer(weights(name), weights(name)).ravel()
     found, mu = squares, np.zeros(len(lr), np.float32)
-    for _ in TURNS:
+    for _ in RELAXATION:
         missing = lr - np.clip(found @ d, 0.0, 1.0)
-        if np.abs(missing).max() < SMALLEST:
+        if np.abs(missing).max() < TOLERANCE:
             break
         free = np.where(np.outer(missing, d) > 0, found < 1, found > 0)
-        mu += missing / np.maximum(free @ d**2, LEAST_SLOPE)
+        mu += missing / np.maximum(free @ d**2, MIN_SLOPE)
         found = np.clip(squares + np.outer(mu, d), 0.0, 1.0)
     return found
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.method.schedule import Schedule, add_noise
-from pipeline.spec import LEAP, Prediction, SamplerName
+from pipeline.spec import UNROLLED_STEPS, Prediction, SamplerName
 
 Z = TypeVar("Z", bound=Any)
 
@@ -39,8 +39,8 @@ def advance(z: Z, step: Step, predicted: Z, noise: Z | None = None) -> Z:
     return z if noise is None else z + noise * step.sigma
 
 
-Leap = Callable[[Z, NDArray[np.float32], list[Z]], Z]
-"""(z_t, coefficients [LEAP, 4] as t, z, predicted, sigma, the noise of each) ⇒ z after LEAP steps."""
+StepMany = Callable[[Z, NDArray[np.float32], list[Z]], Z]
+"""(z_t, coefficients [UNROLLED_STEPS, 4] as t, z, predicted, sigma, the noise of each) ⇒ z after UNROLLED_STEPS steps."""
 
 
 def rows(path: Sequence[Step]) -> NDArray[np.float32]:
@@ -119,7 +119,7 @@ def sample(
     eta: float,
     prediction: Prediction = "eps",
     z_lr: Z | None = None,
-    leap: Leap[Z] | None = None,
+    step_many: StepMany[Z] | None = None,
 ) -> Z:
     """Draw HR latents.
 
@@ -131,7 +131,7 @@ def sample(
         eta: 1 for DDPM, 0 for deterministic DDIM (see ``ETA``), or between.
         prediction: what ``denoise`` returns.
         z_lr: start from this LR latent noised to t = T-1; None: from pure noise, as in the paper.
-        leap: takes LEAP steps at once, as long as there are so many; ``denoise`` then only does the rest.
+        step_many: takes UNROLLED_STEPS steps at once, as long as there are so many; ``denoise`` then only does the rest.
 
     Returns:
         z_0, of the noise's shape and dtype.
@@ -141,9 +141,9 @@ def sample(
     """
     path = trajectory(schedule, steps, eta, prediction)
     z = noise() if z_lr is None else add_noise(z_lr, noise(), schedule, path[0].t)
-    while leap and len(path) >= LEAP:
-        now, path = path[:LEAP], path[LEAP:]
-        z = leap(z, rows(now), [noise() if step.sigma > 0 else z * 0.0 for step in now])
+    while step_many and len(path) >= UNROLLED_STEPS:
+        now, path = path[:UNROLLED_STEPS], path[UNROLLED_STEPS:]
+        z = step_many(z, rows(now), [noise() if step.sigma > 0 else z * 0.0 for step in now])
     for step in path:
         z = advance(z, step, denoise(z, step.t), noise() if step.sigma > 0 else None)
     return z

@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.method.drawn import Drawn, Generate, as_drawn
 from pipeline.method.images import Image, fold, pad_to_multiple, to_network, upsample
 from pipeline.method.options import Options
 from pipeline.method.presentation import upright
 from pipeline.method.reduction import History, faithful_to, lr_error, read_history
-from pipeline.method.sampler import ETA, Leap, Seed, image_noise, rows, sample, trajectory
+from pipeline.method.sampled import Generate, Sampled, as_sampled
+from pipeline.method.sampler import ETA, Seed, StepMany, image_noise, rows, sample, trajectory
 from pipeline.method.schedule import make_schedule
 from pipeline.models import NetworkModels
 from pipeline.presets import DiffusionSpec, Preset
@@ -46,7 +46,7 @@ class Networks:
     decode: Callable[[Array, Array], tuple[Array, ...]]
     """(latent [B, 4, h, w], lr [B, C, 2h, 2w]) ⇒ image [B, C, 8h, 8w]; of those that tell it, its doubt [B, 8h, 8w]"""
     restore: Callable[[Array], tuple[Array, Array]] | None = None
-    """lr [B, C, h, w] ⇒ (restored [B, C, h, w], history [B, TOLD]), where the preset has a restorer"""
+    """lr [B, C, h, w] ⇒ (restored [B, C, h, w], history [B, ESTIMATES]), where the preset has a restorer"""
     fused: Callable[..., tuple[Array, ...]] | None = None
     """``pipeline.models.fused_model`` by the names of its inputs, where it is there: fewer calls for the same result"""
 
@@ -116,7 +116,7 @@ def draw_latents(
     steps: int,
     sampler: SamplerName,
     start: Start,
-    leap: Leap[Z] | None = None,
+    step_many: StepMany[Z] | None = None,
 ) -> Z:
     """``pipeline.method.sampler.sample`` of a preset's diffusion, on arrays and tensors alike."""
     return sample(
@@ -127,7 +127,7 @@ def draw_latents(
         eta=ETA[sampler],
         prediction=diffusion.prediction,
         z_lr=z_lr if start == "lr" else None,
-        leap=leap,
+        step_many=step_many,
     )
 
 
@@ -143,9 +143,9 @@ def generator(networks: Networks, preset: Preset, options: Options | None = None
     diffusion, fused = preset.diffusion, networks.fused
     wanted = (options.steps, options.sampler, options.start)
     if fused and preset.fused == "superres_onnx" and wanted == (diffusion.ddim_steps, "ddim", "noise"):
-        return by_fused(fused, preset)
+        return fused_generator(fused, preset)
 
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
         restored, history = (lr, None) if networks.restore is None else networks.restore(lr)
         c = condition(restored, preset, networks.encode)
         latent = (preset.vae.latent_channels, *c.shape[2:])
@@ -157,39 +157,39 @@ def generator(networks: Networks, preset: Preset, options: Options | None = None
             t[:] = time
             return networks.denoise(x, t)
 
-        def leap(z: Array, coefficients: Array, noise: list[Array]) -> Array:
+        def step_many(z: Array, coefficients: Array, noise: list[Array]) -> Array:
             assert fused is not None
-            rows, noises = repeated(coefficients, len(z)), np.stack(noise, axis=1)
+            rows, noises = repeat_rows(coefficients, len(z)), np.stack(noise, axis=1)
             return fused(z=z, condition=c, coefficients=rows, noise=noises)[0]
 
         z_0 = draw_latents(
             *(denoise, image_noise(seeds, latent), c, diffusion, *wanted),
-            leap=leap if fused and preset.fused == "denoise" else None,
+            step_many=step_many if fused and preset.fused == "denoise" else None,
         )
-        return as_drawn(networks.decode(z_0, lr), history)
+        return as_sampled(networks.decode(z_0, lr), history)
 
     return generate
 
 
-def repeated(coefficients: Array, batch: int) -> Array:
+def repeat_rows(coefficients: Array, batch: int) -> Array:
     """The same for every image of a batch, in an array of its own."""
     return np.repeat(coefficients[None], batch, axis=0)
 
 
 @cache
-def usual_rows(diffusion: DiffusionSpec) -> Array:
+def default_rows(diffusion: DiffusionSpec) -> Array:
     """The coefficients of the preset's own steps, [steps, 4]."""
     return rows(trajectory(make_schedule(diffusion), diffusion.ddim_steps, ETA["ddim"], diffusion.prediction))
 
 
-def by_fused(fused: Callable[..., tuple[Array, ...]], preset: Preset) -> Generate:
+def fused_generator(fused: Callable[..., tuple[Array, ...]], preset: Preset) -> Generate:
     """The preset's own options, in one call."""
     diffusion, shrink = preset.diffusion, preset.vae.factor // SCALE
 
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
         noise = image_noise(seeds, (preset.vae.latent_channels, lr.shape[2] // shrink, lr.shape[3] // shrink))()
-        image, rows = (lr[:, 0] + 1) / 2, repeated(usual_rows(diffusion), len(lr))
-        return Drawn(*fused(image=image, noise=noise, coefficients=rows))
+        image, rows = (lr[:, 0] + 1) / 2, repeat_rows(default_rows(diffusion), len(lr))
+        return Sampled(*fused(image=image, noise=noise, coefficients=rows))
 
     return generate
 
@@ -222,25 +222,29 @@ class Samples:
     images: list[Image]
     """[4H, 4W] each, in [0, 1]"""
     history: History
-    told: Image | None
+    network_doubt: Image | None
     """[4H, 4W], the mean of the samples' doubts, of networks that tell it"""
 
     def doubt(self) -> Image | None:
         """[4H, 4W]: what the networks tell, or else the samples' scatter; None where there is but one."""
-        if self.told is not None:
-            return self.told
+        if self.network_doubt is not None:
+            return self.network_doubt
         return scatter(self.images) if len(self.images) > 1 else None
 
 
 def combine(samples: Samples, image: Image, preset: Preset, output: Output, pixel_mm: float | None = None) -> Result:
     """The samples of one image ⇒ its result: the first or their mean, with the calibrated spread."""
     images, band = samples.images, preset.band
-    noisy, strange = samples.history.noise > NOISY, preset.is_strange(pixel_mm)
+    noisy, strange = samples.history.noise > NOISY, preset.is_unusual_spacing(pixel_mm)
     wider = np.float32((band.noisy if noisy else 1.0) * (band.strange if strange else 1.0))
     upscaled = images[0] if output == "sample" else mean(images)
     doubt, scale = samples.doubt(), band.scale(len(images))
     spread = None if doubt is None or scale is None else np.float32(scale) * wider * doubt
-    expected = None if samples.told is None or band.error is None else band.error * float(wider * samples.told.mean())
+    expected = (
+        None
+        if samples.network_doubt is None or band.error is None
+        else band.error * float(wider * samples.network_doubt.mean())
+    )
     return Result(upscaled, spread, lr_error(upscaled, image, samples.history), samples.history, expected)
 
 
@@ -266,8 +270,8 @@ def draw_samples(
         which, chunk_seeds = zip(*chunk, strict=True)
         found = generate(lr[list(which)], chunk_seeds)
         for row, i in enumerate(which):
-            told = None if found.told is None else found.told[row]
-            history = read_history(told, options.degradation, images[i].size)
+            estimates = None if found.estimates is None else found.estimates[row]
+            history = read_history(estimates, options.degradation, images[i].size)
             raw = crop(found.images[row], images[i])
             of_one.append(faithful_to(images[i], raw, history) if options.faithful else np.clip(raw, 0.0, 1.0))
             if found.doubt is not None:

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SMALL = 0.1
+INITIAL_SCALE = 0.1
 """Factor on the first weights of what is added to something: a new network starts as bicubic upsampling."""
 
 
-def small(conv: nn.Conv2d) -> nn.Conv2d:
+def scale_down(conv: nn.Conv2d) -> nn.Conv2d:
     with torch.no_grad():
-        conv.weight.mul_(SMALL)
+        conv.weight.mul_(INITIAL_SCALE)
     return conv
 
 
@@ -25,7 +25,7 @@ class Residual(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1, self.conv2 = conv3(width, width), small(conv3(width, width))
+        self.conv1, self.conv2 = conv3(width, width), scale_down(conv3(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = x + self.conv2(F.silu(self.conv1(x)))

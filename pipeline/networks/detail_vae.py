@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.networks.blocks import Residual, conv3, small
+from pipeline.networks.blocks import Residual, conv3, scale_down
 from pipeline.networks.presentation import Presentation
-from pipeline.networks.restorer import Restorer, told
+from pipeline.networks.restorer import Restorer, estimates
 from pipeline.presets import DetailVAESpec
 from pipeline.spec import HISTORY, SCALE
 
@@ -104,7 +104,7 @@ class DetailVAE(nn.Module):
         self.blocks = nn.Sequential(*(Residual(w) for _ in range(spec.decoder_blocks)))
         # SiLU before the shuffle: runtimes then make it a part of the convolution
         self.up = nn.Sequential(conv3(w, SCALE**2 * spec.tail), nn.SiLU(), nn.PixelShuffle(SCALE))
-        self.out = small(conv3(spec.tail, spec.channels))
+        self.out = scale_down(conv3(spec.tail, spec.channels))
         self.restorer = Restorer(spec.restorer)
         self.doubt = Doubt(w, spec.doubt)
         self.presentation = Presentation()
@@ -153,5 +153,5 @@ class DetailVAE(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``decode`` with what the restorer made of ``lr``."""
         features = self.features(latent, restored)
-        found = told(history, self.presentation(lr))
+        found = estimates(history, self.presentation(lr))
         return self.image(features, restored), self.doubt(features, lr, restored, history), found

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.method.drawn import Drawn, Generate, as_drawn
 from pipeline.method.options import Options
+from pipeline.method.sampled import Generate, Sampled, as_sampled
 from pipeline.method.sampler import Seed, image_noise
 from pipeline.method.upscale import Array, condition, draw_latents
 from pipeline.networks.detail_vae import DetailVAE
@@ -62,7 +62,7 @@ class Eager:
         chosen = options or Options.of(self.preset)
 
         @torch.inference_mode()
-        def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
+        def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
             restored, history = self.restore(lr)
             c = self.tensor(condition(restored, self.preset, self.encode))
             draw = source(seeds, (self.preset.vae.latent_channels, *c.shape[2:]))
@@ -75,7 +75,7 @@ class Eager:
                 return self.tensor(draw())
 
             z_0 = draw_latents(denoise, noise, c, self.preset.diffusion, chosen.steps, chosen.sampler, chosen.start)
-            return as_drawn(self.decode(z_0, lr), history)
+            return as_sampled(self.decode(z_0, lr), history)
 
         return generate
 

@@ -37,7 +37,7 @@ class Denoise(nn.Module):
         return unrolled(self.unet, z, condition, coefficients, noise)
 
 
-class Whole(nn.Module):
+class Fused(nn.Module):
     """LR image ⇒ upscaled image, by K deterministic steps from pure noise."""
 
     def __init__(self, unet: UNet, vae: DetailVAE) -> None:
@@ -55,11 +55,11 @@ class Whole(nn.Module):
 
         Returns:
             The images [B, 4H, 4W] in about [0, 1], not yet projected; their doubt [B, 4H, 4W], and what is
-            told of the LR images [B, TOLD], see ``DetailVAE.decode``.
+            told of the LR images [B, ESTIMATES], see ``DetailVAE.decode``.
         """
         lr = 2 * image[:, None] - 1
         restored, history = self.vae.restorer(lr)
         z_0 = unrolled(self.unet, noise, F.pixel_unshuffle(restored, self.fold), coefficients, None)
         latent = z_0 * self.vae.latent_std + self.vae.latent_mean
-        upscaled, doubt, told = self.vae.decode_restored(latent, lr, restored, history)
-        return (upscaled[:, 0] + 1) / 2, doubt[:, 0], told
+        upscaled, doubt, estimates = self.vae.decode_restored(latent, lr, restored, history)
+        return (upscaled[:, 0] + 1) / 2, doubt[:, 0], estimates

@@ -10,7 +10,7 @@ from pipeline.spec import PRESENTATIONS
 
 SIDE = 32
 """Side, in pixels, of what it sees of an image of any size and shape."""
-LEAST_CONTRAST = 0.05
+MIN_CONTRAST = 0.05
 """Added to the standard deviation that images are divided by."""
 
 
@@ -37,5 +37,5 @@ class Presentation(nn.Module):
         seen = F.interpolate(lr, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
         centred = seen - seen.mean(dim=(2, 3), keepdim=True)
         contrast = centred.square().mean(dim=(2, 3), keepdim=True).sqrt()
-        logits: Tensor = self.out(self.look(centred / (contrast + LEAST_CONTRAST))).float()
+        logits: Tensor = self.out(self.look(centred / (contrast + MIN_CONTRAST))).float()
         return logits

@@ -18,18 +18,18 @@ from pipeline.presets import RestorerSpec
 from pipeline.spec import HISTORY
 
 GAIN = 8.0
-SQUARE = 8
+BLOCK = 8
 """Side of the squares whose frequencies tell an image's history, in pixels."""
 STRIDE = 3
 """From square to square: odd, so that they lie on JPEG's blocks in every way."""
-LEAST_POWER = 0.02
+MIN_POWER = 0.02
 """Added to the power of a frequency, in gray levels squared: below that, rounding hides what there is."""
 
 
 def cosines() -> Tensor:
-    """The discrete cosine transform (type II) of a square, under a sine window: [SQUARE², 1, SQUARE, SQUARE]."""
-    x = torch.arange(SQUARE) + 0.5
-    waves = torch.cos(torch.pi / SQUARE * x * torch.arange(SQUARE)[:, None]) * torch.sin(torch.pi / SQUARE * x)
+    """The discrete cosine transform (type II) of a square, under a sine window: [BLOCK², 1, BLOCK, BLOCK]."""
+    x = torch.arange(BLOCK) + 0.5
+    waves = torch.cos(torch.pi / BLOCK * x * torch.arange(BLOCK)[:, None]) * torch.sin(torch.pi / BLOCK * x)
     waves = waves / waves.norm(dim=1, keepdim=True)
     return torch.einsum("ai,bj->abij", waves, waves).flatten(0, 1)[:, None]
 
@@ -46,9 +46,9 @@ class Restorer(nn.Module):
         self.stem = conv3(2 * folded, w)
         self.blocks = nn.Sequential(*(Residual(w) for _ in range(spec.blocks)))
         self.out = conv3(w, folded)
-        told, hidden = 2 * SQUARE**2, spec.hidden
+        features, hidden = 2 * BLOCK**2, spec.hidden
         self.head = nn.Sequential(
-            nn.Linear(told, hidden),
+            nn.Linear(features, hidden),
             nn.SiLU(),
             nn.Linear(hidden, hidden // 2),
             nn.SiLU(),
@@ -67,7 +67,7 @@ class Restorer(nn.Module):
         """Restore LR images.
 
         Args:
-            lr: [B, 1, h, w] in [-1, 1], sides multiples of ``spec.fold``, SQUARE or more.
+            lr: [B, 1, h, w] in [-1, 1], sides multiples of ``spec.fold``, BLOCK or more.
 
         Returns:
             The restored images [B, 1, h, w] in about [-1, 1], and what is told of their history, [B, HISTORY]: the
@@ -86,7 +86,7 @@ class Restorer(nn.Module):
         How strong each frequency is tells how far a reduction let it through, and what noise and rounding added: the
         mean of its power over the image, and that of the power's logarithm, which a few edges do not govern.
         """
-        power = F.conv2d(127.5 / GAIN * detail, self.cosines, stride=STRIDE).square() + LEAST_POWER
+        power = F.conv2d(127.5 / GAIN * detail, self.cosines, stride=STRIDE).square() + MIN_POWER
         found = torch.cat([power.mean(dim=(2, 3)).log(), power.log().mean(dim=(2, 3))], dim=1)
         return self.head(found / 2).float()
 
@@ -101,8 +101,8 @@ def detail_of(lr: Tensor) -> Tensor:
     return GAIN * (lr - mean)
 
 
-def told(history: Tensor, presentation: Tensor) -> Tensor:
-    """A restorer's second output, and a ``Presentation``'s, as probabilities and a standard deviation: [B, TOLD].
+def estimates(history: Tensor, presentation: Tensor) -> Tensor:
+    """A restorer's second output, and a ``Presentation``'s, as probabilities and a standard deviation: [B, ESTIMATES].
 
     The deviation is in [0, 1] of gray.
     """

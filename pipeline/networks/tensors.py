@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline.whole import whole_file
+from pipeline.atomic import atomic_write
 
 
 def save_tensors(module: nn.Module, path: Path) -> None:
@@ -19,7 +19,7 @@ def save_tensors(module: nn.Module, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             save_file({name: value.contiguous() for name, value in module.state_dict().items()}, partial)
     except SafetensorError as error:
         raise OSError(f"cannot write '{path}': {error}") from error

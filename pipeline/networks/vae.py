@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from pipeline.networks.detail_vae import DetailVAE
-from pipeline.networks.restorer import told
+from pipeline.networks.restorer import estimates
 from pipeline.networks.tensors import load_tensors
 from pipeline.presets import DetailVAESpec, VAESpec
 
@@ -160,7 +160,7 @@ class Decoder(nn.Module):
 
 
 class Restore(nn.Module):
-    """LR image ⇒ the restored one, and its history and presentation as ``pipeline.networks.restorer.told`` has it."""
+    """LR image ⇒ the restored one, and its history and presentation as ``pipeline.networks.restorer.estimates`` has it."""
 
     def __init__(self, vae: DetailVAE) -> None:
         super().__init__()
@@ -168,4 +168,4 @@ class Restore(nn.Module):
 
     def forward(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         restored, history = self.restorer(lr)
-        return restored, told(history, self.presentation(lr))
+        return restored, estimates(history, self.presentation(lr))

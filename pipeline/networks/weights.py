@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
+from pipeline.atomic import atomic_write
 from pipeline.networks.tensors import load_tensors, save_tensors
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import DETAIL_FILE, VAE
 from pipeline.presets import Preset
-from pipeline.whole import whole_file
 
 Array = NDArray[np.float32]
 
@@ -74,14 +74,14 @@ def save_ranges(ranges: Mapping[str, Array], folder: Path, metadata: Mapping[str
     """
     path = folder / RANGES_FILE
     try:
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             save_file(dict(ranges), partial, metadata=dict(metadata))
     except SafetensorError as error:
         raise OSError(f"cannot write '{path}': {error}") from error
 
 
 def load_ranges(folder: Path, networks: Mapping[str, nn.Module]) -> dict[str, Array]:
-    """The ranges of the networks' convolutions, by the names of ``pipeline.networks.fused.Whole``.
+    """The ranges of the networks' convolutions, by the names of ``pipeline.networks.fused.Fused``.
 
     Raises:
         ValueError: the file is missing or damaged, or was recorded from other weights.

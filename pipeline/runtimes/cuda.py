@@ -18,23 +18,23 @@ Run = Callable[[Feed], list[Any]]
 NO_GRAPH = -1
 
 
-def options_of(graph: int) -> ort.RunOptions:
+def run_options(graph: int) -> ort.RunOptions:
     """What runs as the session's CUDA graph of that number, recorded by the first of them, or as none."""
     options = ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(graph))
     return options
 
 
-class Replayed:
+class CapturedGraph:
     """Runs on inputs of one shape, from and to memory of the device that stays where it is, as a CUDA graph needs it.
 
     A graph takes one launch in place of some hundreds, which small networks wait for longer than for their arithmetic.
     """
 
     def __init__(self, session: ort.InferenceSession, feed: Feed, graph: int, kind: str, device: int) -> None:
-        self.session, self.options = session, options_of(graph)
+        self.session, self.options = session, run_options(graph)
         self.binding = session.io_binding()
-        results = session.run(None, feed, options_of(NO_GRAPH))
+        results = session.run(None, feed, run_options(NO_GRAPH))
         self.inputs = {name: ort.OrtValue.ortvalue_from_numpy(array, kind, device) for name, array in feed.items()}
         self.outputs = [
             ort.OrtValue.ortvalue_from_shape_and_type(result.shape, result.dtype, kind, device) for result in results
@@ -51,10 +51,10 @@ class Replayed:
         return [value.numpy() for value in self.outputs]
 
 
-def replaying(session: ort.InferenceSession, usual: Shapes, kind: str, device: int) -> Run:
+def replay_graphs(session: ort.InferenceSession, usual: Shapes, kind: str, device: int) -> Run:
     """The session's function: ``usual`` shapes have a graph for each batch size, others none."""
-    recorded: dict[int, Replayed] = {}
-    without = options_of(NO_GRAPH)
+    recorded: dict[int, CapturedGraph] = {}
+    without = run_options(NO_GRAPH)
 
     def run(feed: Feed) -> list[Any]:
         if {name: array.shape[1:] for name, array in feed.items()} != usual:
@@ -62,7 +62,7 @@ def replaying(session: ort.InferenceSession, usual: Shapes, kind: str, device: i
         batch = len(next(iter(feed.values())))
         if batch in recorded:
             return recorded[batch](feed)
-        replayed = Replayed(session, feed, batch, kind, device)
+        replayed = CapturedGraph(session, feed, batch, kind, device)
         results = replayed(feed)
         recorded[batch] = replayed
         return results
@@ -100,7 +100,7 @@ def load(
             reason = str(error).strip()
         else:
             if "CUDAExecutionProvider" in session.get_providers():
-                return session, replaying(session, usual, "cuda", device), ""
+                return session, replay_graphs(session, usual, "cuda", device), ""
             reason = "CUDA cannot be used"
     session = ort.InferenceSession(
         str(path), options, providers=[("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]

@@ -41,9 +41,11 @@ def onnx_networks(repository: Path, preset: Preset, runtime: Runtime = "onnxrunt
     """
     models = onnx_models(preset)
     found = {
-        m.name: by_openvino(repository / m.name / "1" / preset.openvino_file(m.name), m, alone=m.name in preset.alone)
+        m.name: openvino_network(
+            repository / m.name / "1" / preset.openvino_file(m.name), m, sequential=m.name in preset.sequential
+        )
         if runtime == "openvino" and m.name in preset.bfloat16
-        else by_onnxruntime(repository / m.name / "1" / "model.onnx", m)
+        else onnxruntime_network(repository / m.name / "1" / "model.onnx", m)
         for m in models
     }
     return networks_of(models, found)
@@ -67,14 +69,14 @@ def network(path: Path, model: Model, inputs: list[str], run: Run) -> Call:
     return lambda **arrays: tuple(run({name: arrays[name] for name in names}))
 
 
-def by_onnxruntime(path: Path, model: Model) -> Call:
+def onnxruntime_network(path: Path, model: Model) -> Call:
     """The network; raises ValueError where the file is missing, damaged or of another preset."""
     session = open_session(path)
     inputs = [tensor.name for tensor in session.get_inputs()]
     return network(path, model, inputs, lambda feed: session.run(None, feed))
 
 
-def by_openvino(path: Path, model: Model, alone: bool) -> Call:
+def openvino_network(path: Path, model: Model, sequential: bool) -> Call:
     """The network, in bfloat16, with the model's warm-up shape as the usual one; ``alone``: an image at a time.
 
     Raises:
@@ -86,7 +88,7 @@ def by_openvino(path: Path, model: Model, alone: bool) -> Call:
         raise ValueError("OpenVINO is not installed: pip install --no-deps openvino==2026.4.1") from error
     usual = dict(zip(model.input_names, model.warmup, strict=True))
     try:
-        inputs, _, run = openvino.load(path, bf16=True, usual=usual, alone=alone)
+        inputs, _, run = openvino.load(path, bf16=True, usual=usual, sequential=sequential)
     except openvino.OpenVINOError as error:
         raise ValueError(f"cannot load '{path}': {error}") from error
     return network(path, model, inputs, run)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import openvino
 
-from pipeline.runtimes.processor import BFLOAT16, multiplies
+from pipeline.runtimes.processor import BFLOAT16, cpu_supports
 
 Shapes = Mapping[str, Sequence[int]]
 """Input name ⇒ shape without the batch axis."""
@@ -54,7 +54,7 @@ class Network:
         request.wait()
         return [request.get_tensor(name).data.copy() for name in self.outputs]
 
-    def at_once(self, feed: Feed) -> list[Any]:
+    def infer(self, feed: Feed) -> list[Any]:
         """All outputs of one inference."""
         try:
             results = self.all_cores.infer(dict(feed), share_inputs=True)
@@ -63,14 +63,14 @@ class Network:
             raise
         return [results[name] for name in self.outputs]
 
-    def one_by_one(self, feeds: Sequence[Feed]) -> list[list[Any]]:
+    def infer_sequentially(self, feeds: Sequence[Feed]) -> list[list[Any]]:
         """All outputs of each."""
-        return [self.at_once(feed) for feed in feeds]
+        return [self.infer(feed) for feed in feeds]
 
-    def in_streams(self, feeds: Sequence[Feed]) -> list[list[Any]]:
+    def infer_in_streams(self, feeds: Sequence[Feed]) -> list[list[Any]]:
         """All outputs of each; the last ones that would leave half of the streams idle go on all cores in turn."""
         if len(feeds) == 1:
-            return self.one_by_one(feeds)
+            return self.infer_sequentially(feeds)
         rest = len(feeds) % len(self.streams)
         count = len(feeds) - (rest if 2 * rest <= len(self.streams) else 0)
         found: list[list[Any]] = []
@@ -89,11 +89,11 @@ class Network:
                     request.wait()
             self.__dict__.pop("streams", None)
             raise
-        return found + self.one_by_one(feeds[count:])
+        return found + self.infer_sequentially(feeds[count:])
 
 
 def load(
-    path: Path, *, bf16: bool, usual: Shapes | None = None, alone: bool = False, threads: int = 0
+    path: Path, *, bf16: bool, usual: Shapes | None = None, sequential: bool = False, threads: int = 0
 ) -> tuple[list[str], list[str], Callable[[Feed], list[Any]]]:
     """The names of inputs and outputs, and the function from inputs by name to outputs.
 
@@ -102,7 +102,7 @@ def load(
         bf16: compute in bfloat16 where the processor has it, else in float32.
         usual: of a batched model, shapes for which a second network is compiled: it takes no others, and two thirds of
             the time. None: the model runs as it is called.
-        alone: take the items of a batch one after another, for a model whose bits depend on the cores at work.
+        sequential: take the items of a batch one after another, for a model whose bits depend on the cores at work.
         threads: 0 for OpenVINO's own choice.
 
     Raises:
@@ -110,7 +110,7 @@ def load(
     """
     properties = {
         # asked for bfloat16, OpenVINO would imitate it on some processors that lack it
-        "INFERENCE_PRECISION_HINT": "bf16" if bf16 and multiplies(BFLOAT16) else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 and cpu_supports(BFLOAT16) else "f32",
         **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
     }
     try:
@@ -119,11 +119,11 @@ def load(
         inputs = [tensor.any_name for tensor in model.inputs]
         any_shape = Network(core, model, properties)
         if usual is None:
-            return inputs, any_shape.outputs, any_shape.at_once
+            return inputs, any_shape.outputs, any_shape.infer
         fixed = model.clone()
         fixed.reshape({name: [1, *shape] for name, shape in usual.items()})
         usual_shape = Network(core, fixed, properties)
-        if not alone:
+        if not sequential:
             _ = usual_shape.streams
     except Exception as error:  # OpenVINO raises RuntimeError for whatever it is
         raise OpenVINOError((str(error).strip() or type(error).__name__).splitlines()[-1]) from error
@@ -133,7 +133,7 @@ def load(
         network = usual_shape if fits else any_shape
         total = len(next(iter(feed.values())))
         items = [{name: array[i : i + 1] for name, array in feed.items()} for i in range(total)]
-        found = network.one_by_one(items) if alone else network.in_streams(items)
+        found = network.infer_sequentially(items) if sequential else network.infer_in_streams(items)
         return found[0] if total == 1 else [np.concatenate(outputs) for outputs in zip(*found, strict=True)]
 
     return inputs, any_shape.outputs, run

@@ -1,4 +1,4 @@
-"""What this machine's processor multiplies fast, by the flags that Linux tells."""
+"""What this machine's processor cpu_supports fast, by the flags that Linux tells."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 INT8 = {"avx2"}  # all with VNNI or AMX have it too
 
 
-def multiplies(flags: set[str]) -> bool:
+def cpu_supports(flags: set[str]) -> bool:
     """Whether the processor has one of these flags; no where it does not tell."""
     try:
         lines = CPUINFO.read_text().splitlines()

@@ -98,7 +98,7 @@ def check_plan(repository: Path, plan: Path) -> None:
         raise ServeError(f"'{plan}' was built from another '{onnx}': {REMEDY['tensorrt']}")
 
 
-def given(extra: Sequence[str], flag: str) -> str | None:
+def flag_value(extra: Sequence[str], flag: str) -> str | None:
     """The value that flags for tritonserver give ``flag``, the last one as for Triton; None where they do not."""
     found = None
     for i, word in enumerate(extra):
@@ -126,7 +126,7 @@ def find_host(host: str) -> str:
     return address
 
 
-def listening_at(host: str, ports: dict[str, int], extra: Sequence[str]) -> dict[str, Address]:
+def listen_addresses(host: str, ports: dict[str, int], extra: Sequence[str]) -> dict[str, Address]:
     """By protocol, the address that the server will bind: what ``extra`` says goes before ``host`` and ``ports``.
 
     Raises:
@@ -134,16 +134,16 @@ def listening_at(host: str, ports: dict[str, int], extra: Sequence[str]) -> dict
     """
     found: dict[str, Address] = {}
     for protocol in PROTOCOLS:
-        if (given(extra, f"--allow-{protocol}") or "").lower() in OFF:
+        if (flag_value(extra, f"--allow-{protocol}") or "").lower() in OFF:
             continue
         flag = f"--{protocol}-port"
-        port = given(extra, flag) or str(ports[protocol])
+        port = flag_value(extra, flag) or str(ports[protocol])
         if not (port.isdecimal() and 1 <= int(port) <= 65535):
             raise ServeError(f"{flag} must be 1–65535, got {port}")
         for other, (_, taken) in found.items():
             if taken == int(port):
                 raise ServeError(f"port {port} is given twice: --{other}-port, {flag}")
-        found[protocol] = (given(extra, f"--{protocol}-address") or host, int(port))
+        found[protocol] = (flag_value(extra, f"--{protocol}-address") or host, int(port))
     return found
 
 
@@ -167,16 +167,16 @@ def why_unchecked(models: Sequence[pb.ModelConfig], preset: Preset, extra: Seque
     """Why the server cannot be asked for an image to see whether it serves; None where it can."""
     if superres_model(preset).name not in [model.name for model in models]:
         return f"the repository holds no model '{superres_model(preset).name}'"
-    hindrances = (
+    obstacles = (
         ("--allow-grpc", OFF),
         ("--grpc-use-ssl", ON),
         ("--grpc-use-ssl-mutual", ON),
         ("--model-control-mode", ("explicit",)),
     )
-    for flag, values in hindrances:
-        if (value := given(extra, flag)) and value.lower() in values:
+    for flag, values in obstacles:
+        if (value := flag_value(extra, flag)) and value.lower() in values:
             return f"{flag} is {value}"
-    return "--grpc-restricted-protocol is given" if given(extra, "--grpc-restricted-protocol") else None
+    return "--grpc-restricted-protocol is given" if flag_value(extra, "--grpc-restricted-protocol") else None
 
 
 def free_shared_memory() -> float:

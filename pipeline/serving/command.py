@@ -25,7 +25,7 @@ from pipeline.serving.checks import (
     check_repository,
     check_shared_memory,
     find_host,
-    listening_at,
+    listen_addresses,
     why_unchecked,
 )
 from pipeline.serving.find import RUNTIMES, Server, find_server, plain_path, runtime_flags
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         preset = preset_of(args.model_repository)
         flags = runtime_flags(args.runtime, server, preset)
         host = find_host(args.host)
-        addresses = listening_at(host, ports, args.extra)
+        addresses = listen_addresses(host, ports, args.extra)
         check_ports(addresses)
         check_shared_memory(args.model_repository, args.extra)
         repository = plain_path(args.model_repository)

@@ -31,7 +31,7 @@ class Door:
         """Let nothing new begin."""
         os.ftruncate(self.file, 1)
 
-    def all_left(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether nothing is under way; asked of a closed door, this stays so."""
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import ROOT
+from pipeline.atomic import atomic_write
 from pipeline.presets import Preset
-from pipeline.runtimes.processor import BFLOAT16, INT8, multiplies
+from pipeline.runtimes.processor import BFLOAT16, INT8, cpu_supports
 from pipeline.serving import ServeError
-from pipeline.whole import whole_file
 
 INSTALLED = Path("/opt/tritonserver/bin/tritonserver")
 OUR_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
@@ -170,7 +170,7 @@ def plain_path(repository: Path) -> Path:
     link = cache_directory() / f"repository-{short_hash(target)}"
     try:
         link.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(link) as partial:
+        with atomic_write(link) as partial:
             partial.symlink_to(target)
     except OSError as error:
         raise ServeError(f"cannot write the link '{link}' (set XDG_CACHE_HOME): {error}") from error
@@ -199,7 +199,7 @@ def prepare_backends(triton: Path, stub: Path) -> Path:
             if target.is_file() and filecmp.cmp(source, target):
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(target) as partial:
+            with atomic_write(target) as partial:
                 shutil.copy2(source, partial)
     except OSError as error:
         raise ServeError(f"cannot write the backend directory '{directory}' (set XDG_CACHE_HOME): {error}") from error
@@ -217,7 +217,7 @@ def runtime_flags(runtime: str, server: Server, preset: Preset) -> list[str]:
     """
     installed = importlib.util.find_spec("openvino") is not None
     if runtime == "auto":
-        fast = multiplies(BFLOAT16) or (bool(preset.int8) and multiplies(INT8))
+        fast = cpu_supports(BFLOAT16) or (bool(preset.int8) and cpu_supports(INT8))
         runtime = "openvino" if server.bundled and installed and fast and not NVIDIA.exists() else "onnxruntime"
     if runtime == "openvino" and server.bundled and not installed:
         raise ServeError("--runtime is openvino, which is not installed: pip install --no-deps openvino==2026.4.1")

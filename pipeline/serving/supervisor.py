@@ -35,7 +35,7 @@ POLL = 0.02
 """Seconds between two looks at a server that starts."""
 ORPHANS_LIMIT = 2
 """Seconds that what it started may outlive it."""
-AWAITED = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -141,7 +141,7 @@ def end_orphans() -> None:
         time.sleep(POLL)
 
 
-def end(server: subprocess.Popen[bytes]) -> None:
+def terminate(server: subprocess.Popen[bytes]) -> None:
     """End a server in order, or else at once."""
     server.terminate()
     try:
@@ -157,7 +157,7 @@ def next_signal(server: subprocess.Popen[bytes], limit: float = math.inf) -> int
     """
     deadline = time.monotonic() + limit
     while server.poll() is None and (left := min(1, deadline - time.monotonic())) > 0:
-        received = signal.sigtimedwait(AWAITED, left)
+        received = signal.sigtimedwait(SIGNALS, left)
         if received and received.si_signo != signal.SIGCHLD:
             return received.si_signo
     return None
@@ -185,13 +185,13 @@ def supervise(
         OSError: it cannot be run.
     """
     # blocked in every thread from here on: what comes while nobody waits for it is not lost
-    signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     door = Door()
     server = start(command, {**environment, **door.environment})
     stopping, failures = threading.Event(), []
 
-    def look() -> None:
+    def watch() -> None:
         try:
             line = check(server)
             if line and not stopping.is_set():
@@ -199,19 +199,19 @@ def supervise(
         except NotReady as error:
             if server.poll() is None and not stopping.is_set():
                 failures.append(error)
-                end(server)
+                terminate(server)
 
-    looking = threading.Thread(target=look)
-    looking.start()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     if number := next_signal(server):
         stopping.set()
         door.close()
         deadline = time.monotonic() + DRAIN_LIMIT
-        while not door.all_left() and time.monotonic() < deadline and not next_signal(server, POLL):
+        while not door.is_idle() and time.monotonic() < deadline and not next_signal(server, POLL):
             pass
         server.send_signal(number)
     server.wait()
-    looking.join()
+    watcher.join()
     end_orphans()
     status = server.returncode
     if failures:

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from pipeline.atomic import atomic_write
 from pipeline.presets import Preset
 from pipeline.spec import MAX_BATCH, MAX_SIDE, Model
-from pipeline.whole import whole_file
 
 Precision = Literal["fp32", "fp16", "bf16"]
 BuilderName = Literal["auto", "trtexec", "api"]
@@ -100,7 +100,7 @@ def trtexec_command(
     ]
 
 
-def telling_line(printed: str) -> str:
+def error_line(printed: str) -> str:
     """The first line that tells of an error, else the last one."""
     lines = [line.strip() for line in printed.splitlines() if line.strip()] or ["nothing"]
     return next((line for line in lines if "[E]" in line or "rror" in line), lines[-1])
@@ -117,7 +117,7 @@ def run_trtexec(command: list[str]) -> str:
     except OSError as error:
         raise PlanError(f"cannot run '{command[0]}': {error.strerror}") from error
     if done.returncode != 0:
-        raise PlanError(f"trtexec failed with status {done.returncode}: {telling_line(done.stdout)}")
+        raise PlanError(f"trtexec failed with status {done.returncode}: {error_line(done.stdout)}")
     return done.stdout
 
 
@@ -129,12 +129,12 @@ def trtexec_version(printed: str) -> tuple[int, int, int]:
     """
     found = re.search(r"\[TensorRT v(\d{4,6})\]", printed)
     if not found:
-        raise PlanError(f"trtexec does not say which TensorRT it is: '{telling_line(printed)}'")
+        raise PlanError(f"trtexec does not say which TensorRT it is: '{error_line(printed)}'")
     rest, patch = divmod(int(found[1]), 100)
     return (*divmod(rest, 100 if rest >= 1000 else 10), patch)
 
 
-def by_trtexec(trtexec: str) -> Builder:
+def trtexec_builder(trtexec: str) -> Builder:
     """The TensorRT that trtexec belongs to.
 
     Raises:
@@ -168,7 +168,7 @@ def load_tensorrt() -> ModuleType:
         ) from error
 
 
-def by_api(trt: Any) -> Builder:
+def api_builder(trt: Any) -> Builder:
     """The TensorRT of the Python package ``trt``."""
     version = str(trt.__version__)
     flags = int(version.split(".")[0]) < STRONGLY_TYPED_SINCE and hasattr(trt.BuilderFlag, "FP16")
@@ -209,7 +209,7 @@ def by_api(trt: Any) -> Builder:
             raise PlanError(f"TensorRT cannot build '{onnx}': {said[0] if said else 'it does not say why'}")
         plan.write_bytes(built)
         if timing_cache:
-            with whole_file(timing_cache) as partial:
+            with atomic_write(timing_cache) as partial:
                 partial.write_bytes(config.get_timing_cache().serialize())
 
     return Builder(version, flags, build)
@@ -224,7 +224,7 @@ def find_builder(name: BuilderName) -> Builder:
     trtexec = next((found for found in map(shutil.which, TRTEXEC) if found), None)
     if name == "trtexec" and trtexec is None:
         raise PlanError(f"there is no trtexec: neither {' nor '.join(TRTEXEC)}")
-    return by_trtexec(trtexec) if trtexec and name != "api" else by_api(load_tensorrt())
+    return trtexec_builder(trtexec) if trtexec and name != "api" else api_builder(load_tensorrt())
 
 
 def cast(onnx: Path, target: Path, precision: Precision) -> Path:

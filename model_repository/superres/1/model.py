@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from pipeline.backends.batches import given
+from pipeline.backends.batches import required_input
 from pipeline.backends.failures import Failures, Unavailable
 from pipeline.method.options import (
     STOPPING,
@@ -60,34 +60,34 @@ def values(request: Any, name: str, count: int) -> list[Any]:
     return [v.decode(errors="replace") if isinstance(v, bytes) else v for v in tensor.as_numpy().reshape(-1).tolist()]
 
 
-server_stops = Event()
-"""Set once Triton said so. It must then not be asked whether a model is ready: Triton 2.51 dies of the answer."""
+server_stopping = Event()
+"""Set once Triton said so. It must then not be asked whether a model is readiness: Triton 2.51 dies of the answer."""
 
 
-LOOK_AGAIN = 1.0
+READINESS_LIFETIME = 1.0
 """Seconds for which a model is taken to be as ready as it was: asking takes a tenth of a millisecond."""
-ready: dict[str, tuple[float, bool]] = {}
+readiness: dict[str, tuple[float, bool]] = {}
 """By model, when this server was asked and what it said."""
 
 
 def is_ready(model: Model) -> bool:
-    """Whether this server runs the model, as of ``LOOK_AGAIN`` seconds ago at most.
+    """Whether this server runs the model, as of ``READINESS_LIFETIME`` seconds ago at most.
 
     Raises:
         Unavailable: the server stops.
     """
-    if server_stops.is_set():
+    if server_stopping.is_set():
         raise Unavailable(STOPPING)
     now = time.monotonic()
-    asked, found = ready.get(model.name, (-math.inf, False))
-    if now - asked < LOOK_AGAIN:
+    asked, found = readiness.get(model.name, (-math.inf, False))
+    if now - asked < READINESS_LIFETIME:
         return found
     try:
         found = pb_utils.is_model_ready(model_name=model.name)
     except pb_utils.TritonModelException as error:
-        server_stops.set()
+        server_stopping.set()
         raise Unavailable(str(error)) from error
-    ready[model.name] = now, found
+    readiness[model.name] = now, found
     return found
 
 
@@ -112,7 +112,7 @@ def call(model: Model, **inputs: Array) -> tuple[Array, ...]:
     if response.has_error():
         message = f"{model.name}: {response.error().message()}"
         if STOPPING in message:
-            server_stops.set()
+            server_stopping.set()
         # Triton calls it an internal error
         raise Unavailable(message) if is_not_serving(message) else pb_utils.TritonModelException(message)
     return tuple(pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs)
@@ -178,7 +178,7 @@ class TritonPythonModel:
         )
 
     def _decode(self, index: int, request: Any) -> list[Job]:
-        images = given(request, "image").as_numpy()
+        images = required_input(request, "image").as_numpy()
         check_image(images)
         seeds, sizes, *options = (values(request, n, len(images)) for n in ("seed", "pixel_mm", *OPTIONS))
         jobs = []
