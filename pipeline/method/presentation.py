@@ -1,4 +1,4 @@
-"""Upscale images as the networks learnt to see them, whatever way they are presented: turned, inverted, or both."""
+"""Upscaling of rotated or inverted images in the presentation that the networks were trained on."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pipeline.method.sampler import Seed
 from pipeline.spec import HISTORY, MIN_PIXELS, PRESENTATIONS
 
 MIN_CONFIDENCE = 0.7
-"""How likely a presentation must be for an image to be treated as so presented."""
+"""Minimum probability of a presentation to act on it."""
 
 
 def rotate(images: Array, turns: int) -> Array:
-    """Images [..., H, W] turned counterclockwise by so many times 90°, in an array of its own."""
+    """Return a copy of images [..., H, W] rotated by ``turns`` counterclockwise quarter turns."""
     return np.ascontiguousarray(np.rot90(images, turns, axes=(-2, -1)))
 
 
 def presentations(estimates: Array) -> NDArray[np.intp]:
-    """[B, ESTIMATES] ⇒ each image's number in ``PRESENTATIONS``; the first where no other is likely enough."""
+    """Return each image's index in ``PRESENTATIONS`` from [B, ESTIMATES]; 0 unless another is likely enough."""
     likely = estimates[:, HISTORY:]
     return np.where(likely.max(axis=1) >= MIN_CONFIDENCE, likely.argmax(axis=1), 0)
 
 
 def upright(generate: Generate) -> Generate:
-    """``generate``, but for images that are found turned or inverted: these are turned and inverted back for it."""
+    """Wrap ``generate`` to undo detected rotation and inversion first and reapply them to the result."""
 
     def generate_upright(lr: Array, seeds: Sequence[Seed]) -> Sampled:
         sampled = generate(lr, seeds)

@@ -1,4 +1,4 @@
-"""What the networks make of LR images."""
+"""Samples of the networks for a batch of LR images."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Array = NDArray[np.float32]
 
 
 class Sampled(NamedTuple):
-    """One sample of each of a batch of images, and what the networks tell of it; float32."""
+    """One sample per image of a batch, with the networks' estimates; float32."""
 
     images: Array
-    """[B, 4h, 4w] in about [0, 1]"""
+    """[B, 4h, 4w], approximately in [0, 1]."""
     doubt: Array | None = None
-    """[B, 4h, 4w], how far each pixel may be off, in [0, 1] of gray; of networks that tell it"""
+    """[B, 4h, 4w], estimated error of each pixel in [0, 1] of gray; None if the networks do not estimate it."""
     estimates: Array | None = None
-    """[B, ESTIMATES], the history of the LR images and how they are presented; of networks that tell it"""
+    """[B, ESTIMATES], history and presentation of the LR images; None if the networks do not estimate them."""
 
 
 def as_sampled(decoded: tuple[Array, ...], estimates: Array | None) -> Sampled:
-    """What ``Networks.decode`` makes, as samples."""
+    """Convert the output of ``Networks.decode`` to samples."""
     image, *doubt = decoded
     return Sampled((image.mean(axis=1) + 1) / 2, doubt[0] if doubt else None, estimates)
 
 
 Generate = Callable[[Array, Sequence[Seed]], Sampled]
-"""LR images [B, C, h, w] in [-1, 1] and a seed for each ⇒ one sample of each."""
+"""(LR images [B, C, h, w] in [-1, 1], one seed per image) ⇒ one sample per image."""
