@@ -1,4 +1,4 @@
-"""What the networks without normalisation are built of."""
+"""Building blocks of the networks without normalisation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 INITIAL_SCALE = 0.1
-"""Factor on the first weights of what is added to something: a new network starts as bicubic upsampling."""
+"""Factor on the initial weights of residual outputs: an untrained network starts as bicubic upsampling."""
 
 
 def scale_down(conv: nn.Conv2d) -> nn.Conv2d:
@@ -21,7 +21,7 @@ def conv3(c_in: int, c_out: int) -> nn.Conv2d:
 
 
 class Residual(nn.Module):
-    """x + conv(SiLU(conv(x))), 3×3 both."""
+    """x + conv(SiLU(conv(x))) with 3×3 convolutions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
