@@ -1,4 +1,4 @@
-"""ONNX files by onnxruntime on a GPU, as the backend runs them: usual shapes as CUDA graphs."""
+"""ONNX files run by onnxruntime on a GPU, with CUDA graphs for usual shapes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ Shapes = Mapping[str, Sequence[int]]
 Feed = Mapping[str, Any]
 """Input name ⇒ array."""
 Run = Callable[[Feed], list[Any]]
-"""Inputs by name ⇒ all outputs, in the file's order."""
+"""Inputs by name ⇒ all outputs in the file's order."""
 
 NO_GRAPH = -1
 
 
 def run_options(graph: int) -> ort.RunOptions:
-    """What runs as the session's CUDA graph of that number, recorded by the first of them, or as none."""
+    """Return options to run as the session's CUDA graph of this number, captured by its first run; NO_GRAPH: none."""
     options = ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(graph))
     return options
 
 
 class CapturedGraph:
-    """Runs on inputs of one shape, from and to memory of the device that stays where it is, as a CUDA graph needs it.
+    """A CUDA graph for inputs of one shape, with the fixed device memory that a graph requires.
 
-    A graph takes one launch in place of some hundreds, which small networks wait for longer than for their arithmetic.
+    It replaces hundreds of launches with one; in small networks, launches take longer than arithmetic.
     """
 
     def __init__(self, session: ort.InferenceSession, feed: Feed, graph: int, kind: str, device: int) -> None:
@@ -52,7 +52,7 @@ class CapturedGraph:
 
 
 def replay_graphs(session: ort.InferenceSession, usual: Shapes, kind: str, device: int) -> Run:
-    """The session's function: ``usual`` shapes have a graph for each batch size, others none."""
+    """Return a function that runs the session, with a graph for each batch size of the ``usual`` shapes only."""
     recorded: dict[int, CapturedGraph] = {}
     without = run_options(NO_GRAPH)
 
@@ -73,22 +73,22 @@ def replay_graphs(session: ort.InferenceSession, usual: Shapes, kind: str, devic
 def load(
     path: Path, options: ort.SessionOptions, device: int, usual: Shapes | None
 ) -> tuple[ort.InferenceSession, Run, str]:
-    """A session on a GPU, its function, and why it uses no CUDA graphs: nothing where it does.
+    """Return a session on a GPU, a function that runs it, and why it does not use CUDA graphs, or "".
 
-    Where the GPU or CUDA's libraries cannot be used, onnxruntime says so on stderr, and runs it on the CPU.
+    If the GPU or CUDA's libraries cannot be used, onnxruntime reports it on stderr and runs on the CPU.
 
     Args:
-        path: of the ONNX file.
-        options: of the session.
-        device: number of the GPU.
-        usual: of a batched model, shapes that are worth a graph. None: none is.
+        path: ONNX file.
+        options: session options.
+        device: GPU number.
+        usual: shapes of a batched model to run as graphs. None: use no graphs.
 
     Raises:
-        Exception: onnxruntime's, for a file that is damaged.
+        Exception: onnxruntime's, for a damaged file.
     """
     ort.preload_dlls()
-    options.use_deterministic_compute = True  # not all kernels heed it: images may differ by 3e-4
-    # an exhaustive search would keep the first image of every size waiting for seconds
+    options.use_deterministic_compute = True  # not honoured by all kernels: images may differ by 3e-4
+    # an exhaustive search would delay the first image of every size by seconds
     cuda = {"device_id": device, "cudnn_conv_algo_search": "HEURISTIC"}
     reason = "it has no usual shapes"
     if usual is not None:
