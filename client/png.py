@@ -1,4 +1,4 @@
-"""PNG out: in 8 or 16 bits, with text chunks, whole or not at all."""
+"""Atomic writing of PNG files in 8 or 16 bits, with text chunks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.method.images import Image, to_integers
 
 
 def write_png(path: Path, image: Image | PILImage.Image, bits: int = 8, text: dict[str, Any] | None = None) -> None:
-    """Write a PNG whole or not at all: a gray image in [0, 1] in 8 or 16 bits, or a picture; ``text`` as text chunks.
+    """Write a PNG atomically: a gray image in [0, 1] in 8 or 16 bits, or a picture; ``text`` as text chunks.
 
     Raises:
         FileError: the file cannot be written.

@@ -76,7 +76,7 @@ def radiographs(preset: Preset) -> list[Image]:
     """
     path = get_testdata_file("RG1_UNCR.dcm")
     if path is None:
-        raise ParityError("the package pydicom-data holds no RG1_UNCR.dcm: pip install pydicom-data")
+        raise ParityError("the package pydicom-data has no RG1_UNCR.dcm: pip install pydicom-data")
     file = dcmread(path)
     values, center, width = file.pixel_array.astype(np.float32), file.WindowCenter, file.WindowWidth
     # its window by PS3.3 C.11.2.1.2.1; MONOCHROME1: small values are bright

@@ -5,8 +5,8 @@ python -m pipeline.plan --all               also the other networks
 python -m pipeline.plan --precision fp32 --model-repository my/repository
 python -m pipeline.plan --keep-others       keep the plans for other kinds of GPUs
 
-A plan is specific to one kind of GPU and one version of TensorRT, so none is in git. trtexec builds it if available, else
-the Python package tensorrt. A JSON file beside the plan records its source, GPU and versions.
+A plan is specific to one kind of GPU and one version of TensorRT, so none is in git. trtexec builds it if available,
+else the Python package tensorrt. A JSON file beside the plan records its source, GPU and versions.
 """
 
 from __future__ import annotations
