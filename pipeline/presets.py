@@ -38,7 +38,7 @@ class VAESpec:
 
 @dataclass(frozen=True)
 class RestorerSpec:
-    """The restorer: converts any LR image to what the paper's protocol would have given, and estimates its history."""
+    """The restorer of LR images to what the paper's protocol would have given, and estimator of their history."""
 
     width: int = 48
     blocks: int = 4

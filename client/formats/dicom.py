@@ -128,8 +128,8 @@ def complete(dataset: Dataset, keyword: str, notes: list[str]) -> None:
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if not (syntax and syntax.is_transfer_syntax):
         dataset.file_meta.TransferSyntaxUID = syntax_of(dataset, keyword)
-        said = f"unknown transfer syntax {syntax}" if syntax else "no transfer syntax"
-        notes.append(f"{said}: taken as {dataset.file_meta.TransferSyntaxUID.name}")
+        problem = f"unknown transfer syntax {syntax}" if syntax else "no transfer syntax"
+        notes.append(f"{problem}: taken as {dataset.file_meta.TransferSyntaxUID.name}")
     if not dataset.get("SamplesPerPixel"):
         dataset.SamplesPerPixel = 1
     kind = " ".join(str(dataset.get("PhotometricInterpretation") or "").upper().split())
@@ -154,8 +154,8 @@ def complete(dataset: Dataset, keyword: str, notes: list[str]) -> None:
         dataset.BitsStored = dataset.BitsAllocated
     signed = dataset.get("PixelRepresentation")
     if signed not in (0, 1) or (signed and dataset.PhotometricInterpretation in (PALETTE, *COLOUR)):
-        said = "no PixelRepresentation" if signed is None else f"PixelRepresentation is {signed}"
-        notes.append(f"{said}: taken as unsigned")
+        problem = "no PixelRepresentation" if signed is None else f"PixelRepresentation is {signed}"
+        notes.append(f"{problem}: taken as unsigned")
         dataset.PixelRepresentation = 0
 
 

@@ -90,7 +90,7 @@ class Options:
 def is_not_serving(message: str) -> bool:
     """Whether Triton's message means that the server is starting or stopping, or the model is being loaded or unloaded.
 
-    The status does not tell: for a model called by another one, it is the same as for any error.
+    The status is not enough: for a model called by another one, it is the same as for any error.
     """
     return any(
         text in message for text in (STOPPING, "Server is stopping", "is not ready", "Request for unknown model")

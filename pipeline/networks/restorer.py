@@ -1,4 +1,4 @@
-"""The first network: any LR image ⇒ what the paper's protocol would have given, and its history.
+"""The restorer: any LR image ⇒ the LR image of the paper's protocol, and the image's history.
 
 Viewers and archives reduce images with other kernels, add noise and compress them. The restorer undoes this, so that
 the generator gets the images it was trained on.

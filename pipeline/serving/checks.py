@@ -90,8 +90,8 @@ def check_plan(repository: Path, plan: Path) -> None:
     if not path.is_file():
         return
     try:
-        about = json.loads(path.read_text())
-        onnx, expected = repository / about["onnx"], about["onnx_sha256"]
+        metadata = json.loads(path.read_text())
+        onnx, expected = repository / metadata["onnx"], metadata["onnx_sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise ServeError(f"'{path}' is damaged: {REMEDY['tensorrt']}") from error
     if not onnx.is_file() or hashlib.sha256(onnx.read_bytes()).hexdigest() != expected:

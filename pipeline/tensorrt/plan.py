@@ -82,8 +82,8 @@ def ask_nvidia_smi(*arguments: str) -> str:
             "no NVIDIA GPU here (nvidia-smi not found): build the plan on the GPU that will run it"
         ) from None
     except (subprocess.SubprocessError, OSError) as error:
-        said = (getattr(error, "stderr", "") or getattr(error, "stdout", "") or str(error)).strip().splitlines()
-        raise PlanError(f"no NVIDIA GPU can be used: nvidia-smi says '{said[-1] if said else error}'") from error
+        lines = (getattr(error, "stderr", "") or getattr(error, "stdout", "") or str(error)).strip().splitlines()
+        raise PlanError(f"no NVIDIA GPU can be used: nvidia-smi says '{lines[-1] if lines else error}'") from error
 
 
 def find_gpu() -> Gpu:
@@ -150,7 +150,7 @@ def check(order: Order, staging: Path, log: Path) -> Parity:
 def describe(order: Order, network: Model, model: Model, gpu: Gpu, version: str, parity: Parity) -> str:
     """Return the text of the JSON file beside a plan."""
     onnx = order.onnx(network)
-    about = {
+    metadata = {
         "onnx": onnx.relative_to(order.repository).as_posix(),
         "onnx_sha256": hashlib.sha256(onnx.read_bytes()).hexdigest(),
         "preset": order.preset.name,
@@ -160,7 +160,7 @@ def describe(order: Order, network: Model, model: Model, gpu: Gpu, version: str,
         "profile": {name: asdict(profile) for name, profile in profiles(model, order.preset).items()},
         "parity": asdict(parity),
     }
-    return json.dumps(about, indent=2) + "\n"
+    return json.dumps(metadata, indent=2) + "\n"
 
 
 def install(staging: Path, repository: Path, names: list[str], shelter: str) -> None:
