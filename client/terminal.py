@@ -35,7 +35,7 @@ def make_output_safe() -> None:
             stream.reconfigure(errors="plain")
 
 
-def discard_output() -> None:
+def mute_output() -> None:
     """Discard further output after a broken pipe or a full disk, so that it cannot raise again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())

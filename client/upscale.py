@@ -31,7 +31,7 @@ from client import UpscaleError
 from client.batch import MEAN_SAMPLES, options_of, report, search_in_background, upscale_all
 from client.formats.source import Choice
 from client.jobs import PATTERN, SUFFIX, Finder, check_pattern
-from client.terminal import discard_output, make_output_safe, on_one_line
+from client.terminal import make_output_safe, mute_output, on_one_line
 from pipeline.command_line import make_parser
 from pipeline.method.options import InvalidRequest, Options, check_seed
 from pipeline.presets import DEFAULT, PRESETS
@@ -260,10 +260,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # such as `… | head`
-        discard_output()
+        mute_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
-        discard_output()
+        mute_output()
         print(f"error: {error.strerror or error}", file=sys.stderr)
         return 1
     return status
