@@ -62,7 +62,7 @@ def diagnose(host: str, port: int, protocol: str, limit: float) -> str | None:
     if variable is None:
         return problem
     return f"gRPC calls it through the proxy of the variable {variable}: add {host} to no_proxy to call it directly" + (
-        f"; directly, {problem}" if problem else ""
+        f"; without it, {problem}" if problem else ""
     )
 
 
