@@ -40,8 +40,8 @@ from benchmarks.peers import CACHE, PeerError, real_esrgan
 from client import Client, UpscaleError
 from pipeline import ROOT
 from pipeline.command_line import make_parser
-from pipeline.method.drawn import Drawn, Generate, as_drawn
 from pipeline.method.images import Image
+from pipeline.method.sampled import Generate, Sampled, as_sampled
 from pipeline.method.sampler import Seed, image_noise
 from pipeline.method.schedule import make_schedule
 from pipeline.method.upscale import Array, condition, upscale
@@ -86,7 +86,7 @@ def diffusers_loop(system: eager.Eager, steps: int) -> Generate:
     scheduler = make_scheduler(preset, steps)
 
     @torch.inference_mode()
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
         restored, history = system.restore(lr)
         c = system.tensor(condition(restored, preset, system.encode))
         z = system.tensor(image_noise(seeds, (preset.vae.latent_channels, *c.shape[2:]))())
@@ -95,7 +95,7 @@ def diffusers_loop(system: eager.Eager, steps: int) -> Generate:
         for t in scheduler.timesteps.tolist():
             predicted = system.unet(torch.cat([z, c], dim=1), z.new_full((len(z), 1), t))
             z = scheduler.step(predicted, t, z).prev_sample
-        return as_drawn(system.decode(z, lr), history)
+        return as_sampled(system.decode(z, lr), history)
 
     return generate
 

@@ -32,7 +32,7 @@ from benchmarks.gpu_variants import PACKAGES, VARIANTS, Variant, make_job, make_
 from pipeline.command_line import make_parser
 from pipeline.method.images import Image, psnr
 from pipeline.presets import PAPER, PRESETS
-from pipeline.spec import LEAP, MAX_BATCH
+from pipeline.spec import MAX_BATCH, UNROLLED_STEPS
 
 EQUAL_DB = 150.0
 """PSNR reported for equal images, as JSON has no infinity."""
@@ -207,8 +207,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"argument --rounds: must be 1 or more, got {args.rounds}")
     if not all(1 <= batch <= MAX_BATCH for batch in args.batch):
         parser.error(f"argument --batch: must be 1–{MAX_BATCH}, got {' '.join(map(str, args.batch))}")
-    if args.steps % LEAP or not 1 <= args.steps <= PAPER.diffusion.T:
-        parser.error(f"argument --steps: must be a multiple of {LEAP} up to {PAPER.diffusion.T}, got {args.steps}")
+    if args.steps % UNROLLED_STEPS or not 1 <= args.steps <= PAPER.diffusion.T:
+        parser.error(
+            f"argument --steps: must be a multiple of {UNROLLED_STEPS} up to {PAPER.diffusion.T}, got {args.steps}"
+        )
     if args.device == "cuda" and not torch.cuda.is_available():
         print("error: PyTorch finds no CUDA device: use --device cpu", file=sys.stderr)
         return 1

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.eager import Eager
-from pipeline.networks.fused import Denoise, Whole
+from pipeline.networks.fused import Denoise, Fused
 from pipeline.presets import Preset
 from pipeline.spec import Model
-from pipeline.tensorrt.builder import PlanError, Precision, Profile, Shape, by_api, cast
+from pipeline.tensorrt.builder import PlanError, Precision, Profile, Shape, api_builder, cast
 
 Network = Callable[..., tuple[Tensor, ...]]
 """Model, inputs by name, float32 on the device ⇒ outputs, which the next call may overwrite."""
@@ -62,7 +62,7 @@ def pytorch_networks(system: Eager) -> dict[str, Network]:
     """Return the models needed for an image, by name; ``denoise`` accepts any number of steps."""
     vae = system.decoder.vae
     if isinstance(vae, DetailVAE):
-        return {"superres_onnx": Whole(system.unet, vae)}
+        return {"superres_onnx": Fused(system.unet, vae)}
     return {
         "vae_encoder": lambda **x: (system.encoder(**x),),
         "denoise": lambda **x: (Denoise(system.unet)(**x),),
@@ -137,7 +137,7 @@ def build_plan(trt: Any, onnx: Path, shapes: dict[str, Shape], precision: Precis
         Unavailable: the plan cannot be built, or not in this precision.
     """
     profiles = {name: Profile(shape, shape, shape) for name, shape in shapes.items()}
-    builder = by_api(trt)
+    builder = api_builder(trt)
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / "model.plan"
         try:

@@ -29,16 +29,16 @@ from benchmarks.gpu_networks import (
     pytorch_networks,
     tensorrt_network,
 )
-from pipeline.method.drawn import Drawn, as_drawn
 from pipeline.method.images import Image
 from pipeline.method.options import Options
+from pipeline.method.sampled import Sampled, as_sampled
 from pipeline.method.sampler import ETA, Seed, Step, image_noise, rows, trajectory
 from pipeline.method.schedule import add_noise, make_schedule
-from pipeline.method.upscale import Array, network_lr, repeated, upsample_all, upscale
+from pipeline.method.upscale import Array, network_lr, repeat_rows, upsample_all, upscale
 from pipeline.models import onnx_models
 from pipeline.networks import eager
 from pipeline.presets import PAPER, Preset
-from pipeline.spec import LEAP, Model, SamplerName
+from pipeline.spec import UNROLLED_STEPS, Model, SamplerName
 from pipeline.tensorrt.builder import Precision
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,7 +123,7 @@ def image_input(job: Job) -> Tensor:
 
 def other_inputs(job: Job) -> dict[str, Tensor]:
     """Return the inputs that do not depend on the images."""
-    coefficients = torch.from_numpy(repeated(rows(job.path), len(job.images)))
+    coefficients = torch.from_numpy(repeat_rows(rows(job.path), len(job.images)))
     first, *others = job.noise
     if job.preset.fused == "superres_onnx":
         return {"noise": torch.from_numpy(first), "coefficients": coefficients}
@@ -139,8 +139,8 @@ def run_models(networks: dict[str, Network], x: dict[str, Tensor], preset: Prese
     c, z = networks["vae_encoder"](image=x["image"])[0], x["start"]
     if diffusion.start == "lr":
         z = add_noise(c, z, make_schedule(diffusion), diffusion.T - 1)
-    for k in range(0, x["coefficients"].shape[1], LEAP):
-        coefficients, noise = (x[name][:, k : k + LEAP] for name in ("coefficients", "noise"))
+    for k in range(0, x["coefficients"].shape[1], UNROLLED_STEPS):
+        coefficients, noise = (x[name][:, k : k + UNROLLED_STEPS] for name in ("coefficients", "noise"))
         z = networks["denoise"](z=z, condition=c, coefficients=coefficients, noise=noise)[0]
     return networks["vae_decoder"](latent=z)
 
@@ -155,11 +155,11 @@ def on_device(job: Job, networks: dict[str, Network], wrap: Wrap = lambda run: r
     x = {name: tensor.to(job.device, copy=True) for name, tensor in ({"image": image_input(job)} | host).items()}
     run = wrap(lambda: run_models(networks, x, job.preset))
 
-    def generate(_lr: Array, _seeds: Sequence[Seed]) -> Drawn:
+    def generate(_lr: Array, _seeds: Sequence[Seed]) -> Sampled:
         for name, tensor in ({"image": image_input(job)} | host).items():
             x[name].copy_(tensor, non_blocking=True)
         outputs = tuple(output.float().cpu().numpy() for output in run())
-        return Drawn(*outputs) if job.preset.fused == "superres_onnx" else as_drawn(outputs, None)
+        return Sampled(*outputs) if job.preset.fused == "superres_onnx" else as_sampled(outputs, None)
 
     def variant() -> list[Image]:
         return [result.upscaled for result in upscale(job.images, range(len(job.images)), generate, job.preset)]

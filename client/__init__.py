@@ -29,7 +29,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``client.api`` when it is asked for: processes that only read files start in a third of the time."""
+    """Import ``client.api`` lazily: processes that only read files start in a third of the time."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from client import api

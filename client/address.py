@@ -1,4 +1,4 @@
-"""The address of a server, host:port, and what is wrong with it where no server answers as it should."""
+"""Parsing of a server's address, host:port, and diagnosis of connection problems."""
 
 from __future__ import annotations
 
@@ -8,52 +8,52 @@ import socket
 import threading
 
 PORTS = {"grpc": 8001, "http": 8000}
-"""Triton's own."""
+"""Triton's default ports."""
 NAMES = {"grpc": "gRPC", "http": "HTTP"}
 PROBE = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-"""Triton's metrics port answers it with metrics, its HTTP port with an error, and its gRPC port with HTTP/2 frames."""
+"""Request that Triton's metrics, HTTP and gRPC ports answer with metrics, an error and HTTP/2 frames, respectively."""
 HTTP2_SETTINGS = b"\x04"
-"""The type of the frame that an HTTP/2 server begins with, in the frame's fourth byte."""
+"""Type of an HTTP/2 server's first frame, in the frame's fourth byte."""
 
 
 class AddressError(ValueError):
-    """It is not host:port; the message says what it lacks."""
+    """The address is not host:port; the message states the problem."""
 
 
 def split(url: str, protocol: str) -> tuple[str, int]:
-    """Host, of IPv6 without its brackets, and port of host:port.
+    """Split host:port into host, without the brackets of IPv6, and port.
 
     Raises:
-        AddressError: it is something else.
+        AddressError: the address is not host:port.
     """
     example = f"localhost:{PORTS[protocol]}"
     scheme, separator, rest = url.rpartition("://")
     if separator:
         raise AddressError(
-            f"'{scheme}://' must not stand before it: give host:port alone, as {rest.strip('/') or example}"
+            f"it must not begin with '{scheme}://': give only host:port, such as {rest.strip('/') or example}"
         )
     host, port = url, ""
     if ":" in url and not url.endswith("]"):
         host, _, port = url.rpartition(":")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise AddressError(f"an IPv6 address must stand in brackets, as [::1]:{PORTS[protocol]}")
+        raise AddressError(f"an IPv6 address must be in brackets, such as [::1]:{PORTS[protocol]}")
     if not host:
-        raise AddressError(f"it names no host: give host:port, as {example}")
+        raise AddressError(f"it has no host: give host:port, such as {example}")
     if not port:
-        raise AddressError(f"it names no port: give host:port, as {host}:{PORTS[protocol]}")
+        raise AddressError(f"it has no port: give host:port, such as {host}:{PORTS[protocol]}")
     if not (port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535):
         raise AddressError(f"its port must be 1–65535, got '{port}'")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def diagnose(host: str, port: int, protocol: str, limit: float) -> str | None:
-    """What keeps a client of ``protocol``, "grpc" or "http", from a server there, as found within ``limit`` seconds.
+    """Diagnose within ``limit`` seconds why a client of ``protocol``, "grpc" or "http", cannot reach a server.
 
     Returns:
-        None where something there speaks the protocol.
+        The problem; None if something there speaks the protocol.
     """
     found: list[str | None] = []
-    # in a thread, because resolving a name knows no limit
+    # in a thread, because name resolution has no timeout
     thread = threading.Thread(target=lambda: found.append(_diagnose(host, port, protocol, limit / 2)), daemon=True)
     thread.start()
     thread.join(limit)
@@ -62,7 +62,7 @@ def diagnose(host: str, port: int, protocol: str, limit: float) -> str | None:
     if variable is None:
         return problem
     return f"gRPC calls it through the proxy of the variable {variable}: add {host} to no_proxy to call it directly" + (
-        f"; so called, {problem}" if problem else ""
+        f"; without it, {problem}" if problem else ""
     )
 
 
@@ -93,7 +93,7 @@ def _diagnose(host: str, port: int, protocol: str, limit: float) -> str | None:
 
 
 def _ask(connection: socket.socket) -> bytes:
-    """The beginning of what comes back, empty where nothing does."""
+    """Send the probe and return the beginning of the answer, empty if there is none."""
     answer = b""
     try:
         connection.sendall(PROBE)
@@ -102,12 +102,12 @@ def _ask(connection: socket.socket) -> bytes:
             if answer[3:4] == HTTP2_SETTINGS:
                 break
     except OSError:
-        pass  # what came before is enough
+        pass  # the data received so far is enough
     return answer
 
 
 def proxy_variable(host: str) -> str | None:
-    """The environment variable that has gRPC call ``host`` through a proxy, as gRPC chooses it."""
+    """Return the environment variable by which gRPC uses a proxy for ``host``; None if it connects directly."""
     variable = next((name for name in ("grpc_proxy", "https_proxy", "http_proxy") if name in os.environ), None)
     exempt = next((os.environ[name] for name in ("no_grpc_proxy", "no_proxy") if name in os.environ), "")
     if variable is None or not os.environ[variable] or any(_covers(e.strip(), host) for e in exempt.split(",")):
@@ -116,7 +116,7 @@ def proxy_variable(host: str) -> str | None:
 
 
 def _covers(entry: str, host: str) -> bool:
-    """Whether an entry of no_proxy, the end of a name or a network, covers the host."""
+    """Whether an entry of no_proxy, a domain suffix or a network, covers the host."""
     try:
         return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
     except ValueError:

@@ -3,11 +3,11 @@
 Errors, all of them ``UpscaleError``:
 
     UpscaleError
-    ├── BadRequest         an argument, the image or an option is not allowed (found here or by the server)
-    ├── ServerError        the server answered that it failed, or did not answer in time
-    ├── ServerUnavailable  no ready server at that address within the limit; the message says what is wrong there
+    ├── BadRequest         an argument, the image or an option is invalid (rejected here or by the server)
+    ├── ServerError        the server reported a failure, or did not answer in time
+    ├── ServerUnavailable  no ready server at the address within the limit; the message states the problem
     ├── ServerLost         the server went away during a request and did not serve it within the limit
-    └── ClientClosed       the client was closed before the request or during it
+    └── ClientClosed       the client was closed before or during the request
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from pipeline.spec import NOISY, OTHER, UNKNOWN, Model
 T = TypeVar("T")
 
 MODEL = superres_model(DEFAULT)
-"""Its name and tensors are the same for every preset."""
+"""Model ``superres``, whose name and tensors are the same for every preset."""
 
 DEFAULT_URL = {protocol: f"localhost:{port}" for protocol, port in address.PORTS.items()}
 ATTEMPT = (0.5, 10.0)
-"""Seconds that a server may take to say that it is ready: at least, though ``wait`` is shorter, and at most."""
+"""Minimum (even if ``wait`` is shorter) and maximum seconds for a server to report that it is ready."""
 PAUSES = (0.05, 1.0)
-"""Seconds between attempts: the first, and the longest; each is twice the one before."""
+"""First and longest pause between attempts, in seconds; each is twice the previous one."""
 PROBE_LIMIT = 1.0
-"""Seconds to find out what is wrong with an address."""
+"""Maximum seconds to diagnose an address."""
 
 
 class UpscaleError(Exception):
-    """Anything that kept an image from being upscaled."""
+    """Base class of all errors that prevent upscaling."""
 
 
 class BadRequest(UpscaleError):
-    """An argument, the image or an option is not allowed; the message names it and what is allowed."""
+    """An argument, the image or an option is invalid; the message names it and the allowed values."""
 
 
 class ServerError(UpscaleError):
-    """The server answered that it failed, or did not answer in time."""
+    """The server reported a failure, or did not answer in time."""
 
 
 class ServerUnavailable(UpscaleError):
@@ -66,38 +66,38 @@ class ServerLost(UpscaleError):
 
 
 class ClientClosed(UpscaleError):
-    """The client was closed before the request or during it."""
+    """The client was closed before or during the request."""
 
 
 @dataclass(frozen=True)
 class Upscaled:
-    """An upscaled image and what made it."""
+    """An upscaled image, its error estimates and the options that produced it."""
 
     image: Image
-    """float32 [4H, 4W] in [0, 1]"""
+    """float32 [4H, 4W] in [0, 1]."""
     spread: Image | None
-    """float32 [4H, 4W], half the width of the band around the result that holds nine of ten true pixels; None where
-    nothing tells it: of one sample, unless the preset's networks do"""
+    """float32 [4H, 4W], half-width of the band around the result that contains 90 % of true pixels; None if not
+    available: for a single sample, unless the preset's networks estimate it."""
     lr_error: float
-    """largest difference, of [0, 1], between the LR image and the result, reduced as the image was"""
+    """Maximum difference, in [0, 1], between the LR image and the result reduced in the same way."""
     degradation: str
-    """how the image was reduced, as told or found: one of ``pipeline.spec.REDUCTIONS``, or "other" """
+    """Stated or estimated reduction of the image: one of ``pipeline.spec.REDUCTIONS``, or "other"."""
     noise: float
-    """standard deviation of what noise and compression changed in the image, as found, in [0, 1]"""
+    """Estimated standard deviation of noise and compression in the image, in [0, 1]."""
     expected_error: float | None
-    """mean absolute error to be expected, in [0, 1]; None where nothing tells it"""
+    """Expected mean absolute error, in [0, 1]; None if not available."""
     pixel_mm: float | None
-    """distance of the image's pixels, in mm, as told"""
+    """Stated pixel spacing of the image, in mm."""
     preset: str
     seed: int
     options: Options
     seconds: float
-    """from sending the request to holding the answer"""
+    """Seconds from sending the request to receiving the answer."""
 
     def notes(self) -> list[str]:
-        """What was unusual about the image, in words."""
+        """Return readable notes on anything unusual about the image."""
         preset, found = PRESETS[self.preset], []
-        if self.pixel_mm is not None and preset.pixel_mm is not None and preset.is_strange(self.pixel_mm):
+        if self.pixel_mm is not None and preset.pixel_mm is not None and preset.is_unusual_spacing(self.pixel_mm):
             low, high = preset.pixel_mm
             found.append(f"pixels of {self.pixel_mm:.3g} mm, the networks were trained on {low:g} to {high:g} mm")
         if self.noise > NOISY:
@@ -113,18 +113,18 @@ class Upscaled:
 
 
 class Client:
-    """A connection to the server; it may be used from several threads at once. ``preset`` is what the server runs.
+    """A thread-safe connection to the server. ``preset`` is the preset that the server runs.
 
     Args:
-        url: host:port; by default localhost with Triton's default port of the protocol.
+        url: host:port; default: localhost with Triton's default port for the protocol.
         protocol: "grpc" or "http".
-        wait: seconds to wait for the server to be ready, when connecting and when it went away; 0: one attempt.
-        timeout: seconds that one request may take. Both may be infinite.
+        wait: maximum seconds to wait for the server, when connecting and after it went away; 0: one attempt.
+        timeout: maximum seconds per request. Both may be infinite.
 
     Raises:
         BadRequest: an argument is not allowed.
         ServerUnavailable: no ready server within ``wait``.
-        ServerError: its preset is not known here.
+        ServerError: the server's preset is unknown to this client.
     """
 
     preset: Preset
@@ -143,8 +143,8 @@ class Client:
             raise BadRequest(f"'url' must be host:port, such as '{DEFAULT_URL[protocol]}', got {url!r}")
         self.protocol = protocol
         self.url = url or DEFAULT_URL[protocol]
-        self.wait = allowed(check_seconds, "wait", wait, zero=True)
-        self.timeout = allowed(check_seconds, "timeout", timeout, zero=False)
+        self.wait = validated(check_seconds, "wait", wait, zero=True)
+        self.timeout = validated(check_seconds, "timeout", timeout, zero=False)
         try:
             self._address = address.split(self.url, protocol)
         except address.AddressError as error:
@@ -164,26 +164,26 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close all connections; requests under way in other threads end with ``ClientClosed``."""
+        """Close all connections; requests in progress in other threads raise ``ClientClosed``."""
         self._closed.set()
         self._wire.close()
 
     def _ask(self, function: Callable[[], T]) -> T:
-        """What the server answers.
+        """Call ``function`` and translate its errors.
 
         Raises:
-            NotServing: it is not there.
-            UpscaleError: anything else.
+            NotServing: the server is not available.
+            UpscaleError: any other error.
         """
         try:
             if not self._closed.is_set():
                 return function()
         except Exception as error:
             if self._closed.is_set():
-                pass  # whatever it is, that is why
+                pass  # the cause of any error
             elif isinstance(error, wire.Invalid):
                 raise BadRequest(str(error)) from error
-            elif isinstance(error, wire.TooLate):
+            elif isinstance(error, wire.TimedOut):
                 raise ServerError(f"no answer from {self.url} within {self.timeout:g} s") from error
             elif isinstance(error, wire.Failed):
                 raise ServerError(f"server {self.url}: {error}") from error
@@ -192,23 +192,23 @@ class Client:
         raise ClientClosed(f"the client of {self.url} is closed")
 
     def _pause(self, pause: float, deadline: float) -> float:
-        """Wait, but not beyond the deadline; returns how long to wait next time."""
+        """Wait, but not beyond the deadline, and return the next pause."""
         self._closed.wait(max(0.0, min(pause, deadline - time.monotonic())))
         return min(2 * pause, PAUSES[1])
 
     def wait_until_ready(self) -> None:
-        """Return when the server can upscale.
+        """Wait until the server can upscale.
 
         Raises:
-            ServerUnavailable: it could not within ``wait`` seconds.
-            ServerError: its preset is not known here.
+            ServerUnavailable: the server is not ready within ``wait`` seconds.
+            ServerError: the server's preset is unknown to this client.
         """
         self._wait_until_ready(time.monotonic() + self.wait)
 
     def _wait_until_ready(self, deadline: float) -> None:
-        pause, least, most = PAUSES[0], *ATTEMPT
+        pause, shortest, longest = PAUSES[0], *ATTEMPT
         while True:
-            limit = min(max(least, deadline - time.monotonic()), most)
+            limit = min(max(shortest, deadline - time.monotonic()), longest)
             try:
                 config = self._ask(partial(self._wire.config, MODEL.name, limit))
                 if config is not None:
@@ -216,7 +216,7 @@ class Client:
             except ClientClosed:
                 raise
             except (wire.NotServing, UpscaleError):
-                pass  # what is wrong is found out in the end
+                pass  # diagnosed after the last attempt
             if time.monotonic() >= deadline:
                 raise ServerUnavailable(
                     f"no server ready at {self.url} ({self.protocol}) within {self.wait:g} s: {self._problem()}"
@@ -224,11 +224,11 @@ class Client:
             pause = self._pause(pause, deadline)
         name = config.get("parameters", {}).get("preset", {}).get("string_value", "")
         if name not in PRESETS:
-            raise ServerError(f"server {self.url} runs preset '{name}', known here are {', '.join(PRESETS)}")
+            raise ServerError(f"server {self.url} must run one of the presets {', '.join(PRESETS)}, got '{name}'")
         self.preset = PRESETS[name]
 
     def _problem(self) -> str:
-        """What is wrong at the address."""
+        """Return the problem at the address."""
         problem = address.diagnose(*self._address, self.protocol, PROBE_LIMIT)
         if problem:
             return problem
@@ -238,14 +238,14 @@ class Client:
             return " ".join(str(error).split())
         models = [entry for entry in index if entry["name"] == MODEL.name]
         if not models:
-            return f"it serves no model '{MODEL.name}'"
+            return f"it has no model '{MODEL.name}'"
         reason = models[0].get("reason") or models[0].get("state") or "not loaded"
         return f"its model '{MODEL.name}' is not ready ({' '.join(reason.split())})"
 
     def _infer(
         self, model: Model, arrays: wire.Arrays, outputs: Sequence[str], preset: Preset
     ) -> dict[str, NDArray[Any]]:
-        """Run a model of the server; as long as it is not serving, again, until ``wait`` is over."""
+        """Run a model on the server; while the server is not serving, retry until ``wait`` has passed."""
         deadline, pause = math.inf, PAUSES[0]
         while True:
             try:
@@ -266,13 +266,13 @@ class Client:
                 raise ServerLost(f"{gone} runs preset '{self.preset.name}' now, not '{preset.name}'")
 
     def check(self, seed: int = 0, **options: Any) -> Options:
-        """The options of ``upscale`` with the defaults of the server's preset.
+        """Return the options of ``upscale`` with the defaults of the server's preset.
 
         Raises:
-            BadRequest: one is not allowed.
+            BadRequest: an option is not allowed.
         """
-        allowed(check_seed, seed)
-        return allowed(Options.of, self.preset, **options)
+        validated(check_seed, seed)
+        return validated(Options.of, self.preset, **options)
 
     def upscale(
         self,
@@ -291,28 +291,25 @@ class Client:
     ) -> Upscaled:
         """Upscale one image ×4.
 
-        Where the server goes away, or answers that it does not serve now, the request is sent again as soon as it is
-        ready, until ``wait`` seconds have passed. That is safe: a request changes nothing on the server, and the same
-        input, seed and options give the same image. Other errors, and a timeout, are never tried again.
+        If the server goes away or is temporarily unavailable, the request is resent as soon as it is ready, until
+        ``wait`` seconds have passed. This is safe: a request changes nothing on the server, and the same input, seed
+        and options give the same image. Other errors and timeouts are never retried.
 
         Args:
-            image: floating point [H, W] in [0, 1], 2 to 512 pixels a side, or what ``numpy.asarray`` makes one of.
-            seed: of the noise, 0 … 2^63-1.
-            steps: denoising steps, 1 … T; unless given, the preset's few for "ddim" and T for "ddpm".
-            sampler: "ddim", the default, or "ddpm", the paper's.
-            start: "noise", or, of preset paper, "lr", the noised LR latent.
-            samples: how many to draw, 1 … 16; from two on their spread tells where they were guessed.
-            output: "sample", the first of them, or "mean".
-            faithful: whether the result must reduce to ``image``, exactly where that is clean; unless given, the
-                preset's choice.
-            degradation: how the image was reduced, one of ``pipeline.spec.DEGRADATIONS``; "auto", the default: found
-                out.
-            pixel_mm: distance of the image's pixels, in mm, where it is known: where the networks were trained on
-                others, the band is wider.
+            image: floating point [H, W] in [0, 1], 2 to 512 pixels per side, or anything ``numpy.asarray`` converts.
+            seed: noise seed, 0 … 2^63-1.
+            steps: denoising steps, 1 … T; default: the preset's number for "ddim", T for "ddpm".
+            sampler: "ddim" (default) or "ddpm" (the paper's).
+            start: "noise" or, for preset paper, "lr", the noised LR latent.
+            samples: number of samples, 1 … 16; the spread of two or more shows where detail was guessed.
+            output: "sample" (the first) or "mean".
+            faithful: whether the result must reduce to ``image``, exactly if that is clean; default: the preset's.
+            degradation: how the image was reduced, one of ``pipeline.spec.DEGRADATIONS``; "auto" (default): detected.
+            pixel_mm: pixel spacing of the image, in mm, if known; outside the trained range, the band is wider.
             denoiser: "auto", "onnx" or "trt".
 
         Raises:
-            UpscaleError: see the module.
+            UpscaleError: see the module's docstring.
         """
         options = self.check(
             seed,
@@ -325,8 +322,8 @@ class Client:
             degradation=degradation,
             denoiser=denoiser,
         )
-        array = allowed(gray_image, image)
-        size = {} if pixel_mm is None else {"pixel_mm": allowed(check_pixel_mm, pixel_mm)}
+        array = validated(gray_image, image)
+        size = {} if pixel_mm is None else {"pixel_mm": validated(check_pixel_mm, pixel_mm)}
         preset = self.preset
         values = {name: np.array([[value]]) for name, value in {"seed": seed, **size, **asdict(options)}.items()}
         banded = preset.band.scale(options.samples) is not None
@@ -351,8 +348,8 @@ class Client:
         )
 
 
-def allowed(check: Callable[..., T], *args: Any, **options: Any) -> T:
-    """What a function of ``pipeline.method.options`` returns, with its error as one of this module's."""
+def validated(check: Callable[..., T], *args: Any, **options: Any) -> T:
+    """Call a function of ``pipeline.method.options``, translating its error to ``BadRequest``."""
     try:
         return check(*args, **options)
     except InvalidRequest as error:

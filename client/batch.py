@@ -1,4 +1,4 @@
-"""Do the jobs of the command: read, upscale, write, several at once, and say what became of each."""
+"""Concurrent execution of the command's jobs: read, upscale, write, and report each result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from client.api import BadRequest, Client, ServerLost, Upscaled, UpscaleError, allowed
+from client.api import BadRequest, Client, ServerLost, Upscaled, UpscaleError, validated
 from client.formats.source import FileError, Source
 from client.jobs import Finder, Job
 from client.pictures import CAUTION, comparison, uncertainty_map
@@ -28,35 +28,35 @@ from pipeline.method.options import InvalidRequest
 from pipeline.presets import Preset
 from pipeline.spec import MAX_SIDE, MIN_SIDE, SCALE
 
-SEVERAL = 8
-"""Samples that are drawn for --mean, and for --uncertainty where the preset's networks do not tell it of one."""
+MEAN_SAMPLES = 8
+"""Default samples for --mean, and for --uncertainty if the networks cannot estimate it from one sample."""
 IN_FLIGHT = 8
-"""Requests of a folder that are under way at once, for the server to batch."""
+"""Maximum concurrent requests, which the server batches."""
 
 
 def options_of(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
-    """What ``Client.upscale`` takes beside image and seed; None is the preset's choice.
+    """Return the options of ``Client.upscale`` except the seed; None: the preset's default.
 
     Raises:
-        InvalidRequest: the preset's networks do not tell the uncertainty of so few samples.
+        InvalidRequest: there are too few samples for the uncertainty with this preset.
     """
     names = ("steps", "sampler", "start", "samples", "faithful", "degradation", "denoiser")
     options = {**{name: getattr(args, name) for name in names}, "output": "mean" if args.mean else None}
     scatter = args.uncertainty and preset.band.scale(1) is None
     if args.samples is None and (args.mean or scatter):
-        options["samples"] = SEVERAL
+        options["samples"] = MEAN_SAMPLES
     elif scatter and args.samples == 1:
-        raise InvalidRequest(f"--uncertainty: preset '{preset.name}' tells it from --samples of 2 or more")
+        raise InvalidRequest(f"--uncertainty: preset '{preset.name}' needs --samples of 2 or more")
     return options
 
 
 def notes_of(source: Source, result: Upscaled) -> str:
-    """What is to be said of how an image was read and of what was unusual about it; "" for nothing."""
+    """Return notes on reading an image and on anything unusual about it; "" if there are none."""
     return "; ".join([*source.notes, *result.notes()])
 
 
 def provenance(source: Source, result: Upscaled) -> dict[str, str]:
-    """PNG text chunks that mark an output as derived, and tell how its source was read."""
+    """Return PNG text chunks that mark an output as derived and describe how its source was read."""
     notes = notes_of(source, result)
     return ({"Notes": notes} if notes else {}) | {
         "Software": "cxr-superres",
@@ -71,18 +71,18 @@ def provenance(source: Source, result: Upscaled) -> dict[str, str]:
 
 
 def outputs_of(job: Job, args: argparse.Namespace) -> list[Path]:
-    """What a job writes: the image; the comparison and the map of uncertainty too where they are asked for."""
+    """Return a job's output files: the image and, if requested, the comparison and the uncertainty map."""
     picture = job.target.with_name(f"{job.target.stem}_compare.png")
     return [job.target, *([picture] if args.compare else []), *([args.uncertainty] if args.uncertainty else [])]
 
 
 def is_done(job: Job, args: argparse.Namespace) -> bool:
-    """Whether all outputs are there; an empty file is none."""
+    """Whether all outputs exist and are not empty."""
     return all(os.path.isfile(path) and path.stat().st_size for path in outputs_of(job, args))
 
 
 def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namespace) -> Outcome:
-    """Read, upscale, write; None where that is done already and to be skipped."""
+    """Read, upscale and write an image; return None if it is skipped because its outputs exist."""
     outputs = outputs_of(job, args)
     if args.skip_existing and is_done(job, args):
         return None
@@ -91,7 +91,7 @@ def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namesp
         if path_in.samefile(path_out):
             raise FileError(f"'{path_in}': its output '{path_out}' is an input: give it another name or folder")
     if len({os.path.realpath(path_out) for path_out in outputs}) < len(outputs):
-        raise FileError(f"'{args.uncertainty}' is the name of another output too: give --uncertainty another")
+        raise FileError(f"'{args.uncertainty}' is also the name of another output: give --uncertainty another one")
     for path_out in outputs:
         if os.path.exists(path_out) and not args.force:
             raise FileError(f"'{path_out}' exists already: give --force to overwrite it")
@@ -122,32 +122,32 @@ def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namesp
 
 
 Outcome = tuple[Source, Upscaled] | None
-"""What was read and what became of it; None where that was done already and to be skipped."""
+"""The source and its result; None if skipped because the outputs exist."""
 
 
 @dataclass
 class Tally:
-    """How many inputs came to what."""
+    """Number of inputs by outcome."""
 
     done: int = 0
     skipped: int = 0
     failed: int = 0
 
 
-def found_meanwhile(finder: Finder, bar: tqdm[Any]) -> Iterator[Job | FileError]:
-    """The finder's jobs, looked for by a thread: work begins meanwhile, and the bar soon knows how many there are."""
+def search_in_background(finder: Finder, bar: tqdm[Any]) -> Iterator[Job | FileError]:
+    """Yield the finder's jobs while a thread searches for more and updates the bar's total."""
     found: SimpleQueue[Job | FileError | BaseException | None] = SimpleQueue()
 
-    def look() -> None:
+    def search() -> None:
         try:
             for item in finder.jobs():
                 bar.total = (bar.total or 0) + 1
                 found.put(item)
             found.put(None)
-        except BaseException as error:  # raised where the jobs are asked for
+        except BaseException as error:  # reraised by the consumer
             found.put(error)
 
-    threading.Thread(target=look, daemon=True).start()
+    threading.Thread(target=search, daemon=True).start()
     while (item := found.get()) is not None:
         if isinstance(item, BaseException) and not isinstance(item, FileError):
             raise item
@@ -155,10 +155,10 @@ def found_meanwhile(finder: Finder, bar: tqdm[Any]) -> Iterator[Job | FileError]
 
 
 def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar: tqdm[Any]) -> Tally:
-    """Do all jobs, several at once, and say so of each.
+    """Execute all jobs concurrently and report each result.
 
     Raises:
-        UpscaleError: there is no server, or it does not take the options.
+        UpscaleError: there is no server, or it rejects the options.
     """
     tally = Tally()
     server_gone = threading.Event()
@@ -201,11 +201,11 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
 
     def connect() -> Client:
         client = stack.enter_context(Client(args.url, protocol=args.protocol, wait=args.wait, timeout=args.timeout))
-        client.check(args.seed, **allowed(options_of, args, client.preset))
+        client.check(args.seed, **validated(options_of, args, client.preset))
         return client
 
     client = None
-    # reader and client outlive the pool, whose images under way need them
+    # reader and client must outlive the pool, whose running jobs use them
     with ExitStack() as stack:
         reader = stack.enter_context(Reader())
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
@@ -226,7 +226,7 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
             except (KeyboardInterrupt, OSError) as error:
                 pool.shutdown(wait=False, cancel_futures=True)
                 if isinstance(error, KeyboardInterrupt):
-                    bar.write("interrupted: finishing the images that are under way", file=sys.stderr)
+                    bar.write("interrupted: finishing the images in progress", file=sys.stderr)
                 raise
     return tally
 

@@ -1,4 +1,4 @@
-"""The demonstration of `make demo`: a radiograph, reduced by the paper's way and by viewers', and a real server."""
+"""Demo for `make demo`: upscale a radiograph, reduced as in the paper and as by viewers, on a real server."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ from pipeline.spec import SCALE
 
 RADIOGRAPH = "RG1_UNCR.dcm"
 DETAIL = (300, 180, 320)
-"""Top, left and side of a part of the lung, in pixels of 1024."""
+"""Top, left and side of a square in the lung, in pixels of 1024."""
 
 
 class DemoError(Exception):
-    """The demonstration cannot go on; the message says why."""
+    """The demo failed; the message states the reason."""
 
 
 def make_inputs(out: Path) -> None:
     """Write hr.png (256²), lr.png (64²) and bicubic.png by the paper's protocol, original.png (1024²) and preview.png.
 
-    The preview, 256², is made by area, as viewers do.
+    The preview (256²) is reduced by area, as in viewers.
     """
     path = get_testdata_file(RADIOGRAPH)
     if path is None:
-        raise DemoError(f"the package pydicom-data holds no {RADIOGRAPH}: pip install pydicom-data")
+        raise DemoError(f"the package pydicom-data has no {RADIOGRAPH}: pip install pydicom-data")
     source = read_image(Path(path))
     data = PAPER.data
     original = resize_cubic(crop_square(to_integers(source.image, 8)), data.original_size, data.original_size)
@@ -65,7 +65,7 @@ def make_inputs(out: Path) -> None:
 
 
 def draw_detail(out: Path) -> None:
-    """Write preview_detail.png: a square of the preview, of its bicubic upsampling, of the result, of the original."""
+    """Write preview_detail.png: a detail of the preview, its bicubic upsampling, the result and the original."""
     lr, upscaled, hr = (read_image(out / f"{name}.png").image for name in ("preview", "preview_upscaled", "original"))
     top, left, side = DETAIL
 
@@ -80,14 +80,14 @@ def draw_detail(out: Path) -> None:
 
 @contextlib.contextmanager
 def timed(what: str) -> Iterator[None]:
-    """Print how long the block took, and what it did."""
+    """Print the duration and description of the block."""
     began = time.monotonic()
     yield
     print(f"{time.monotonic() - began:6.1f} s  {what}", flush=True)
 
 
 def demo(out: Path) -> None:
-    """Run the demonstration into ``out``."""
+    """Run the demo and write its files to ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     with timed(f"{RADIOGRAPH} of pydicom-data → {out / 'hr.png'}, {out / 'lr.png'}, {out / 'bicubic.png'}"):
         make_inputs(out)
@@ -110,9 +110,9 @@ def demo(out: Path) -> None:
         with timed("server stopped"):
             stack.close()
     draw_detail(out)
-    print(f"\nLook at {out / 'upscaled_compare.png'}, and at {out / 'uncertainty.png'} for where it was guessed;")
-    print(f"at {out / 'preview_detail.png'} for a part of a 256² preview as viewers make them, upscaled to 1024²")
-    print("(beside them: lr.png, bicubic.png, upscaled.png, hr.png; preview.png, preview_upscaled.png, original.png)")
+    print(f"\nSee {out / 'upscaled_compare.png'}, {out / 'uncertainty.png'} for where detail was guessed,")
+    print(f"and {out / 'preview_detail.png'} for a detail of a 256² preview, as made by viewers, upscaled to 1024²")
+    print("(also there: lr.png, bicubic.png, upscaled.png, hr.png; preview.png, preview_upscaled.png, original.png)")
     print("Detail in the upscaled image is generated: it is not for diagnosis.")
 
 
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         "out", nargs="?", type=Path, default=Path("demo"), help="folder to write (default: %(default)s/)"
     )
     out = parser.parse_args(argv).out
-    for number in (signal.SIGTERM, signal.SIGHUP):  # these end the server too, by way of the context managers
+    for number in (signal.SIGTERM, signal.SIGHUP):  # also stop the server, through the context managers
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     os.chdir(ROOT)
     try:

@@ -1,7 +1,7 @@
-"""Upscale by one call of the server's model ``superres_onnx``, past its Python model ``superres``.
+"""Upscaling by one call of the server's model ``superres_onnx``, bypassing the Python model ``superres``.
 
-No Python runs on the server where its backend for the networks is a native one. Noise, padding and what is known of the
-result are made here, so that images are those of ``Client`` with the preset's own options.
+With a native backend for the networks, the server runs no Python. Noise, padding and error estimates are computed here,
+so that images equal those of ``Client`` with default options.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from client.api import BadRequest, Client, ServerError, allowed
+from client.api import BadRequest, Client, ServerError, validated
 from pipeline.method.options import check_seed, gray_image
-from pipeline.method.upscale import Array, Result, by_fused, upscale
+from pipeline.method.upscale import Array, Result, fused_generator, upscale
 from pipeline.models import fused_model
 
 
@@ -22,16 +22,16 @@ from pipeline.models import fused_model
 def connect(
     url: str | None = None, *, wait: float = 10, timeout: float = 600
 ) -> Iterator[Callable[[Sequence[Any], Sequence[int]], list[Result]]]:
-    """Yields the function that upscales images, as ``Client.upscale`` takes them, all of one shape, with a seed each.
+    """Yield a function that upscales images of one shape, as for ``Client.upscale``, with one seed per image.
 
     Args:
         url: gRPC address, host:port.
-        wait: seconds to wait for the server, when connecting and when it went away.
-        timeout: seconds that one request may take.
+        wait: maximum seconds to wait for the server, when connecting and after it went away.
+        timeout: maximum seconds per request.
 
     Raises:
-        UpscaleError: no ready server, or not one of a preset with such a model; of the function: an image is not
-            allowed, or the server fails.
+        UpscaleError: there is no ready server, or its preset has no such model. The function raises it if an image
+            is invalid or the server fails.
     """
     with Client(url, wait=wait, timeout=timeout) as client:
         preset = client.preset
@@ -48,15 +48,15 @@ def connect(
             for name, values in (("images", images), ("seeds", seeds)):
                 if not isinstance(values, Iterable):
                     raise BadRequest(f"'{name}' must be a list, got a {type(values).__name__}")
-            arrays = [allowed(gray_image, image).astype(np.float32) for image in images]
-            numbers = [allowed(check_seed, seed) for seed in seeds]
+            arrays = [validated(gray_image, image).astype(np.float32) for image in images]
+            numbers = [validated(check_seed, seed) for seed in seeds]
             if not arrays:
-                raise BadRequest("at least one image is needed, got none")
+                raise BadRequest("there must be at least one image, got none")
             if len(arrays) != len(numbers):
                 raise BadRequest(f"there must be one seed per image, got {len(numbers)} for {len(arrays)}")
             if len(shapes := {array.shape for array in arrays}) > 1:
                 shown = ", ".join(f"{height}×{width}" for height, width in sorted(shapes))
                 raise BadRequest(f"all images must have the same shape, got {shown} pixels")
-            return upscale(arrays, numbers, by_fused(call, preset), preset)
+            return upscale(arrays, numbers, fused_generator(call, preset), preset)
 
         yield upscale_all

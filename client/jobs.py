@@ -1,4 +1,4 @@
-"""Which image file goes where: inputs and folders ⇒ jobs, one after another while the folders are still being read."""
+"""Mapping of input files and folders to jobs, yielded while folders are still being read."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ from pipeline.spec import SCALE
 SUFFIX = f"_x{SCALE}"
 PATTERN = f"{{stem}}{SUFFIX}.png"
 DICOMDIR = "DICOMDIR"
-"""The table of contents of a medium, which has no image."""
+"""Name of a medium's table of contents, which has no image."""
 FIELDS = ("stem", "name", "suffix")
 
 
 @dataclass(frozen=True)
 class Job:
-    """An image to upscale, and the PNG file that it becomes."""
+    """An image to upscale and its output PNG file."""
 
     path: Path
     target: Path
 
 
 def check_pattern(pattern: str) -> None:
-    """See that a pattern names PNG files of one folder, one per input.
+    """Check that a pattern names PNG files in one folder, one per input.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the pattern is invalid.
     """
-    needed = f"must be a file name that ends in .png and has {{stem}} or {{name}}, such as '{PATTERN}', got '{pattern}'"
+    rule = f"must be a file name that ends in .png and has {{stem}} or {{name}}, such as '{PATTERN}', got '{pattern}'"
     try:
         parts = list(Formatter().parse(pattern))
     except ValueError as error:
-        raise ValueError(needed) from error
+        raise ValueError(rule) from error
     names = [name for _, name, _, _ in parts if name is not None]
     plain = all(name is None or (not spec and not conversion) for _, name, spec, conversion in parts)
     if not plain or set(names) - set(FIELDS) or not {"stem", "name"} & set(names):
-        raise ValueError(f"{needed}; fields are {', '.join(f'{{{name}}}' for name in FIELDS)}")
+        raise ValueError(f"{rule}; fields are {', '.join(f'{{{name}}}' for name in FIELDS)}")
     if not pattern.lower().endswith(".png") or "/" in pattern or pattern.startswith("."):
-        raise ValueError(needed)
+        raise ValueError(rule)
 
 
 def name_of(pattern: str, path: Path) -> str:
-    """The output's name: ``{stem}`` is the input's without its suffix, ``{suffix}`` that without its point."""
+    """Return the output's name: ``{stem}`` is the input's name without its suffix, ``{suffix}`` has no dot."""
     return pattern.format(stem=path.stem, name=path.name, suffix=path.suffix.removeprefix("."))
 
 
 def images_in(folder: Path, recursive: bool, avoid: Path | None) -> Iterator[Path | FileError]:
-    """The images of a folder, by their suffix or as DICOM by what they hold, sorted; then those of its folders.
+    """Yield a folder's images, by suffix or DICOM contents, sorted; then those in its folders.
 
-    Hidden files and folders, links to folders, DICOMDIRs, and the folder ``avoid`` are left out. A folder that cannot
-    be read is an error among the others.
+    Hidden files and folders, links to folders, DICOMDIRs, and the folder ``avoid`` are skipped. An unreadable folder
+    yields an error.
     """
     try:
         with os.scandir(folder) as found:
@@ -74,7 +74,7 @@ def images_in(folder: Path, recursive: bool, avoid: Path | None) -> Iterator[Pat
 
 
 def _resolved(folder: Path) -> Path:
-    """Without links; unlike ``Path.resolve``, it takes links that lead nowhere as they are."""
+    """Resolve links; unlike ``Path.resolve``, keep broken links as they are."""
     return _real(folder.absolute())
 
 
@@ -89,10 +89,10 @@ class Finder:
 
     Args:
         inputs: files and folders.
-        out: where to write, a folder or, for one input file, a file; None is beside each input.
-        out_is_file: which of the two it is.
-        pattern: of the outputs' names, see ``check_pattern``.
-        recursive: whether folders in folders are read too; the outputs' folder then has the same tree.
+        out: output folder or, for one input file, output file; None: beside each input.
+        out_is_file: whether ``out`` is a file.
+        pattern: pattern of output names, see ``check_pattern``.
+        recursive: whether to read subfolders; the output folder then has the same tree.
     """
 
     inputs: Sequence[Path]
@@ -109,21 +109,21 @@ class Finder:
         self._input_folders = {_resolved(folder) for folder in self._folders}
 
     def jobs(self) -> Iterator[Job | FileError]:
-        """Every job, and an error for what is none, in the order of the inputs."""
-        for given in self.inputs:
-            if given in self._folders:
-                yield from self._of_folder(given)
+        """Yield every job, or an error, in the order of the inputs."""
+        for path in self.inputs:
+            if path in self._folders:
+                yield from self._of_folder(path)
             else:
-                name = name_of(self.pattern, given)
+                name = name_of(self.pattern, path)
                 yield from self._of_file(
-                    given, self.out if self.out and self.out_is_file else (self.out or given.parent) / name
+                    path, self.out if self.out and self.out_is_file else (self.out or path.parent) / name
                 )
 
     def _of_folder(self, folder: Path) -> Iterator[Job | FileError]:
         named = folder if folder.name not in ("", "..") else _resolved(folder)
         out = self.out or named.with_name(named.name + SUFFIX)
         if _resolved(out) in self._input_folders:
-            yield FileError(f"'{out}' is a folder of inputs: give -o another for the outputs")
+            yield FileError(f"'{out}' is a folder of inputs: give -o another folder for the outputs")
             return
         empty = True
         for path in images_in(folder, self.recursive, _resolved(out)):
@@ -134,8 +134,8 @@ class Finder:
                 yield from self._of_file(path, out / path.parent.relative_to(folder) / name_of(self.pattern, path))
         if empty:
             inner = any(entry.is_dir() for entry in folder.iterdir())
-            hint = "; with --recursive, its folders are read too" if inner and not self.recursive else ""
-            yield FileError(f"'{folder}' holds no images ({', '.join(SUFFIXES)}){hint}")
+            hint = "; use --recursive to read its folders too" if inner and not self.recursive else ""
+            yield FileError(f"'{folder}' has no images ({', '.join(SUFFIXES)}){hint}")
 
     def _of_file(self, path: Path, target: Path) -> Iterator[Job | FileError]:
         if path in self._seen:
@@ -144,7 +144,7 @@ class Finder:
         other = self._targets.get(target)
         if other is not None:
             yield FileError(
-                f"'{path}': its output '{target}' is also that of '{other}': tell them apart by --name "
+                f"'{path}': its output '{target}' is also that of '{other}': distinguish them with --name "
                 "'{name}_x4.png', or give -o another folder"
             )
         elif self._is_input(target):
@@ -154,7 +154,7 @@ class Finder:
             yield Job(path, target)
 
     def _is_input(self, target: Path) -> bool:
-        """Whether a file that is there is one of the inputs, or would be found among them."""
+        """Whether an existing file is an input or would be found in an input folder."""
         parent = _resolved(target.parent)
         if parent / target.name in self._input_files:
             return True

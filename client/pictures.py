@@ -1,4 +1,4 @@
-"""Labelled pictures of results, for people to look at."""
+"""Labelled pictures of results."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipeline.spec import SCALE
 
 CAUTION = "generated detail, not for diagnosis"
 OPAQUE = 0.65
-"""How much of the image the hottest colour covers."""
+"""Opacity of the hottest colour."""
 
 
 def labelled_row(panels: Sequence[tuple[str, str, Image]], caption: str = "") -> PILImage.Image:
-    """Panels of one size beside each other, each under its title and a smaller second line, and a caption below."""
+    """Arrange panels of one size in a row, each under a title and a smaller second line, with a caption below."""
     height, width = panels[0][2].shape
     gap = max(4, width // 64)
     sizes = [max(11, width // n) for n in (14, 18)]
@@ -37,7 +37,7 @@ def labelled_row(panels: Sequence[tuple[str, str, Image]], caption: str = "") ->
 
 
 def stack(pictures: Sequence[PILImage.Image]) -> PILImage.Image:
-    """Pictures below each other."""
+    """Stack pictures vertically."""
     size = max(picture.width for picture in pictures), sum(picture.height for picture in pictures)
     stacked = PILImage.new("L", size, 255)
     top = 0
@@ -48,12 +48,12 @@ def stack(pictures: Sequence[PILImage.Image]) -> PILImage.Image:
 
 
 def enlarge(image: Image) -> Image:
-    """×4, each pixel a square."""
+    """Enlarge ×4, each pixel becoming a square."""
     return np.kron(image, np.ones((SCALE, SCALE), np.float32))
 
 
 def comparison(lr: Image, upscaled: Image, hr: Image | None = None, caption: str = CAUTION) -> PILImage.Image:
-    """LR | bicubic | upscaled | HR, with PSNR and SSIM against HR; without HR only the first three.
+    """Draw LR | bicubic | upscaled | HR with PSNR and SSIM against HR; without HR, only the first three.
 
     ``lr`` is [H, W], ``upscaled`` and ``hr`` are [4H, 4W], all in [0, 1].
     """
@@ -70,18 +70,18 @@ def comparison(lr: Image, upscaled: Image, hr: Image | None = None, caption: str
 
 
 def heat(values: Image) -> NDArray[np.uint8]:
-    """[H, W] in [0, 1] ⇒ RGB [H, W, 3], from black over red to light yellow."""
+    """Map [H, W] in [0, 1] to RGB [H, W, 3], from black through red to light yellow."""
     rgb: NDArray[np.uint8] = cv2.applyColorMap(to_integers(values, 8), cv2.COLORMAP_INFERNO)[..., ::-1]
     return rgb
 
 
 def uncertainty_map(image: Image, spread: Image, caption: str = CAUTION) -> PILImage.Image:
-    """The image under a heat map of its spread, and a colour bar in gray levels of 255.
+    """Draw an image under a heat map of its spread, with a colour bar in gray levels of 255.
 
     Args:
         image: [H, W] in [0, 1].
-        spread: [H, W], half the width of the band that holds nine of ten true pixels, in [0, 1].
-        caption: below.
+        spread: [H, W] in [0, 1], half-width of the band that contains 90 % of true pixels.
+        caption: text below the image.
     """
     height, width = image.shape
     hottest = max(float(np.quantile(spread, 0.999)), 1e-6)

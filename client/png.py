@@ -1,4 +1,4 @@
-"""PNG out: in 8 or 16 bits, with text chunks, whole or not at all."""
+"""Atomic writing of PNG files in 8 or 16 bits, with text chunks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from PIL import Image as PILImage
 from PIL import PngImagePlugin
 
 from client.formats.source import FileError
+from pipeline.atomic import atomic_write
 from pipeline.method.images import Image, to_integers
-from pipeline.whole import whole_file
 
 
 def write_png(path: Path, image: Image | PILImage.Image, bits: int = 8, text: dict[str, Any] | None = None) -> None:
-    """Write a PNG whole or not at all: a gray image in [0, 1] in 8 or 16 bits, or a picture; ``text`` as text chunks.
+    """Write a PNG atomically: a gray image in [0, 1] in 8 or 16 bits, or a picture; ``text`` as text chunks.
 
     Raises:
         FileError: the file cannot be written.
@@ -25,7 +25,7 @@ def write_png(path: Path, image: Image | PILImage.Image, bits: int = 8, text: di
         info.add_text(key, str(value))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             picture.save(partial, format="PNG", pnginfo=info)
     except OSError as error:
         raise FileError(f"'{path}' cannot be written: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""Reads image files in a process of its own, so that a decoder that crashes, hangs or prints harms no other image."""
+"""Reading of image files in a separate process, to isolate decoders that crash, hang or print."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from typing import IO, Any
 from client.formats.source import Choice, FileError, Source
 
 MEMORY = 12 * 2**30
-"""Address space of the process, in bytes: enough for the largest image, too little to exhaust most machines."""
+"""Maximum address space of the process, in bytes: enough for the largest image without exhausting most machines."""
 LIMIT = 120
-"""Seconds that a file may take."""
+"""Maximum seconds per file."""
 COMMAND = (sys.executable, "-m", "client.reader")
 
 
 class Reader:
-    """``client.files.read_image`` in another process, one file at a time; it may be used from several threads.
+    """``client.files.read_image`` in another process, one file at a time; thread-safe.
 
-    The process is started at once, and again after a crash.
+    The process is started immediately and restarted after a crash.
     """
 
     def __init__(self, command: tuple[str, ...] = COMMAND, limit: float = LIMIT) -> None:
@@ -47,10 +47,10 @@ class Reader:
             self._stop()
 
     def read(self, path: Path, choice: Choice | None = None, downscale: int | None = None) -> Source:
-        """The image of a file.
+        """Read an image file.
 
         Raises:
-            FileError: as ``read_image`` does; or the decoder crashed, or took longer than the limit.
+            FileError: as in ``read_image``, or the decoder crashed or exceeded the limit.
         """
         with self._lock:
             try:
@@ -96,7 +96,7 @@ class Reader:
 
 
 def answer_all(questions: IO[bytes], answers: IO[bytes]) -> None:
-    """Read the files that are asked for, until there are no more questions."""
+    """Read requested files until the input ends."""
     from client.files import read_image
 
     while True:
@@ -113,9 +113,9 @@ def answer_all(questions: IO[bytes], answers: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks decides when to end
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most), most))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process decides when to end
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # decoders may print

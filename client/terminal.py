@@ -1,4 +1,4 @@
-"""Printing to terminals and pipes of any kind, also such as lack signs, are closed, or are no longer read."""
+"""Robust printing to terminals and pipes that lack characters, are closed, or are no longer read."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("plain", _plain)
 
 
-def print_anything() -> None:
-    """Let stdout and stderr replace what their encoding lacks, file names that are no text among it.
+def make_output_safe() -> None:
+    """Make stdout and stderr replace characters that their encoding lacks, including undecodable file names.
 
-    A stream that is closed gets one that leads nowhere, before any other file can take its place.
+    Closed streams are redirected to the null device, before another file can take their numbers.
     """
     for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # becomes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
             setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plain")
 
 
-def stop_printing() -> None:
-    """After a broken pipe or a full disk: nothing that is still to be printed can raise again."""
+def mute_output() -> None:
+    """Discard further output after a broken pipe or a full disk, so that it cannot raise again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
 
 
 def on_one_line(text: str) -> str:
-    """The text with its control characters spelt out: a file's name may hold line breaks, or commands to terminals."""
+    """Escape control characters in a text, because file names may contain line breaks or terminal commands."""
     return "".join(c if c.isprintable() or 0xDC80 <= ord(c) <= 0xDCFF else ascii(c)[1:-1] for c in text)

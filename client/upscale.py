@@ -28,10 +28,10 @@ from types import FrameType
 from tqdm import tqdm
 
 from client import UpscaleError
-from client.batch import SEVERAL, found_meanwhile, options_of, report, upscale_all
+from client.batch import MEAN_SAMPLES, options_of, report, search_in_background, upscale_all
 from client.formats.source import Choice
 from client.jobs import PATTERN, SUFFIX, Finder, check_pattern
-from client.terminal import on_one_line, print_anything, stop_printing
+from client.terminal import make_output_safe, mute_output, on_one_line
 from pipeline.command_line import make_parser
 from pipeline.method.options import InvalidRequest, Options, check_seed
 from pipeline.presets import DEFAULT, PRESETS
@@ -55,24 +55,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "-o",
         "--out",
         metavar="PATH",
-        help=f"output NAME.png of one image, else folder (default: IMAGE{SUFFIX}.png beside it, DIR{SUFFIX}/)",
+        help=f"output NAME.png for one image, or a folder (default: IMAGE{SUFFIX}.png beside it, DIR{SUFFIX}/)",
     )
     add(
         "--name",
         metavar="PATTERN",
-        help=f"of outputs in folders; {{stem}}, {{suffix}} and {{name}} are the input's (default: {PATTERN})",
+        help=f"names of outputs in folders; {{stem}}, {{suffix}} and {{name}} are the input's (default: {PATTERN})",
     )
-    add("--recursive", action="store_true", help="read folders in folders too, and keep their tree")
-    add("--window", nargs=2, type=float, metavar=("C", "W"), help="show DICOM by this center and width, not the file's")
-    add("--frame", type=int, metavar="N", help="of a DICOM file of several (default: 1)")
-    add("--page", type=int, metavar="N", help="of a TIFF or .npy file of several (default: 1)")
+    add("--recursive", action="store_true", help="read subfolders too, and keep their tree")
+    add("--window", nargs=2, type=float, metavar=("C", "W"), help="DICOM window center and width, replacing the file's")
+    add("--frame", type=int, metavar="N", help="frame of a multi-frame DICOM file (default: 1)")
+    add("--page", type=int, metavar="N", help="page of a multi-page TIFF or .npy file (default: 1)")
     add("--url", metavar="HOST:PORT", help="server (default: localhost:8001, with --protocol http localhost:8000)")
     add("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
-    add("--seed", type=int, default=0, help=f"of the noise, 0 to {MAX_SEED} (default: %(default)s)")
+    add("--seed", type=int, default=0, help=f"noise seed, 0 to {MAX_SEED} (default: %(default)s)")
     add(
         "--steps",
         type=int,
-        help=f"denoising steps, 1 to {diffusion.T} (default of preset {DEFAULT.name}: "
+        help=f"denoising steps, 1 to {diffusion.T} (default for preset {DEFAULT.name}: "
         + ", ".join(f"{diffusion.default_steps(sampler)} for {sampler}" for sampler in SAMPLERS)
         + ")",
     )
@@ -84,32 +84,31 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--samples",
         type=int,
         metavar="N",
-        help=f"draw so many, 1 to {MAX_SAMPLES} (default: 1, {SEVERAL} with --mean)",
+        help=f"number of samples, 1 to {MAX_SAMPLES} (default: 1, {MEAN_SAMPLES} with --mean)",
     )
-    add("--mean", action="store_true", help="write the samples' mean: nearer to the truth, with less texture")
+    add("--mean", action="store_true", help="write the samples' mean: closer to the truth, with less texture")
     add(
         "--uncertainty",
         type=Path,
         metavar="FILE",
-        help="also write a PNG that shows where detail was guessed: half the width of the 90 %% band, in gray levels",
+        help="also write a PNG that shows where detail was guessed: half-width of the 90 %% band, in gray levels",
     )
     add(
         "--faithful",
         action=argparse.BooleanOptionalAction,
-        help="make the result reduce to the image again, exactly where that is clean (default: the preset's)",
+        help="make the result reduce to the image again, exactly if that is clean (default: the preset's)",
     )
     add(
         "--degradation",
         choices=DEGRADATIONS,
-        help="how the image was made small: by OpenCV's cubic or area, Pillow's bilinear, bicubic or lanczos, or "
-        "nearest, every fourth pixel; auto finds out (default: auto)",
+        help="how the image was reduced: OpenCV's cubic or area, Pillow's bilinear, bicubic or lanczos, or nearest "
+        "(every fourth pixel); auto detects it (default: auto)",
     )
     add(
         "--pixel-mm",
         type=float,
         metavar="MM",
-        help="distance of the image's pixels; where the networks were trained on others, the band is wider (default: "
-        "what a DICOM file tells)",
+        help="pixel spacing of the image; outside the trained range, the band is wider (default: the DICOM file's)",
     )
     add(
         "--denoiser", choices=DENOISERS, default="auto", help="the U-Net's runtime on the server (default: %(default)s)"
@@ -119,7 +118,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--downscale",
         type=int,
         metavar="N",
-        help="first make the LR image from a full-size one, N times smaller: by 4 as the paper does, else by area",
+        help="first reduce a full-size image by N to the LR image: 4 as in the paper, others by area",
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--force", action="store_true", help="overwrite existing outputs")
@@ -130,19 +129,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=float,
         default=10,
         metavar="S",
-        help="seconds to wait for the server, also where it goes away meanwhile (default: %(default)s)",
+        help="maximum seconds to wait for the server, also if it goes away (default: %(default)s)",
     )
     add(
         "--timeout",
         type=float,
         default=600,
         metavar="S",
-        help="seconds that an image may take; inf: no limit (default: %(default)s)",
+        help="maximum seconds per image; inf: no limit (default: %(default)s)",
     )
     argv = sys.argv[1:] if argv is None else argv
     end = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_intermixed_args(argv[:end])
-    args.inputs += map(Path, argv[end + 1 :])  # names that begin with a dash
+    args.inputs += map(Path, argv[end + 1 :])  # names that may begin with a dash
     if not args.inputs:
         parser.error("the following arguments are required: IMAGE|DIR")
     several = len(args.inputs) > 1 or os.path.isdir(args.inputs[0])
@@ -154,17 +153,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     except InvalidRequest as error:
         parser.error(str(error))
     if (args.samples or 1) > 1 and not (args.mean or args.uncertainty):
-        parser.error("argument --samples: goes with --mean or --uncertainty")
+        parser.error("argument --samples: requires --mean or --uncertainty")
     for name in ("compare", "uncertainty"):
         if getattr(args, name) and several:
-            parser.error(f"argument --{name}: goes with one image")
+            parser.error(f"argument --{name}: requires a single image")
     if args.uncertainty and args.uncertainty.suffix.lower() != ".png":
         parser.error(f"argument --uncertainty: must end in .png, got '{args.uncertainty}'")
     return args
 
 
 def check_reading(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End the command where an option on how to read files is not allowed; make ``args.choice`` of them."""
+    """Check the options for reading files and combine them in ``args.choice``; exit if one is invalid."""
     if args.downscale is not None and args.downscale < 2:
         parser.error(f"argument --downscale: must be 2 or more, got {args.downscale}")
     for name in ("frame", "page"):
@@ -179,21 +178,23 @@ def check_reading(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
 
 def check_output(parser: argparse.ArgumentParser, args: argparse.Namespace, several: bool) -> None:
-    """End the command where -o or --name is not allowed; make ``args.out`` a path, and ``args.out_is_file``."""
+    """Check -o and --name and set ``args.out`` and ``args.out_is_file``; exit if one is invalid."""
     text = args.out
     is_folder = text is None or text.endswith(os.sep) or os.path.isdir(text)
     args.out = None if text is None else Path(text)
     suffix = "" if is_folder else args.out.suffix.lower()
     args.out_is_file = suffix == ".png"
-    is_version = re.fullmatch(r"\.v?\d+", suffix)  # of a folder, such as results.v2
+    is_version = re.fullmatch(r"\.v?\d+", suffix)  # a folder such as results.v2
     if suffix and not args.out_is_file and not is_version:
-        parser.error(f"argument -o: '{text}', outputs are PNG files or a folder (for a folder of that name: '{text}/')")
+        parser.error(
+            f"argument -o: must be a .png file or a folder, got '{text}' (for a folder of that name: '{text}/')"
+        )
     if not is_folder and not args.out_is_file and os.path.exists(text):
-        parser.error(f"argument -o: '{text}' is no folder, outputs are PNG files or a folder")
+        parser.error(f"argument -o: must be a .png file or a folder, got the file '{text}'")
     if args.out_is_file and several:
-        parser.error(f"argument -o: '{text}' is one file, for several inputs it must be a folder")
+        parser.error(f"argument -o: must be a folder for several inputs, got '{text}'")
     if args.out_is_file and args.name is not None:
-        parser.error("argument --name: goes with outputs in folders, not with -o NAME.png")
+        parser.error("argument --name: requires outputs in folders, not -o NAME.png")
     args.name = PATTERN if args.name is None else args.name
     try:
         check_pattern(args.name)
@@ -202,7 +203,7 @@ def check_output(parser: argparse.ArgumentParser, args: argparse.Namespace, seve
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raises InvalidRequest where no preset takes the options; which one the server runs is not known yet."""
+    """Raise InvalidRequest if no preset allows the options; the server's preset is not known yet."""
     errors = []
     for preset in PRESETS.values():
         try:
@@ -214,13 +215,13 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command with its options parsed; returns its exit status."""
+    """Run the command with parsed options; return its exit status."""
     finder = Finder(args.inputs, args.out, args.out_is_file, args.name, args.recursive)
     one = len(args.inputs) == 1 and not os.path.isdir(args.inputs[0])
     began = time.monotonic()
     with tqdm(total=0, unit="image", disable=one or None) as bar:
         try:
-            tally = upscale_all(found_meanwhile(finder, bar), args, bar)
+            tally = upscale_all(search_in_background(finder, bar), args, bar)
         except UpscaleError as error:
             report(str(error), bar)
             return 1
@@ -236,20 +237,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def interrupt(number: int, _frame: FrameType | None) -> None:
-    """End as after Ctrl-C: what is under way is finished, or removed."""
+    """Interrupt like Ctrl-C: work in progress is finished or removed."""
     raise Interrupted(number)
 
 
 class Interrupted(KeyboardInterrupt):
-    """By the signal of this number."""
+    """Interruption by the signal of this number."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    print_anything()
+    make_output_safe()
     args = parse(argv)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as by nohup
+            if signal.getsignal(number) != signal.SIG_IGN:  # as set by nohup
                 signal.signal(number, interrupt)
     try:
         status = run(args)
@@ -259,10 +260,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # such as `… | head`
-        stop_printing()
+        mute_output()
         return 128 + signal.SIGPIPE
     except OSError as error:
-        stop_printing()
+        mute_output()
         print(f"error: {error.strerror or error}", file=sys.stderr)
         return 1
     return status

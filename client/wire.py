@@ -1,7 +1,7 @@
-"""Ask a Triton server, over gRPC or HTTP; whatever goes wrong on either is one of four errors.
+"""Calls to a Triton server over gRPC or HTTP, with all failures mapped to four errors.
 
-Both ways may be used from several threads at once. gRPC has one connection, which its threads share. HTTP opens one per
-request: an idle one would keep a server that is to stop from stopping for half a minute, and a new one costs 0.3 ms.
+Both protocols are thread-safe. gRPC shares one connection between threads. HTTP opens one per request: an idle one
+would delay a server's shutdown by half a minute, and a new one costs 0.3 ms.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from pipeline.spec import Model
 T = TypeVar("T")
 SIZE = "Inference-Header-Content-Length"
 Arrays = Mapping[str, NDArray[Any]]
-"""By the tensors' names."""
+"""Tensor name ⇒ array."""
 
 FOREVER = 1e8
-"""Seconds, three years; a longer limit is none."""
+"""Seconds (three years) from which a limit counts as infinite."""
 MAX_CONNECT = 20.0
-"""Seconds that opening a connection may take."""
+"""Maximum seconds to open a connection."""
 CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # a server that comes back is found within a second; gRPC's own pauses grow to two minutes
+    # find a returning server within a second; gRPC's default pauses grow to two minutes
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -46,45 +46,45 @@ CHANNEL = [
 
 
 class NotServing(Exception):
-    """The server does not serve right now: it cannot be reached, went away, or is starting or stopping."""
+    """The server is not available: it cannot be reached, went away, or is starting or stopping."""
 
 
 class Invalid(Exception):
-    """The server refused the request as wrong."""
+    """The server rejected the request as invalid."""
 
 
 class Failed(Exception):
-    """The server answered that it failed."""
+    """The server reported a failure."""
 
 
-class TooLate(Exception):
+class TimedOut(Exception):
     """No answer within the limit."""
 
 
 class Wire(Protocol):
-    """What gRPC and HTTP have in common. Every limit is in seconds."""
+    """Common interface of gRPC and HTTP. Limits are in seconds."""
 
     def config(self, model: str, limit: float) -> dict[str, Any] | None:
-        """A model's configuration, None where it is not ready."""
+        """Return a model's configuration; None if the model is not ready."""
 
     def index(self, limit: float) -> list[dict[str, str]]:
-        """The models of the server's repository: name, state, reason of the state."""
+        """Return the models of the server's repository: name, state, reason of the state."""
 
     def infer(self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float) -> dict[str, NDArray[Any]]:
-        """Run a model; inputs of it that ``arrays`` lacks are not sent."""
+        """Run a model; inputs missing from ``arrays`` are not sent."""
 
     def close(self) -> None:
-        """End all connections; requests under way fail."""
+        """Close all connections; requests in progress fail."""
 
 
 def failure(status: str, message: str) -> Exception:
-    """The error that a status of gRPC or HTTP and its message mean."""
+    """Return the error for a status of gRPC or HTTP and its message."""
     if status == "DEADLINE_EXCEEDED":
-        return TooLate(message)
+        return TimedOut(message)
     if status in ("UNAVAILABLE", "CANCELLED", "502", "503"):
         return NotServing(message)
     if status in ("INVALID_ARGUMENT", "400"):
-        # older servers say 400 over HTTP to whatever it is; the rest may quote what was sent
+        # older servers report any error as 400 over HTTP; the other messages may quote the request
         unknown = message.startswith("Request for unknown model")
         return NotServing(message) if unknown else Invalid(message)
     return NotServing(message) if is_not_serving(message) else Failed(message)
@@ -106,7 +106,7 @@ def _inputs(library: ModuleType, model: Model, arrays: Arrays) -> list[Any]:
 
 
 class Grpc:
-    """By one gRPC channel."""
+    """Calls over one gRPC channel."""
 
     def __init__(self, url: str) -> None:
         self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=CHANNEL)
@@ -144,9 +144,9 @@ class Grpc:
 
 
 class Http:
-    """By one HTTP connection per request.
+    """Calls over one HTTP connection per request.
 
-    tritonclient makes and reads the messages; its own connections must not be shared by threads, nor closed by others.
+    tritonclient only encodes and decodes the messages: its connections must not be shared or closed by other threads.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -181,9 +181,9 @@ class Http:
     def _ask(
         self, method: str, path: str, limit: float, body: bytes = b"", json_size: int = 0
     ) -> tuple[int, int, bytes]:
-        """Status and body of the answer, between them how much of it is JSON where binary tensors follow, else 0.
+        """Return status, JSON size (0 unless binary tensors follow) and body of the answer.
 
-        ``json_size``: likewise, of ``body``.
+        ``json_size``: the same for ``body``.
         """
         headers = {"Connection": "close", **({SIZE: str(json_size)} if json_size else {})}
         with self._connection(limit) as connection:
@@ -192,8 +192,8 @@ class Http:
                 answer = connection.getresponse()
                 return answer.status, int(answer.headers.get(SIZE, 0)), answer.read()
             except TimeoutError as error:
-                # with a number it is the network's own, not ours
-                raise (TooLate if error.errno is None else NotServing)(str(error)) from error
+                # with an errno, it is the network's timeout, not ours
+                raise (TimedOut if error.errno is None else NotServing)(str(error)) from error
             except (OSError, http.client.HTTPException) as error:
                 raise NotServing(str(error) or type(error).__name__) from error
 
@@ -229,7 +229,7 @@ class Http:
 
 
 def _refusal(status: int, body: bytes) -> Exception:
-    """The error of an HTTP answer."""
+    """Return the error for an HTTP answer."""
     try:
         message = json.loads(body)["error"]
     except (ValueError, LookupError, TypeError):

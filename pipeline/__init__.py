@@ -1,6 +1,6 @@
-"""What the server, training and the tools share: specification, method, networks, export, serving."""
+"""Code shared by the server, training and the tools: specification, method, networks, export, serving."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-"""This clone; of an installed package, where the packages lie."""
+"""The root of this clone or, when installed, the directory of the packages."""

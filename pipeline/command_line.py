@@ -1,4 +1,4 @@
-"""The help of every command: the first line of its module's docstring, and the examples below that line."""
+"""Argument parsers whose help is the module's docstring: its summary, then its examples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 
 def make_parser(doc: str | None, prog: str | None = None, description: str | None = None) -> argparse.ArgumentParser:
-    """A parser for the module with docstring ``doc``; ``description`` replaces its first line."""
+    """Return a parser for the module with docstring ``doc``; ``description`` replaces its first line."""
     summary, _, *examples = (doc or "").strip().splitlines()
     return argparse.ArgumentParser(
         prog=prog,

@@ -1,7 +1,7 @@
-"""The models of the repository and their tensors, by preset. Standard library only.
+"""The models of each preset's repository and their tensors. Standard library only.
 
-The exporter checks the ONNX graphs against them, the ``config.pbtxt`` files are generated from them, and clients read
-names and limits from them.
+The exporter checks the ONNX graphs against them, ``pipeline.triton_config`` generates the ``config.pbtxt`` files from
+them, and clients read names and limits from them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pipeline.presets import Preset
-from pipeline.spec import LEAP, MAX_SAMPLES, MAX_SEED, PIXEL_MM, TOLD, Model, Tensor
+from pipeline.spec import ESTIMATES, MAX_SAMPLES, MAX_SEED, PIXEL_MM, UNROLLED_STEPS, Model, Tensor
 
 
 @dataclass(frozen=True)
 class NetworkModels:
-    """The networks of a preset as models of the repository."""
+    """A preset's networks as models of the repository."""
 
     denoiser: Model
     encoder: Model
@@ -24,13 +24,13 @@ class NetworkModels:
     restorer: Model | None = None
 
     def __iter__(self) -> Iterator[Model]:
-        """Those that there are."""
+        """Iterate over the models that the preset has."""
         every = (self.denoiser, self.encoder, self.decoder, self.fused, self.restorer)
         return (model for model in every if model is not None)
 
 
 def onnx_models(preset: Preset) -> NetworkModels:
-    """The models of the repository that are ONNX files: the networks, and what fuses them."""
+    """Return the repository's ONNX models: the networks and the fused model."""
     v, u, d = preset.vae, preset.unet, preset.data
     image = Tensor("image", "FP32", (v.channels, -1, -1), range=d.range)
     latent = Tensor("latent", "FP32", (v.latent_channels, -1, -1))
@@ -39,7 +39,7 @@ def onnx_models(preset: Preset) -> NetworkModels:
     lr_size = (v.channels, d.lr_size, d.lr_size)
     lr = Tensor("lr", "FP32", (v.channels, -1, -1), range=d.range)
     lrs, lr_sizes, doubts = ((lr,), (lr_size,), (DOUBT,)) if v.sees_lr else ((), (), ())
-    history = Tensor("history", "FP32", (TOLD,))
+    history = Tensor("history", "FP32", (ESTIMATES,))
     return NetworkModels(
         denoiser=Model(
             "unet_onnx",
@@ -64,19 +64,22 @@ DOUBT = Tensor("doubt", "FP32", (-1, -1))
 
 
 def fused_model(preset: Preset) -> Model:
-    """``preset.fused``: an ONNX model of the networks together; ``pipeline.networks.fused`` has what it computes."""
+    """Return the ONNX model ``preset.fused``, whose computation is defined in ``pipeline.networks.fused``."""
     z, d = preset.vae.latent_channels, preset.data
     c = preset.unet.in_channels - z
     side = d.hr_size // preset.vae.factor
     if preset.fused == "denoise":
         latent, condition = Tensor("z", "FP32", (z, -1, -1)), Tensor("condition", "FP32", (c, -1, -1))
-        rows, noise = Tensor("coefficients", "FP32", (LEAP, 4)), Tensor("noise", "FP32", (LEAP, z, -1, -1))
+        rows, noise = (
+            Tensor("coefficients", "FP32", (UNROLLED_STEPS, 4)),
+            Tensor("noise", "FP32", (UNROLLED_STEPS, z, -1, -1)),
+        )
         return Model(
             "denoise",
             "onnxruntime",
             inputs=(latent, condition, rows, noise),
             outputs=(Tensor("z_after", "FP32", (z, -1, -1)),),
-            warmup=((z, side, side), (c, side, side), (LEAP, 4), (LEAP, z, side, side)),
+            warmup=((z, side, side), (c, side, side), (UNROLLED_STEPS, 4), (UNROLLED_STEPS, z, side, side)),
         )
     steps = preset.diffusion.ddim_steps
     return Model(
@@ -87,13 +90,13 @@ def fused_model(preset: Preset) -> Model:
             Tensor("noise", "FP32", (z, -1, -1)),
             Tensor("coefficients", "FP32", (steps, 4)),
         ),
-        outputs=(Tensor("upscaled", "FP32", (-1, -1)), DOUBT, Tensor("history", "FP32", (TOLD,))),
+        outputs=(Tensor("upscaled", "FP32", (-1, -1)), DOUBT, Tensor("history", "FP32", (ESTIMATES,))),
         warmup=((d.lr_size, d.lr_size), (z, side, side), (steps, 4)),
     )
 
 
 def plan_models(preset: Preset) -> NetworkModels:
-    """The same as TensorRT plans, which belong to the GPU they were built on and are therefore not in git."""
+    """Return the same models as TensorRT plans, which are specific to a GPU and therefore not in git."""
     return NetworkModels(
         *(
             replace(model, name=model.name.removesuffix("_onnx") + "_trt", backend="tensorrt")
@@ -103,7 +106,7 @@ def plan_models(preset: Preset) -> NetworkModels:
 
 
 def superres_model(preset: Preset) -> Model:
-    """The model that clients call: image and options in, upscaled image out."""
+    """Return the model that clients call: image and options in, upscaled image out."""
     return Model(
         "superres",
         "python",
@@ -133,5 +136,5 @@ def superres_model(preset: Preset) -> Model:
 
 
 def models(preset: Preset) -> tuple[Model, ...]:
-    """Every model of the repository that is in git."""
+    """Return every model of the repository that is in git."""
     return (superres_model(preset), *onnx_models(preset))

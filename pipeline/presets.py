@@ -1,4 +1,4 @@
-"""The systems: networks, schedule, sampler and calibrated band of each. Standard library only."""
+"""Presets: the networks, schedule, sampler and calibrated band of each system. Standard library only."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ class VAESpec:
 
     @property
     def sees_lr(self) -> bool:
-        """Whether encoder and decoder take the LR image too."""
+        """Whether encoder and decoder also take the LR image."""
         return False
 
 
 @dataclass(frozen=True)
 class RestorerSpec:
-    """What makes of any LR image the one that the paper's protocol would have given, and tells how it was made."""
+    """The restorer of LR images to what the paper's protocol would have given, and estimator of their history."""
 
     width: int = 48
     blocks: int = 4
     fold: int = 2
-    """It works on squares of so many pixels each way."""
+    """Side, in pixels, of the squares folded into channels."""
     hidden: int = 128
-    """Width of what tells the history."""
+    """Width of the history head."""
 
 
 @dataclass(frozen=True)
 class DetailVAESpec:
-    """An autoencoder of what an image has beyond its LR image, which encoder and decoder both see."""
+    """An autoencoder of the detail missing from the LR image, which both encoder and decoder take as input."""
 
     factor: int = 8
     channels: int = 1
@@ -59,10 +59,10 @@ class DetailVAESpec:
     encoder_blocks: int = 2
     decoder_blocks: int = 8
     tail: int = 8
-    """Features at full resolution."""
+    """Channels at full resolution."""
     restorer: RestorerSpec = field(default_factory=RestorerSpec)
     doubt: int = 16
-    """Width of what tells how far each pixel may be off."""
+    """Width of the head that estimates each pixel's error."""
 
     @property
     def sees_lr(self) -> bool:
@@ -82,26 +82,26 @@ class UNetSpec:
     time_width: int = 128
     norm_groups: int = 8
     attention_heads: int = 0
-    """of the cross-attention between the middle blocks, features ask the condition; 0: none"""
+    """Heads of the cross-attention to the condition between the middle blocks; 0: none."""
 
     @property
     def factor(self) -> int:
-        """What H and W of its input must be divisible by: each level halves them."""
+        """Required divisor of the input's H and W: each level halves them."""
         return 2 ** len(self.multipliers)
 
 
 @dataclass(frozen=True)
 class DiffusionSpec:
-    """The schedule, what the U-Net predicts, and how images are sampled unless a request says otherwise.
+    """The schedule, the U-Net's prediction type, and the default sampling options.
 
     "linear" is the paper's: β from ``beta_start`` to ``beta_end`` over T steps. "cosine" is Nichol & Dhariwal's (2021)
-    ᾱ_t = cos²(π/2·(t+1)/T), which ends in pure noise. v = √ᾱ_t·ε - √(1-ᾱ_t)·z_0 (Salimans & Ho 2022) says something
-    there too, as does z_0 itself ("x0"); ε does not.
+    ᾱ_t = cos²(π/2·(t+1)/T), which ends in pure noise. There v = √ᾱ_t·ε - √(1-ᾱ_t)·z_0 (Salimans & Ho 2022) and z_0
+    itself ("x0") are still informative; ε is not.
 
     The paper takes all T steps of DDPM from pure noise. With its schedule √ᾱ_T ≈ 0.22, so the network never saw pure
-    noise in training, and the result is darker than the scan. Starting from the LR latent noised to T-1 mends that, and
-    ten DDIM steps from there look nearer to the scan than T of DDPM (docs/results.md). So both are the default here,
-    and the paper's "ddpm" and "noise" are an option each.
+    noise in training, and the result is darker than the scan. Starting from the LR latent noised to T-1 fixes that, and
+    ten DDIM steps from there look closer to the scan than T steps of DDPM (docs/results.md). Both are therefore the
+    defaults here; the paper's "ddpm" and "noise" remain available as options.
     """
 
     T: int = 300
@@ -112,46 +112,46 @@ class DiffusionSpec:
     sampler: SamplerName = "ddim"
     ddim_steps: int = 10
     starts: tuple[Start, ...] = ("lr", "noise")
-    """Where sampling may start, the default first; "lr" needs the LR image as a latent."""
+    """Allowed starting points of sampling, the default first; "lr" requires the LR image as a latent."""
 
     @property
     def start(self) -> Start:
         return self.starts[0]
 
     def default_steps(self, sampler: SamplerName) -> int:
-        """How many steps a sampler takes unless told: DDPM all T."""
+        """Return a sampler's default number of steps; all T for DDPM."""
         return self.T if sampler == "ddpm" else self.ddim_steps
 
 
 @dataclass(frozen=True)
 class Band:
-    """How the doubt of samples becomes the half-width of the 90 % band around their mean: scale·doubt.
+    """Calibration of the 90 % band around the samples' mean: half-width = scale·doubt.
 
-    The doubt of a ``DetailVAE`` is what its decoder tells of each pixel; that of other presets the scatter of samples,
-    see ``method.upscale.Samples``. The band holds for the preset's own sampler, steps, start and ``faithful``.
-    Calibrated on validation patients by ``train.calibrate`` (split conformal: ``scales`` are 90 % quantiles of
-    │HR - mean│ over the doubt).
+    The doubt is estimated per pixel by the decoder of a ``DetailVAE``; for other presets it is the scatter of the
+    samples, see ``method.upscale.Samples``. The band is valid for the preset's default sampler, steps, start and
+    ``faithful``. Calibrated on validation patients by ``train.calibrate`` (split conformal: ``scales`` are the 90 %
+    quantiles of │HR - mean│ / doubt).
     """
 
     scales: tuple[tuple[int, float], ...]
-    """(number of samples, scale), ascending; a number between two takes the scale of the smaller."""
+    """(number of samples, scale) in ascending order; numbers in between take the scale of the next smaller one."""
     error: float | None = None
-    """Mean absolute error of an image over its mean doubt; None: scatter does not tell it."""
+    """Ratio of an image's mean absolute error to its mean doubt; None: scatter does not predict it."""
     noisy: float = 1.0
-    """Factor on doubt where noise or compression changed more than ``NOISY`` of an image."""
+    """Factor on the doubt of images with noise or compression above ``NOISY``."""
     strange: float = 1.0
-    """Factor on doubt where an image's pixels are told to be of another size than those trained on."""
+    """Factor on the doubt of images whose stated pixel spacing is outside the trained range."""
     usual: float | None = None
-    """Expected error, in [0, 1] of gray, that 99 of 100 images as trained on are below."""
+    """99th percentile of the expected error of images like those trained on, in [0, 1] of gray."""
 
     def scale(self, samples: int) -> float | None:
-        """The scale for so many samples; None where they are too few for a band."""
+        """Return the scale for this number of samples; None if there are too few for a band."""
         return next((scale for count, scale in reversed(self.scales) if count <= samples), None)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One complete system."""
+    """A complete system."""
 
     name: str
     band: Band
@@ -160,41 +160,40 @@ class Preset:
     unet: UNetSpec = field(default_factory=UNetSpec)
     diffusion: DiffusionSpec = field(default_factory=DiffusionSpec)
     condition: Condition = "latent"
-    """What the U-Net sees of the LR image: its bicubic upsampling's latent, or its pixels folded to a latent's size."""
+    """The U-Net's condition: the latent of the bicubic upsampling, or the LR pixels folded to the latent's size."""
     fused: Literal["denoise", "superres_onnx"] = "denoise"
-    """The model that does in one call what would take many: LEAP denoising steps, or with the preset's own options
-    everything from image to image."""
+    """The model that fuses calls: UNROLLED_STEPS denoising steps or, with default options, the whole pipeline."""
     bfloat16: tuple[str, ...] = ()
-    """The models that pass the parity gate (``pipeline.export.parity``) in bfloat16."""
-    alone: tuple[str, ...] = ()
-    """Those of them that take one image after another there, on all cores: in bfloat16 their number would show."""
+    """Models that pass the parity gate (``pipeline.export.parity``) in bfloat16."""
+    sequential: tuple[str, ...] = ()
+    """Those of them that process images sequentially on all cores: in bfloat16, results depend on the core count."""
     int8: tuple[str, ...] = ()
-    """Those of them that have a second file, ``INT8_FILE``, with convolutions in INT8, which passes the gate too."""
+    """Those of them with a second file, ``INT8_FILE``, with convolutions in INT8, which also passes the gate."""
     faithful: bool = False
-    """Whether results are made to reduce to the LR image unless a request says otherwise."""
+    """Whether results are projected to reduce to the LR image by default."""
     pixel_mm: tuple[float, float] | None = None
-    """Least and greatest distance of pixels, in mm, in the LR images trained on; None: not stated."""
+    """Range of pixel spacing, in mm, in the LR training images; None: unknown."""
 
-    def is_strange(self, pixel_mm: float | None) -> bool:
-        """Whether pixels of that size, where it is told, are none that the networks were trained on."""
+    def is_unusual_spacing(self, pixel_mm: float | None) -> bool:
+        """Whether the pixel spacing is known to be outside the range that the networks were trained on."""
         if pixel_mm is None or self.pixel_mm is None:
             return False
         return not self.pixel_mm[0] <= pixel_mm <= self.pixel_mm[1]
 
     def openvino_file(self, model: str) -> str:
-        """The file in a model's version folder that OpenVINO runs."""
+        """Return the name of the file in a model's version folder that OpenVINO runs."""
         return INT8_FILE if model in self.int8 else "model.onnx"
 
     @property
     def lr_multiple(self) -> int:
-        """What the sides of a low-resolution image are padded to: a multiple that every network can take."""
+        """The multiple to which the sides of a low-resolution image are padded for the networks."""
         return self.vae.factor * self.unet.factor // SCALE
 
 
 PAPER = Preset(
     name="paper",
     band=Band(scales=((2, 4.323), (3, 3.41), (4, 3.175), (8, 2.466), (16, 2.357))),
-    # not the encoder: in flat areas its normalisation divides by next to nothing, and bfloat16's rounding shows
+    # not the encoder: its normalisation divides by almost zero in flat areas, which makes bfloat16 rounding visible
     bfloat16=("unet_onnx", "denoise", "vae_decoder"),
 )
 
@@ -214,7 +213,7 @@ BEST = Preset(
     condition="lr",
     fused="superres_onnx",
     bfloat16=("unet_onnx", "vae_encoder", "vae_decoder", "superres_onnx", "restorer"),
-    alone=("unet_onnx",),
+    sequential=("unet_onnx",),
     int8=("vae_decoder", "superres_onnx"),
     faithful=True,
     # chests of 340 to 430 mm, 64 to 256 pixels wide

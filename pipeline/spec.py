@@ -1,4 +1,4 @@
-"""What every part of the system agrees on: names, limits, and what a tensor and a model are. Standard library only."""
+"""Names, limits, and tensor and model types shared by the whole system. Standard library only."""
 
 from __future__ import annotations
 
@@ -19,62 +19,61 @@ STARTS: tuple[Start, ...] = ("noise", "lr")
 OUTPUTS: tuple[Output, ...] = ("sample", "mean")
 DENOISERS: tuple[str, ...] = ("auto", "onnx", "trt")
 REDUCTIONS: tuple[ReductionName, ...] = ("cubic", "area", "bilinear", "bicubic", "lanczos", "nearest")
-"""How an image is made four times smaller: OpenCV's cubic, the paper's; means of squares; Pillow's three, which look at
-all pixels; every fourth pixel."""
+"""Ways to reduce an image fourfold: OpenCV's cubic, as in the paper; area means; Pillow's three antialiased kernels;
+every fourth pixel."""
 PROTOCOL: ReductionName = "cubic"
 OTHER = "other"
-"""What a reduction is called that is none of these."""
+"""Name of any other reduction."""
 DEGRADATIONS: tuple[str, ...] = ("auto", *REDUCTIONS)
-"""What a request may say of its image; "auto": the restorer finds out, or, of a preset that has none, the paper's."""
+"""Degradations a request may state; "auto": detected by the restorer or, without one, the paper's."""
 HISTORY = len(REDUCTIONS) + 2
-"""Numbers that tell how likely each reduction of an LR image is, and another, and what noise and JPEG changed."""
+"""Values per LR image: the probability of each reduction and of any other, and the effect of noise and JPEG."""
 
 PRESENTATIONS = tuple((turns, inverted) for inverted in (False, True) for turns in range(4))
-"""How an image may be presented: turned counterclockwise by so many times 90°, and inverted or not. The networks learnt
-from the first."""
+"""Possible presentations of an image: (counterclockwise quarter turns, inverted). The networks expect the first."""
 
-LEAST_PIXELS = 32 * 32
-"""Of an LR image that tells how it was made and how it is presented."""
+MIN_PIXELS = 32 * 32
+"""Minimum size of an LR image from which its history and presentation are estimated."""
 
-TOLD = HISTORY + len(PRESENTATIONS)
-"""Numbers that models tell of an LR image: its history, and how likely each presentation is."""
+ESTIMATES = HISTORY + len(PRESENTATIONS)
+"""Values that models estimate per LR image: its history and the probability of each presentation."""
 
 SCALE = 4
 """Upscaling factor: an H×W image becomes 4H×4W."""
 
 INT8_FILE = "model_int8.onnx"
-"""Beside ``model.onnx``: the same network with its convolutions in INT8."""
+"""File beside ``model.onnx`` with the same network, its convolutions in INT8."""
 
 MIN_SIDE, MAX_SIDE = 2, 512
-"""Sides of a low-resolution image, in pixels. Reflection padding needs two; at 512 the paper's decoder takes 5 GiB."""
+"""Range of a low-resolution image's sides, in pixels. Reflection padding needs 2; 512 needs 5 GiB (paper's decoder)."""
 
 MAX_BATCH = 16
-"""Images that the networks take in one call, and requests that the server batches."""
+"""Maximum images per network call, and requests per server batch."""
 
 MAX_BATCH_PIXELS = MAX_SIDE**2
-"""LR pixels that go through the networks together: one image of the largest size, or many small ones."""
+"""Maximum LR pixels per network call: one image of the largest size, or many small ones."""
 
-LEAP = 10
-"""Denoising steps that one call of model ``denoise`` takes."""
+UNROLLED_STEPS = 10
+"""Denoising steps per call of model ``denoise``."""
 
 MAX_SAMPLES = 16
-"""Samples of one image that a request may ask for."""
+"""Maximum samples per image in a request."""
 
 NOISY = 1.5 / 255
-"""Standard deviation, in [0, 1], of what noise and compression changed in an image from which it is called noisy."""
+"""Standard deviation of noise and compression, in [0, 1] of gray, above which an image counts as noisy."""
 
 PIXEL_MM = (0.01, 50.0)
-"""Distances of an LR image's pixels that are believed, in mm."""
+"""Plausible range of an LR image's pixel spacing, in mm."""
 
 UNKNOWN = -1.0
-"""The spread of a single sample, where it has no scatter, and an error that is not expected; JSON has no NaN."""
+"""Value sent for a spread or expected error that is not available; JSON has no NaN."""
 
 MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A model input or output as Triton sees it: ``dims`` without the batch axis, -1 for any size."""
+    """A model's input or output in Triton: ``dims`` exclude the batch axis; -1 is any size."""
 
     name: str
     dtype: Dtype
@@ -92,9 +91,9 @@ class Model:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     warmup: tuple[tuple[int, ...], ...] = ()
-    """Input dims, one tuple an input, of a request that Triton runs before it calls the model ready."""
+    """Dims of each input in the warm-up request that Triton runs before it reports the model ready."""
     preset: str | None = None
-    """The preset whose method the model runs, of the model that runs it."""
+    """For the model that runs the method: the preset it implements."""
 
     @property
     def input_names(self) -> list[str]:

@@ -39,8 +39,8 @@ def test_host_and_port(url: str, expected: tuple[str, int]) -> None:
         ("host:65536", "its port is '65536', allowed are 1 to 65535"),
         ("host:-1", "its port is '-1', allowed are 1 to 65535"),
         ("host:²", "its port is '²', allowed are 1 to 65535"),
-        ("::1", "an IPv6 address must stand in brackets, as [::1]:8000"),
-        ("::1:8000", "an IPv6 address must stand in brackets, as [::1]:8000"),
+        ("::1", "an IPv6 address must be in brackets, such as [::1]:8000"),
+        ("::1:8000", "an IPv6 address must be in brackets, such as [::1]:8000"),
         ("[::1]", "it names no port: give host:port, as [::1]:8000"),
     ],
 )

@@ -73,7 +73,7 @@ def test_profiles_go_from_the_smallest_image_to_a_full_batch_of_the_largest() ->
 def test_trtexec_is_told_shapes_and_precision(
     tmp_path: Path, head: str, precision: Any, version: str, flag: str | None
 ) -> None:
-    trt = builder.by_trtexec(fake_trtexec(tmp_path, WRITE, head))
+    trt = builder.trtexec_builder(fake_trtexec(tmp_path, WRITE, head))
     assert (trt.version, trt.flags) == (version, int(version.split(".")[0]) < 11)
     trt.build(tmp_path / "a.onnx", tmp_path / "a.plan", SHAPES, precision, tmp_path / "cache")
     assert (tmp_path / "a.plan").read_text() == "plan"
@@ -89,20 +89,22 @@ def test_trtexec_is_told_shapes_and_precision(
 def test_an_operator_that_tensorrt_lacks_is_named(tmp_path: Path, operator: str, domain: str) -> None:
     path = save_network(tmp_path / "a.onnx", operator, domain)
     with pytest.raises(PlanError, match=f"TensorRT cannot read '.*a.onnx': {operator} [A-Z_]+: "):
-        builder.by_api(rtx).build(path, tmp_path / "a.plan", SHAPES, "fp32", None)
+        builder.api_builder(rtx).build(path, tmp_path / "a.plan", SHAPES, "fp32", None)
     assert not (tmp_path / "a.plan").exists()
 
 
 def test_a_damaged_onnx_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"not an ONNX file")
     with pytest.raises(PlanError, match="cannot read '.*a.onnx': .*Failed to parse the ONNX model"):
-        builder.by_api(rtx).build(tmp_path / "a.onnx", tmp_path / "a.plan", SHAPES, "fp32", None)
+        builder.api_builder(rtx).build(tmp_path / "a.onnx", tmp_path / "a.plan", SHAPES, "fp32", None)
 
 
 def test_shapes_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     upside_down = {"x": Profile((4, 8), (1, 8), (1, 3))}
     with pytest.raises(PlanError, match="cannot build.*MIN<=OPT<=MAX"):
-        builder.by_api(rtx).build(save_network(tmp_path / "a.onnx"), tmp_path / "a.plan", upside_down, "fp32", None)
+        builder.api_builder(rtx).build(
+            save_network(tmp_path / "a.onnx"), tmp_path / "a.plan", upside_down, "fp32", None
+        )
 
 
 def test_half_precision_of_a_strongly_typed_tensorrt_is_autocasts(

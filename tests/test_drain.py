@@ -19,8 +19,8 @@ def door(monkeypatch: pytest.MonkeyPatch) -> Door:
 def test_whoever_works_is_waited_for(door: Door) -> None:
     with working(), working():
         door.close()
-        assert not door.all_left()
-    assert door.all_left()
+        assert not door.is_idle()
+    assert door.is_idle()
 
 
 def test_nobody_begins_once_it_is_closed_or_gone(door: Door) -> None:
@@ -28,7 +28,7 @@ def test_nobody_begins_once_it_is_closed_or_gone(door: Door) -> None:
     for _ in range(2):
         with pytest.raises(Closed), working():
             pass
-    assert door.all_left()
+    assert door.is_idle()
     os.close(door.file)
     with pytest.raises(Closed), working():
         pass

@@ -15,10 +15,10 @@ from pipeline.method.schedule import make_schedule
 from pipeline.method.upscale import Networks, generator, upscale
 from pipeline.networks import eager
 from pipeline.networks.detail_vae import DetailVAE
-from pipeline.networks.fused import Denoise, Whole
+from pipeline.networks.fused import Denoise, Fused
 from pipeline.networks.unet import UNet
 from pipeline.presets import BEST, PAPER
-from pipeline.spec import LEAP
+from pipeline.spec import UNROLLED_STEPS
 from tests.conftest import Array
 
 SCHEDULE = make_schedule(PAPER.diffusion)
@@ -35,10 +35,10 @@ def test_denoise_is_ten_steps_of_the_sampler(eta: float) -> None:
         lambda z, t: unet(torch.cat([z, condition], 1), torch.full((2, 1), float(t))),
         SCHEDULE,
         lambda: torch.from_numpy(draw()),
-        steps=LEAP,
+        steps=UNROLLED_STEPS,
         eta=eta,
     )
-    path = trajectory(SCHEDULE, LEAP, eta)
+    path = trajectory(SCHEDULE, UNROLLED_STEPS, eta)
     draw = image_noise([0, 1], (4, 16, 16))
     start = torch.from_numpy(draw())
     noise = [torch.from_numpy(draw()) if step.sigma > 0 else torch.zeros_like(start) for step in path]
@@ -50,9 +50,13 @@ def test_denoise_is_ten_steps_of_the_sampler(eta: float) -> None:
 def test_images_of_a_batch_may_be_at_different_timesteps() -> None:
     torch.manual_seed(0)
     unet = UNet(PAPER.unet).eval()
-    z, condition, noise = torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16), torch.randn(2, LEAP, 4, 16, 16)
+    z, condition, noise = (
+        torch.randn(2, 4, 16, 16),
+        torch.randn(2, 4, 16, 16),
+        torch.randn(2, UNROLLED_STEPS, 4, 16, 16),
+    )
     path = rows(trajectory(SCHEDULE, 300, 1.0))
-    coefficients = torch.from_numpy(np.stack([path[:LEAP], path[100 : 100 + LEAP]]))
+    coefficients = torch.from_numpy(np.stack([path[:UNROLLED_STEPS], path[100 : 100 + UNROLLED_STEPS]]))
     together = Denoise(unet)(z, condition, coefficients, noise)
     alone = [Denoise(unet)(*(a[i : i + 1] for a in (z, condition, coefficients, noise))) for i in range(2)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
@@ -71,7 +75,7 @@ def whole_of(best: eager.Eager) -> Networks:
 
     vae = best.decoder.vae
     assert isinstance(vae, DetailVAE)
-    network = Whole(best.unet, vae)
+    network = Fused(best.unet, vae)
 
     @torch.inference_mode()
     def fused(**inputs: Array) -> tuple[Array, ...]:

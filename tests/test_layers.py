@@ -11,12 +11,12 @@ import pytest
 from pipeline import ROOT
 
 SYSTEMS = ("pipeline.spec", "pipeline.presets", "pipeline.models")
-COMMON = (*SYSTEMS, "pipeline.whole", "pipeline.command_line")
+COMMON = (*SYSTEMS, "pipeline.atomic", "pipeline.command_line")
 LAYERS: dict[str, tuple[str, ...]] = {
     "pipeline.spec": (),
     "pipeline.presets": ("pipeline.spec",),
     "pipeline.models": ("pipeline.spec", "pipeline.presets"),
-    "pipeline.whole": (),
+    "pipeline.atomic": (),
     "pipeline.command_line": (),
     "pipeline.method": SYSTEMS,
     "pipeline.networks": (*COMMON, "pipeline.method"),

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.method.drawn import Drawn
 from pipeline.method.images import downscale, fold, upsample
 from pipeline.method.options import Options
 from pipeline.method.reduction import LEVEL, faithful_to, read_history
+from pipeline.method.sampled import Sampled
 from pipeline.method.sampler import Seed
 from pipeline.method.upscale import Networks, condition, generator, network_lr, scatter, upscale
 from pipeline.presets import BEST, PAPER, PRESETS, Preset
@@ -125,14 +125,14 @@ def test_ddpm_takes_all_steps_unless_told(fake_networks: Networks, rng: np.rando
 def noisy(scale: float, batches: list[int] | None = None) -> Any:
     """Draws the bicubic image plus noise of its seed."""
 
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
         if batches is not None:
             batches.append(len(lr))
         rows = [
             (upsample(image[0]) + 1) / 2 + scale * noise(seed, image[0].shape)
             for image, seed in zip(lr, seeds, strict=True)
         ]
-        return Drawn(np.stack(rows))
+        return Sampled(np.stack(rows))
 
     def noise(seed: Seed, shape: tuple[int, ...]) -> Array:
         return np.random.default_rng(seed).standard_normal([4 * side for side in shape], dtype=np.float32)
@@ -147,9 +147,9 @@ def telling(found: Array, doubt: float = 0.02) -> Any:
     """``noisy`` by networks that tell the history of every image, ``found``, and their doubt."""
     draw = noisy(0.05)
 
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
         images = draw(lr, seeds).images
-        return Drawn(images, np.full_like(images, doubt), np.repeat(found[None], len(lr), axis=0))
+        return Sampled(images, np.full_like(images, doubt), np.repeat(found[None], len(lr), axis=0))
 
     return generate
 

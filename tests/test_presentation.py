@@ -10,9 +10,9 @@ from pydicom.data import get_testdata_file
 
 from client.files import read_image
 from pipeline import ROOT
-from pipeline.method.drawn import Array, Drawn, Generate
 from pipeline.method.images import crop_square, from_integers, resize_cubic
-from pipeline.method.presentation import SURE, turned, upright
+from pipeline.method.presentation import MIN_CONFIDENCE, rotate, upright
+from pipeline.method.sampled import Array, Generate, Sampled
 from pipeline.method.sampler import Seed
 from pipeline.method.upscale import upscale
 from pipeline.networks import eager
@@ -36,10 +36,10 @@ def told(lr: Array, sure: float = 1.0) -> Array:
 def recorder(seen: list[tuple[Array, list[Seed]]], tell: Callable[[Array], Array] = told) -> Generate:
     """Enlarges images fourfold, and remembers them; the doubt is the image plus 1."""
 
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
         seen.append((lr, list(seeds)))
         images = ((lr[:, 0] + 1) / 2).repeat(4, axis=1).repeat(4, axis=2)
-        return Drawn(images, images + 1, tell(lr))
+        return Sampled(images, images + 1, tell(lr))
 
     return generate
 
@@ -47,7 +47,7 @@ def recorder(seen: list[tuple[Array, list[Seed]]], tell: Callable[[Array], Array
 def ramp(turns: int, rng: np.random.Generator) -> Array:
     """[1, h, w] in [-1, 1], brighter towards the top, turned."""
     image = np.linspace(1, -1, SHAPE[0], dtype=np.float32)[:, None] + 0.1 * rng.random(SHAPE, dtype=np.float32)
-    return turned(image.clip(-1, 1)[None], turns)
+    return rotate(image.clip(-1, 1)[None], turns)
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -56,7 +56,7 @@ def test_the_networks_see_images_upright_and_results_are_turned_back(turns: int,
     lr = np.stack([ramp(turns, rng) for _ in range(2)])
     found = upright(recorder(seen))(lr, [4, 5])
     assert len(seen) == (1 if turns == 0 else 2)
-    np.testing.assert_array_equal(seen[-1][0], turned(lr, -turns))
+    np.testing.assert_array_equal(seen[-1][0], rotate(lr, -turns))
     assert seen[-1][1] == [4, 5]
     expected = ((lr[:, 0] + 1) / 2).repeat(4, axis=1).repeat(4, axis=2)
     np.testing.assert_allclose(found.images, expected, atol=1e-6)
@@ -86,7 +86,7 @@ def test_inverted_images_are_inverted_for_the_networks_only(rng: np.random.Gener
 
 def test_who_is_not_sure_leaves_images_as_they_are(rng: np.random.Generator) -> None:
     seen: list[tuple[Array, list[Seed]]] = []
-    upright(recorder(seen, lambda lr: told(lr, sure=SURE - 0.01)))(ramp(2, rng)[None], [0])
+    upright(recorder(seen, lambda lr: told(lr, sure=MIN_CONFIDENCE - 0.01)))(ramp(2, rng)[None], [0])
     assert len(seen) == 1
 
 

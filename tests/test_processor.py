@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.runtimes import processor
-from pipeline.runtimes.processor import BFLOAT16, INT8, multiplies
+from pipeline.runtimes.processor import BFLOAT16, INT8, cpu_supports
 
 
 @pytest.mark.parametrize(
@@ -23,9 +23,9 @@ def test_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, bflo
     path = tmp_path / "cpuinfo"
     path.write_text(f"model name : avx2 avx512_bf16\nflags\t\t: {flags}\nbugs : none\n")
     monkeypatch.setattr(processor, "CPUINFO", path)
-    assert (multiplies(BFLOAT16), multiplies(INT8)) == (bfloat16, int8)
+    assert (cpu_supports(BFLOAT16), cpu_supports(INT8)) == (bfloat16, int8)
 
 
 def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "none")
-    assert not multiplies(INT8)
+    assert not cpu_supports(INT8)

@@ -13,15 +13,15 @@ from onnx import numpy_helper
 from torch import nn
 
 from pipeline import ROOT
-from pipeline.export.command import check_graph, ranges_within, write_onnx
+from pipeline.export.command import check_graph, select_ranges, write_onnx
 from pipeline.export.parity import MAX_DARK, MIN_PSNR, compare_images, radiographs
 from pipeline.export.quantize import input_scale, quantize, quantize_weights
-from pipeline.method.upscale import by_fused, upscale
+from pipeline.method.upscale import fused_generator, upscale
 from pipeline.models import onnx_models
 from pipeline.networks import eager
 from pipeline.networks.weights import load_ranges
 from pipeline.presets import BEST
-from pipeline.runtimes.onnx import by_onnxruntime
+from pipeline.runtimes.onnx import onnxruntime_network
 from pipeline.spec import INT8_FILE, Model, Tensor
 from tests.conftest import Array
 
@@ -107,16 +107,16 @@ def test_ranges_of_another_network_are_refused(layers: onnx.ModelProto) -> None:
 def test_the_shipped_files_are_those_of_the_shipped_networks(model: Model) -> None:
     system = eager.load(ROOT / "weights" / "best", BEST)
     ranges = load_ranges(ROOT / "weights" / "best", {"vae": system.decoder.vae, "unet": system.unet})
-    expected = quantize(onnx.load(str(folder(model) / "model.onnx")), ranges_within(model, ranges))
+    expected = quantize(onnx.load(str(folder(model) / "model.onnx")), select_ranges(model, ranges))
     assert onnx.load(str(folder(model) / INT8_FILE)) == expected
     check_graph(folder(model) / INT8_FILE, model)
 
 
 def test_whole_images_pass_the_gate() -> None:
     model = next(m for m in onnx_models(BEST) if m.name == "superres_onnx")
-    exact, int8 = (by_onnxruntime(folder(model) / name, model) for name in ("model.onnx", INT8_FILE))
+    exact, int8 = (onnxruntime_network(folder(model) / name, model) for name in ("model.onnx", INT8_FILE))
     for image in radiographs(BEST):
-        found, reference = (upscale([image], [3], by_fused(run, BEST), BEST)[0] for run in (int8, exact))
+        found, reference = (upscale([image], [3], fused_generator(run, BEST), BEST)[0] for run in (int8, exact))
         db, dark = compare_images(found.upscaled, reference.upscaled)
         assert MIN_PSNR < db < 90, "nearly, and not by chance the same file"
         assert dark < MAX_DARK

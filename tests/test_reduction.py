@@ -20,7 +20,7 @@ from pipeline.method.reduction import (
     read_history,
     reduce,
 )
-from pipeline.spec import REDUCTIONS, TOLD, ReductionName
+from pipeline.spec import ESTIMATES, REDUCTIONS, ReductionName
 from tests.conftest import Array
 
 EVERY = pytest.mark.parametrize("name", REDUCTIONS)
@@ -157,7 +157,7 @@ def test_the_likeliest_reduction_counts_and_only_rivals_beside_it() -> None:
     assert found.noise == pytest.approx(0.3 * LEVEL)
     assert [name for name, _ in found.others] == ["lanczos"]
     assert read_history(told(0.1, 0.2, 0.1, 0.1, 0.1, 0.0, 0.4), "auto").reduction is None
-    assert len(told(0, 0, 0, 0, 0, 0, 0)) == TOLD
+    assert len(told(0, 0, 0, 0, 0, 0, 0)) == ESTIMATES
 
 
 def test_what_a_request_says_is_right_but_noise_is_found() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.networks.restorer import SQUARE, STRIDE, Restorer, cosines, told
+from pipeline.networks.restorer import BLOCK, STRIDE, Restorer, cosines, estimates
 from pipeline.presets import RestorerSpec
-from pipeline.spec import HISTORY, TOLD
+from pipeline.spec import ESTIMATES, HISTORY
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (32, 48), (8, 14)])
@@ -34,14 +34,14 @@ def test_an_image_is_restored_alike_alone_and_in_a_batch() -> None:
 def test_white_noise_is_as_strong_in_every_frequency() -> None:
     noise = 5 * torch.randn(1, 1, 256, 256, generator=torch.Generator().manual_seed(0))
     power = torch.nn.functional.conv2d(noise, cosines(), stride=STRIDE).square().mean(dim=(0, 2, 3))
-    assert len(power) == SQUARE**2
+    assert len(power) == BLOCK**2
     torch.testing.assert_close(power, torch.full_like(power, 25.0), rtol=0.1, atol=0)
 
 
 def test_what_is_told_is_probabilities_and_a_deviation_of_gray() -> None:
     history = torch.tensor([[0.0] * (HISTORY - 1) + [0.0], [9.0] + [0.0] * (HISTORY - 2) + [2.0]])
-    found = told(history, torch.tensor([[0.0] * 7 + [9.0]] * 2))
-    assert found.shape == (2, TOLD)
+    found = estimates(history, torch.tensor([[0.0] * 7 + [9.0]] * 2))
+    assert found.shape == (2, ESTIMATES)
     likely, noise, presentation = found[:, : HISTORY - 1], found[:, HISTORY - 1 : HISTORY], found[:, HISTORY:]
     torch.testing.assert_close(likely.sum(dim=1), torch.ones(2))
     assert likely[1, 0] > 0.99

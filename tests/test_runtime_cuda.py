@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from pipeline import ROOT
 from pipeline.models import onnx_models
 from pipeline.presets import BEST
-from pipeline.runtimes.cuda import load, replaying
+from pipeline.runtimes.cuda import load, replay_graphs
 from pipeline.runtimes.onnx import open_session
 
 USUAL = {"x": (3,)}
@@ -41,7 +41,7 @@ def double(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(double: Path) -> Callable[..., list[Any]]:
-    replay = replaying(open_session(double), USUAL, "cpu", 0)
+    replay = replay_graphs(open_session(double), USUAL, "cpu", 0)
     return lambda x: replay({"x": x})
 
 

@@ -15,7 +15,7 @@ from pipeline.method.options import Options
 from pipeline.method.upscale import Networks, generator, upscale
 from pipeline.models import onnx_models
 from pipeline.presets import BEST
-from pipeline.runtimes.onnx import by_onnxruntime, onnx_networks
+from pipeline.runtimes.onnx import onnx_networks, onnxruntime_network
 from pipeline.runtimes.openvino import Network, OpenVINOError, load
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ def test_numbers_are_those_of_onnxruntime(
         "x": rng.standard_normal((batch, 8, *shape), dtype=np.float32),
         "t": rng.integers(0, 300, (batch, 1)).astype(np.float32),
     }
-    np.testing.assert_allclose(run(feed)[0], by_onnxruntime(PATH, UNET)(**feed)[0], atol=2e-4)
+    np.testing.assert_allclose(run(feed)[0], onnxruntime_network(PATH, UNET)(**feed)[0], atol=2e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -119,7 +119,7 @@ def test_a_failed_recompilation_is_its_own_error_and_the_next_call_compiles_agai
 def test_without_a_usual_shape_the_model_runs_as_it_is_called(rng: np.random.Generator) -> None:
     _, _, run = load(PATH, bf16=False)
     feed = {"x": rng.standard_normal((3, 8, 16, 16), dtype=np.float32), "t": np.ones((3, 1), np.float32)}
-    np.testing.assert_allclose(run(feed)[0], by_onnxruntime(PATH, UNET)(**feed)[0], atol=2e-4)
+    np.testing.assert_allclose(run(feed)[0], onnxruntime_network(PATH, UNET)(**feed)[0], atol=2e-4)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.method.sampler import Step, advance, image_noise, sample, timesteps, trajectory
 from pipeline.method.schedule import make_schedule
 from pipeline.presets import BEST, PAPER
-from pipeline.spec import LEAP, Prediction
+from pipeline.spec import UNROLLED_STEPS, Prediction
 from tests.conftest import Array, exact_tables, fake_denoise
 
 SCHEDULE = make_schedule(PAPER.diffusion)
@@ -225,7 +225,7 @@ def test_leaps_and_single_steps_are_the_same_steps(steps: int, eta: float) -> No
     z_lr = z_lr_of(0)
     leaps: list[int] = []
 
-    def leap(z: Array, coefficients: Array, noise: list[Array]) -> Array:
+    def step_many(z: Array, coefficients: Array, noise: list[Array]) -> Array:
         leaps.append(len(coefficients))
         for row, fresh in zip(coefficients, noise, strict=True):
             step = Step(int(row[0]), *row[1:])
@@ -233,8 +233,8 @@ def test_leaps_and_single_steps_are_the_same_steps(steps: int, eta: float) -> No
         return z
 
     found, expected = (
-        sample(network(z_lr), SCHEDULE, image_noise([1, 2], SHAPE), steps=steps, eta=eta, leap=way)
-        for way in (leap, None)
+        sample(network(z_lr), SCHEDULE, image_noise([1, 2], SHAPE), steps=steps, eta=eta, step_many=way)
+        for way in (step_many, None)
     )
-    assert leaps == [LEAP] * (steps // LEAP)
+    assert leaps == [UNROLLED_STEPS] * (steps // UNROLLED_STEPS)
     assert_equal(found, expected)

@@ -307,13 +307,18 @@ PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
 )
 def test_port_not_allowed(ports: dict[str, int], extra: list[str], message: str) -> None:
     with pytest.raises(ServeError, match=message):
-        checks.listening_at("127.0.0.1", PORTS | ports, extra)
+        checks.listen_addresses("127.0.0.1", PORTS | ports, extra)
 
 
 def test_flags_behind_the_dashes_say_where_the_server_listens() -> None:
-    assert checks.listening_at("127.0.0.1", PORTS, []) == {name: ("127.0.0.1", port) for name, port in PORTS.items()}
+    assert checks.listen_addresses("127.0.0.1", PORTS, []) == {
+        name: ("127.0.0.1", port) for name, port in PORTS.items()
+    }
     extra = ["--allow-http", "false", "--grpc-port=1", "--grpc-port", "9001", "--metrics-address=0.0.0.0"]
-    assert checks.listening_at("127.0.0.1", PORTS, extra) == {"grpc": ("127.0.0.1", 9001), "metrics": ("0.0.0.0", 8002)}
+    assert checks.listen_addresses("127.0.0.1", PORTS, extra) == {
+        "grpc": ("127.0.0.1", 9001),
+        "metrics": ("0.0.0.0", 8002),
+    }
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "::1", "203.0.113.1", "", "x" * 80])
@@ -349,7 +354,7 @@ def test_why_a_server_cannot_be_asked_for_an_image(extra: list[str], reason: str
     assert checks.why_unchecked(models, BEST, extra) == reason
     assert (
         checks.why_unchecked([m for m in models if m.name != "superres"], BEST, [])
-        == "the repository holds no model 'superres'"
+        == "the repository has no model 'superres'"
     )
 
 
@@ -530,7 +535,7 @@ def test_openvino_is_chosen_where_the_processor_has_what_the_preset_uses(
 def test_the_choice_of_runtime_can_be_made_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = Server(Path("tritonserver"))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
-    monkeypatch.setattr(find, "multiplies", lambda _: True)
+    monkeypatch.setattr(find, "cpu_supports", lambda _: True)
     assert runtime_flags("auto", installed, BEST) == [], "which may have a GPU and has its own backends"
     assert runtime_flags("onnxruntime", WHEELS, BEST) == []
     assert runtime_flags("openvino", installed, BEST) == ["--model-config-name=openvino"]

@@ -11,7 +11,7 @@ import pytest
 
 from client.terminal import on_one_line
 
-CODE = "from client.terminal import print_anything; print_anything(); print('a → b: 4×4 ±1 é' + '\\udcff')"
+CODE = "from client.terminal import make_output_safe; make_output_safe(); print('a → b: 4×4 ±1 é' + '\\udcff')"
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_signs_that_the_encoding_lacks_are_replaced(encoding: str, expected: str
 @pytest.mark.parametrize("closed", ["1>&-", "2>&-", "0<&-", "0<&- 1>&- 2>&-"])
 def test_streams_that_are_closed(closed: str) -> None:
     code = (
-        "import sys, os; from client.terminal import print_anything; print_anything(); f = open('/dev/null'); "
+        "import sys, os; from client.terminal import make_output_safe; make_output_safe(); f = open('/dev/null'); "
         "print('x', flush=True); print('y', file=sys.stderr, flush=True); sys.exit(9 if f.fileno() > 2 else 1)"
     )
     command = f"exec {sys.executable} -c {shlex.quote(code)} {closed}"
@@ -43,9 +43,7 @@ def test_control_characters_of_a_name_are_spelt_out() -> None:
 
 
 def test_after_a_broken_pipe_nothing_raises() -> None:
-    code = (
-        "import sys; from client.terminal import stop_printing; stop_printing(); print('x' * 10**6); sys.stdout.flush()"
-    )
+    code = "import sys; from client.terminal import mute_output; mute_output(); print('x' * 10**6); sys.stdout.flush()"
     read, write = os.pipe()
     os.close(read)
     result = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, check=False)

@@ -11,10 +11,10 @@ import torch
 
 from pipeline import ROOT
 from pipeline.method.sampler import image_noise
-from pipeline.method.upscale import usual_rows
+from pipeline.method.upscale import default_rows
 from pipeline.networks import eager
 from pipeline.networks.detail_vae import DetailVAE
-from pipeline.networks.fused import Whole
+from pipeline.networks.fused import Fused
 from pipeline.networks.unet import UNet
 from pipeline.networks.weights import RANGES_FILE, load_ranges
 from pipeline.presets import BEST
@@ -33,10 +33,10 @@ def system() -> eager.Eager:
     return eager.load(WEIGHTS, BEST)
 
 
-def whole_of(system: eager.Eager) -> Whole:
+def whole_of(system: eager.Eager) -> Fused:
     vae = system.decoder.vae
     assert isinstance(vae, DetailVAE)
-    return Whole(system.unet, vae)
+    return Fused(system.unet, vae)
 
 
 def test_ranges_hold_what_each_channel_sees(system: eager.Eager, data: Path) -> None:
@@ -50,7 +50,7 @@ def test_ranges_hold_what_each_channel_sees(system: eager.Eager, data: Path) -> 
     with torch.inference_mode():
         for i in range(2):
             made = PairDataset(pairs.paths, pairs.data, degradation=list(DEGRADATION_ROWS.values())[i])
-            arrays = made.unit_images(i)[0][None], image_noise([i], (4, 32, 32))(), usual_rows(BEST.diffusion)[None]
+            arrays = made.unit_images(i)[0][None], image_noise([i], (4, 32, 32))(), default_rows(BEST.diffusion)[None]
             whole(*map(torch.from_numpy, arrays))
     hook.remove()
     both = torch.cat(seen)

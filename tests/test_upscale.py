@@ -20,7 +20,7 @@ from PIL import Image as PILImage
 from pydicom.data import get_testdata_file
 
 from client import Client
-from client.batch import SEVERAL, options_of
+from client.batch import MEAN_SAMPLES, options_of
 from client.files import read_image
 from client.upscale import main, parse
 from pipeline import ROOT
@@ -220,7 +220,7 @@ def test_mean_of_samples_and_map_of_uncertainty(at: list[str], tmp_path: Path) -
         assert "samples=8 output=mean faithful=False" in upscaled.text["Parameters"]
 
 
-@pytest.mark.parametrize(("samples", "drawn"), [([], SEVERAL), (["--samples", "3"], 3)])
+@pytest.mark.parametrize(("samples", "drawn"), [([], MEAN_SAMPLES), (["--samples", "3"], 3)])
 def test_networks_that_tell_no_doubt_need_several_samples_for_the_map(samples: list[str], drawn: int) -> None:
     args = parse(["a.png", "--uncertainty", "u.png", *samples])
     assert options_of(args, PAPER)["samples"] == drawn

@@ -34,7 +34,7 @@ def test_answers_of_a_server_that_does_not_serve_now(status: str, message: str) 
     [
         ("INVALID_ARGUMENT", "'sampler' is 'Server not ready', allowed are ddpm, ddim", wire.Invalid),
         ("400", "'sampler' is 'Server not ready', allowed are ddpm, ddim", wire.Invalid),
-        ("DEADLINE_EXCEEDED", "Deadline Exceeded", wire.TooLate),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", wire.TimedOut),
         ("INTERNAL", "unet_onnx: out of memory", wire.Failed),
         ("500", "unet_onnx: out of memory", wire.Failed),
         ("NOT_FOUND", "no such region", wire.Failed),
@@ -57,7 +57,7 @@ def test_other_answers(status: str, message: str, kind: type[Exception]) -> None
         (b"HTTP/1.1 200 OK\r\n\r\nno JSON", wire.Failed),
         (b'HTTP/1.1 400 Bad Request\r\n\r\n{"error": "no"}', wire.Invalid),
         (b'HTTP/1.1 500 Oh\r\n\r\n["error"]', wire.Failed),
-        (None, wire.TooLate),
+        (None, wire.TimedOut),
     ],
 )
 def test_http_connections(reply: bytes | None, kind: type[Exception]) -> None:

@@ -76,7 +76,7 @@ def observe(pairs: PairDataset, system: eager.Eager, counts: Sequence[int]) -> O
         drawn = next(draw_samples([lr], [i], generate, preset, Options.of(preset, samples=max(counts))))
         where = strong(hr)
         for count in counts:
-            some = Samples(drawn.images[:count], drawn.history, drawn.told)
+            some = Samples(drawn.images[:count], drawn.history, drawn.network_doubt)
             if (doubt := some.doubt()) is not None:
                 error, noisy = np.abs(hr - np.mean(some.images, axis=0)), drawn.history.noise > NOISY
                 found[count].append(Observation(error, doubt, where, noisy))

@@ -19,8 +19,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
+from pipeline.atomic import atomic_write
 from pipeline.command_line import make_parser
-from pipeline.whole import whole_file
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -128,7 +128,7 @@ def join(folder: Path, path: Path) -> None:
     if hashlib.sha256(whole).hexdigest() != expected:
         raise ValueError(f"the parts in '{folder}' are damaged: their SHA-256 differs from {PARTS}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(whole)
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from client import Client
-from pipeline.method.drawn import Drawn, Generate, as_drawn
 from pipeline.method.images import Image, to_network, upsample
 from pipeline.method.options import InvalidRequest, Options
+from pipeline.method.sampled import Generate, Sampled, as_sampled
 from pipeline.method.sampler import Seed
 from pipeline.method.upscale import Array, generator, upscale
 from pipeline.networks.eager import Eager
@@ -116,12 +116,12 @@ def reconstruct(system: Eager, lr: list[Image], hr: list[Image], _seeds: list[in
     """Encode and decode HR: the upper bound for any denoiser."""
     high = np.stack([to_network(image, system.preset.data.channels) for image in hr])
 
-    def generate(low: Array, which: Sequence[Seed]) -> Drawn:
+    def generate(low: Array, which: Sequence[Seed]) -> Sampled:
         latent = torch.from_numpy(system.encode(high[list(which)], low)).to(system.device)
         history = system.restore(low)[1]
         if history is not None:
             history[:, HISTORY:] = 0  # HR would have to be rotated with LR
-        return as_drawn(system.decode(latent, low), history)
+        return as_sampled(system.decode(latent, low), history)
 
     return [result.upscaled for result in upscale(lr, range(len(lr)), generate, system.preset)]
 

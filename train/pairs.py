@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pipeline.atomic import atomic_write
 from pipeline.command_line import make_parser
 from pipeline.method.images import crop_square, downscale, resize_cubic
 from pipeline.presets import PAPER
 from pipeline.spec import SCALE
-from pipeline.whole import whole_file
 
 HR_SIZE = PAPER.data.hr_size
 
@@ -126,7 +126,7 @@ def pair_of(image: NDArray[np.uint8], size: int = HR_SIZE) -> tuple[NDArray[np.u
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Write a PNG file atomically."""
     try:
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_bytes(cv2.imencode(".png", image, PNG)[1].tobytes())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error

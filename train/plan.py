@@ -26,13 +26,13 @@ from pipeline.networks.unet import UNet
 from pipeline.networks.vae import load_detail_vae, vae_path
 from pipeline.networks.weights import check_pair, digest, load_unet, save_unet, save_vae
 from pipeline.presets import DEFAULT, PRESETS, DetailVAESpec, Preset
-from pipeline.runtimes.processor import BFLOAT16, CPUINFO, multiplies
+from pipeline.runtimes.processor import BFLOAT16, CPUINFO, cpu_supports
 from train.checkpoint import files_digest
 from train.config import DEVICES, choose_device, option, settings
 from train.data import SHARES, list_pairs, parse_split, patient_of, read_index, split_by_patient
 
 CHECKPOINT = "checkpoint.pt"
-PRECISION = "bf16" if choose_device("auto") == "cuda" or multiplies(BFLOAT16) else "fp32"
+PRECISION = "bf16" if choose_device("auto") == "cuda" or cpu_supports(BFLOAT16) else "fp32"
 """Default precision: processors that emulate bfloat16 take four times as long as with float32."""
 SWITCH = ("auto", "on", "off")
 MAX_WORKERS = 12

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from pipeline.command_line import make_parser
 from pipeline.method.options import Options
-from pipeline.method.upscale import by_fused, draw_samples
+from pipeline.method.upscale import draw_samples, fused_generator
 from pipeline.networks import eager
 from pipeline.networks.detail_vae import DetailVAE
-from pipeline.networks.fused import Whole
+from pipeline.networks.fused import Fused
 from pipeline.networks.weights import RANGES_FILE, Array, digest, save_ranges
 from pipeline.presets import DEFAULT, PRESETS
 from train.data import PairDataset, read_index
@@ -41,7 +41,7 @@ EXACT = (
 """Convolutions kept in floating point: first and last layers, where errors are visible and the cost is low."""
 
 
-def quantizable(whole: Whole) -> dict[str, nn.Conv2d]:
+def quantizable(whole: Fused) -> dict[str, nn.Conv2d]:
     """Return the model's convolutions that can run in INT8, by name."""
     return {
         name: module
@@ -58,7 +58,7 @@ def record(pairs: PairDataset, system: eager.Eager) -> dict[str, Array]:
     """
     vae = system.decoder.vae
     assert isinstance(vae, DetailVAE)
-    whole = Whole(system.unet, vae)
+    whole = Fused(system.unet, vae)
     found: dict[str, Array] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
@@ -74,7 +74,7 @@ def record(pairs: PairDataset, system: eager.Eager) -> dict[str, Array]:
         return tuple(output.numpy() for output in outputs)
 
     hooks = [module.register_forward_pre_hook(watch(name)) for name, module in quantizable(whole).items()]
-    generate = by_fused(fused, system.preset)
+    generate = fused_generator(fused, system.preset)
     histories = [PairDataset(pairs.paths, pairs.data, degradation=d) for d in DEGRADATION_ROWS.values()]
     for i in tqdm(range(len(pairs)), desc="ranges", unit="image", leave=False):
         lr, _ = histories[i % len(histories)].unit_images(i)

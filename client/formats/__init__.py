@@ -1,1 +1,1 @@
-"""Decoders of image files: bytes ⇒ gray image, depth, and notes on what was decided for the user."""
+"""Decoders of image files: bytes ⇒ gray image, depth, and notes on decisions for the user."""

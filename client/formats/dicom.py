@@ -1,4 +1,4 @@
-"""DICOM: the data set, its stored values and padding; ``dicom_display`` makes gray of them."""
+"""DICOM data sets, stored values and padding; ``dicom_display`` converts them to gray."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from client.formats.source import (
 from pipeline.spec import PIXEL_MM
 
 PIXELS = {"PixelData": "", "FloatPixelData": "Float", "DoubleFloatPixelData": "DoubleFloat"}
-"""What may hold the pixels ⇒ what its padding values' names begin with."""
+"""Keyword of the pixels ⇒ prefix of the keywords of their padding values."""
 GRAY, PALETTE = ("MONOCHROME1", "MONOCHROME2"), "PALETTE COLOR"
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
-# what is wrong with a file is told by us, in one line
+# problems with a file are reported by us, in one line
 logging.getLogger("pydicom").addHandler(logging.NullHandler())
 logging.getLogger("pydicom").propagate = False
 
 
 def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
-    """A frame of a DICOM file.
+    """Read a frame of a DICOM file.
 
     Raises:
-        FormatError: it is damaged, too large, holds no image, or is compressed in an unknown way.
+        FormatError: the file is damaged, too large, has no image, or has an unsupported compression.
     """
     try:
         with warnings.catch_warnings():
@@ -89,9 +89,9 @@ def _read(data: bytes, choice: Choice, notes: list[str]) -> Source:
 
 
 def pixel_mm(dataset: Dataset, frame: int, notes: list[str]) -> float | None:
-    """The distance of the pixels in the patient, in mm; None where the file tells none that can be believed.
+    """Return the pixel spacing in the patient, in mm; None if the file has no plausible value.
 
-    PixelSpacing is that, or else the detector's own, which projection has enlarged (PS3.3 10.7.1.3).
+    It is PixelSpacing, or else the detector's spacing divided by the magnification of projection (PS3.3 10.7.1.3).
     """
     measures = places(dataset, frame, "PixelMeasuresSequence")
     found = next(filter(None, (numbers(place, "PixelSpacing", notes) for place in measures)), [])
@@ -115,7 +115,7 @@ def _class_of(dataset: Dataset) -> str:
 
 
 def complete(dataset: Dataset, keyword: str, notes: list[str]) -> None:
-    """Give the data set what decoding needs and the file lacks, each with a note.
+    """Fill in missing or invalid attributes that decoding requires, each with a note.
 
     Raises:
         FormatError: rows or columns are missing.
@@ -128,8 +128,8 @@ def complete(dataset: Dataset, keyword: str, notes: list[str]) -> None:
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if not (syntax and syntax.is_transfer_syntax):
         dataset.file_meta.TransferSyntaxUID = syntax_of(dataset, keyword)
-        said = f"unknown transfer syntax {syntax}" if syntax else "no transfer syntax"
-        notes.append(f"{said}: taken as {dataset.file_meta.TransferSyntaxUID.name}")
+        problem = f"unknown transfer syntax {syntax}" if syntax else "no transfer syntax"
+        notes.append(f"{problem}: taken as {dataset.file_meta.TransferSyntaxUID.name}")
     if not dataset.get("SamplesPerPixel"):
         dataset.SamplesPerPixel = 1
     kind = " ".join(str(dataset.get("PhotometricInterpretation") or "").upper().split())
@@ -154,22 +154,22 @@ def complete(dataset: Dataset, keyword: str, notes: list[str]) -> None:
         dataset.BitsStored = dataset.BitsAllocated
     signed = dataset.get("PixelRepresentation")
     if signed not in (0, 1) or (signed and dataset.PhotometricInterpretation in (PALETTE, *COLOUR)):
-        said = "no PixelRepresentation" if signed is None else f"PixelRepresentation is {signed}"
-        notes.append(f"{said}: taken as unsigned")
+        problem = "no PixelRepresentation" if signed is None else f"PixelRepresentation is {signed}"
+        notes.append(f"{problem}: taken as unsigned")
         dataset.PixelRepresentation = 0
 
 
 def syntax_of(dataset: Dataset, keyword: str) -> UID:
-    """The transfer syntax of a data set that does not say.
+    """Guess the transfer syntax of a data set that does not state it.
 
     Raises:
-        FormatError: its pixels are compressed, in no known way.
+        FormatError: the pixels have an unknown compression.
     """
     value = dataset[keyword].value
     if keyword == "PixelData" and value.startswith(b"\xfe\xff\x00\xe0"):
         syntax = dicom_codecs.guess_syntax(value)
         if syntax is None:
-            raise FormatError("says no transfer syntax, and its compressed pixels tell none")
+            raise FormatError("has no transfer syntax, and its compressed pixels do not reveal it")
         return syntax
     implicit, little = dataset.original_encoding
     if little is False:
@@ -178,10 +178,10 @@ def syntax_of(dataset: Dataset, keyword: str) -> UID:
 
 
 def decode(dataset: Dataset, frame: int, *, as_stored: bool = False) -> NDArray[Any]:
-    """One frame's pixels, [H, W] or [H, W, 3] in RGB; ``as_stored``: with bits beyond BitsStored as they are.
+    """Decode a frame to [H, W] or [H, W, 3] in RGB; ``as_stored``: keep bits beyond BitsStored unchanged.
 
     Raises:
-        FormatError: they are compressed in a way that is not supported.
+        FormatError: the compression is not supported.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     plugin = dicom_codecs.PLUGIN if syntax.is_encapsulated and syntax != RLELossless else ""
@@ -194,7 +194,7 @@ def decode(dataset: Dataset, frame: int, *, as_stored: bool = False) -> NDArray[
 
 
 def stored_values(dataset: Dataset, keyword: str, frame: int, notes: list[str]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """One frame's stored values, and the same with the bits beyond those stored, where padding may be marked."""
+    """Return a frame's stored values, and the same with the bits beyond BitsStored, which may mark padding."""
     native = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
     if native:
         check_length(dataset, keyword, notes)
@@ -208,15 +208,15 @@ def stored_values(dataset: Dataset, keyword: str, frame: int, notes: list[str]) 
         values = decode(dataset, frame)
         return values, values
     uncut = decode(dataset, frame, as_stored=True)
-    # up, so that the highest stored bit is the sign, and down again
+    # shift left so that the highest stored bit is the sign, and right again
     return np.right_shift(np.left_shift(uncut, allocated - 1 - high), allocated - stored), uncut
 
 
 def check_length(dataset: Dataset, keyword: str, notes: list[str]) -> None:
-    """Note where there are more bytes of uncompressed pixels than the file says.
+    """Note surplus bytes of uncompressed pixels.
 
     Raises:
-        FormatError: there are fewer.
+        FormatError: bytes are missing.
     """
     if dataset.PhotometricInterpretation == "YBR_FULL_422":
         return
@@ -225,7 +225,7 @@ def check_length(dataset: Dataset, keyword: str, notes: list[str]) -> None:
     if found < expected:
         raise FormatError(f"is cut off: {found} of {expected} bytes of pixels")
     if (surplus := found - expected) > 1:
-        notes.append(f"{surplus} bytes of pixels more than rows, columns and frames say: ignored")
+        notes.append(f"{surplus} more bytes of pixels than rows, columns and frames require: ignored")
 
 
 def find_padding(
@@ -235,7 +235,7 @@ def find_padding(
     keyword: str,
     notes: list[str],
 ) -> Mask | None:
-    """Where pixels are padding (PS3.3 C.7.5.1.1.2): of one value, or between two; None where the file names none."""
+    """Return the mask of padding (PS3.3 C.7.5.1.1.2), one value or a range; None if the file does not specify any."""
     names = (f"{PIXELS[keyword]}PixelPaddingValue", f"{PIXELS[keyword]}PixelPaddingRangeLimit")
     found = []
     for name in names:
@@ -243,14 +243,14 @@ def find_padding(
         if isinstance(value, (int, float)):
             found.append(value)
         elif value is not None:
-            notes.append(f"{name} is {value!r}, which is no number: ignored")
+            notes.append(f"{name} is {value!r}, which is not a number: ignored")
     if names[0] not in dataset or not found:
         return None
     if keyword == "PixelData":
-        # an element of 16 bits may say a signed value unsigned, and the other way round
-        whole = 2**dataset.BitsAllocated
-        least = -whole // 2 if dataset.PixelRepresentation else 0
-        found = [(int(value) - least) % whole + least for value in found]
+        # an element of 16 bits may state a signed value as unsigned, and vice versa
+        levels = 2**dataset.BitsAllocated
+        lowest = -levels // 2 if dataset.PixelRepresentation else 0
+        found = [(int(value) - lowest) % levels + lowest for value in found]
     low, high = min(found), max(found)
     padding: Mask = (stored >= low) & (stored <= high)
     if not padding.any():

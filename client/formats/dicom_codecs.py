@@ -1,4 +1,4 @@
-"""JPEG, JPEG-LS and JPEG 2000 in DICOM, by imagecodecs as a plug-in of pydicom; RLE is pydicom's own."""
+"""JPEG, JPEG-LS and JPEG 2000 in DICOM, decoded by imagecodecs as a pydicom plug-in; pydicom decodes RLE."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from pydicom.uid import (
 
 PLUGIN = "imagecodecs"
 START_OF_FRAME = {0xC0: ".50", 0xC1: ".51", 0xC3: ".57", 0xF7: ".80"}
-"""JPEG's marker ⇒ the end of the transfer syntax's UID: baseline, extended, lossless, JPEG-LS."""
+"""JPEG marker ⇒ suffix of the transfer syntax UID: baseline, extended, lossless, JPEG-LS."""
 JPEG_FAMILY = "1.2.840.10008.1.2.4"
 
 
 def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
-    """One encoded frame ⇒ its pixels; colours stay as they are encoded, but for JPEG 2000's own transform to RGB."""
+    """Decode a frame to pixels; colours are kept as encoded, except for JPEG 2000's internal transform to RGB."""
     syntax = runner.transfer_syntax
     if syntax in JPEGLSTransferSyntaxes:
         pixels = imagecodecs.jpegls_decode(src)
@@ -47,13 +47,13 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
 
 
 def transforms_colour(codestream: bytes) -> bool:
-    """Whether a JPEG 2000 codestream's components are RGB once decoded: its coding style (COD) says so."""
+    """Whether a JPEG 2000 codestream decodes to RGB, according to its coding style (COD)."""
     style = codestream.find(b"\xff\x52")
     return style >= 0 and codestream[style + 8 : style + 9] != b"\0"
 
 
 def is_available(_uid: str) -> bool:
-    """pydicom asks."""
+    """Return True, for pydicom."""
     return True
 
 
@@ -66,7 +66,7 @@ for _syntax in (
 
 
 def guess_syntax(encapsulated: bytes) -> UID | None:
-    """The transfer syntax of encapsulated pixels, from what they begin with; None where nothing is known."""
+    """Guess the transfer syntax of encapsulated pixels from their first bytes; return None if unknown."""
     frame = next((part for part in list(generate_fragments(encapsulated))[1:] if part), b"")
     if frame.startswith(b"\xff\x4f\xff\x51") or frame[4:8] == b"jP  ":
         return UID(f"{JPEG_FAMILY}.91")

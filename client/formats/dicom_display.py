@@ -1,8 +1,7 @@
-"""From stored values to gray as DICOM displays them (PS3.3 C.11): modality, values of interest (VOI), presentation.
+"""Conversion of stored values to gray as in DICOM (PS3.3 C.11): modality, values of interest (VOI), presentation.
 
-pydicom's own functions are not used for this: with a negative slope they give an inverted range, and they misread
-tables of 8-bit entries and indices beyond a table. What is not as the standard says, but read all the same by common
-viewers, is read, with a note.
+pydicom's functions are not used: they invert the range for a negative slope, and misread tables of 8-bit entries and
+indices beyond a table. Deviations from the standard that common viewers accept are read, with a note.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ Mask = NDArray[np.bool_]
 
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 BINARY = ("FL", "FD", "US", "SS", "UL", "SL")
-"""Representations of numbers that are not text."""
+"""Value representations of binary numbers."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A look-up table: ``entries[0]`` is for the value ``first`` and all below, the last for all above its end."""
+    """A look-up table: ``entries[0]`` applies to ``first`` and all lower values, the last entry to all higher ones."""
 
     first: int
     entries: NDArray[np.int64]
     bits: int
-    """declared depth of the entries"""
+    """Declared depth of the entries."""
 
     def __call__(self, values: NDArray[Any]) -> NDArray[np.int64]:
         indices = np.rint(values).astype(np.int64) - self.first
@@ -46,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Window:
-    """A window to black (0) and white (1), by PS3.3 C.11.2.1.2 and C.11.2.1.3."""
+    """A window mapping values to black (0) … white (1), by PS3.3 C.11.2.1.2 and C.11.2.1.3."""
 
     center: float
     width: float
@@ -64,11 +63,11 @@ class Window:
 
 
 def numbers(dataset: Dataset, keyword: str, notes: list[str]) -> list[float | None]:
-    """The values of a decimal string; None for one that is no finite number. A comma is taken for the point."""
+    """Return the values of a decimal string, None if not finite numbers. Commas are read as decimal points."""
     tag = tag_for_keyword(keyword)
     if tag is None or tag not in dataset:
         return []
-    element = dataset.get_item(tag)  # as in the file: pydicom refuses what is no decimal string
+    element = dataset.get_item(tag)  # as in the file: pydicom rejects invalid decimal strings
     if isinstance(element, RawDataElement) and element.VR not in BINARY:
         texts = (element.value or b"").decode("ascii", "replace").split("\\")
     else:
@@ -85,7 +84,7 @@ def numbers(dataset: Dataset, keyword: str, notes: list[str]) -> list[float | No
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            notes.append(f"{keyword} is '{text}', which is no number: ignored")
+            notes.append(f"{keyword} is '{text}', which is not a number: ignored")
         elif "," in text:
             notes.append(f"{keyword} is '{text}': comma taken as decimal point")
         found.append(value if math.isfinite(value) else None)
@@ -93,12 +92,12 @@ def numbers(dataset: Dataset, keyword: str, notes: list[str]) -> list[float | No
 
 
 def first_number(dataset: Dataset, keyword: str, notes: list[str]) -> float | None:
-    """The first value of a decimal string, None where there is none."""
+    """Return the first value of a decimal string; None if there is none."""
     return next(iter(numbers(dataset, keyword, notes)), None)
 
 
 def places(dataset: Dataset, frame: int, macro: str) -> Iterator[Dataset]:
-    """Where attributes of a frame may stand, the most special first: functional groups (PS3.3 C.7.6.16), the file."""
+    """Yield the places of a frame's attributes, most specific first: functional groups (PS3.3 C.7.6.16), the file."""
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
     for group in (*per_frame[frame : frame + 1], *shared[:1]):
@@ -107,7 +106,7 @@ def places(dataset: Dataset, frame: int, macro: str) -> Iterator[Dataset]:
 
 
 def _words(item: Dataset, keyword: str) -> NDArray[np.int64]:
-    """16-bit words of an element that may be stored as numbers or as bytes."""
+    """Return the 16-bit words of an element stored as numbers or bytes."""
     value = item[keyword].value
     if isinstance(value, bytes):
         value = value + b"\0" * (len(value) % 2)
@@ -116,13 +115,13 @@ def _words(item: Dataset, keyword: str) -> NDArray[np.int64]:
 
 
 def read_table(item: Dataset, prefix: str, values: NDArray[Any], notes: list[str]) -> Table | None:
-    """A look-up table (PS3.3 C.11.1.1.1); None, with a note, where it holds nothing.
+    """Read a look-up table (PS3.3 C.11.1.1.1); return None, with a note, if it is empty.
 
     Args:
-        item: what holds ``{prefix}Descriptor`` and ``{prefix}Data``.
-        prefix: of their keywords, such as "LUT".
-        values: what it maps. Its 16-bit first value is signed or not: as more of their range is within the table.
-        notes: added to.
+        item: data set with ``{prefix}Descriptor`` and ``{prefix}Data``.
+        prefix: prefix of their keywords, such as "LUT".
+        values: values to map. The 16-bit first value is read as signed or unsigned, whichever covers more of them.
+        notes: list to extend.
     """
     if f"{prefix}Descriptor" not in item or f"{prefix}Data" not in item:
         notes.append(f"{prefix} without its data: ignored")
@@ -137,15 +136,15 @@ def read_table(item: Dataset, prefix: str, values: NDArray[Any], notes: list[str
         low, high = float(values.min()), float(values.max())
         first = max(first - 65536, first, key=lambda start: min(high, start + declared - 1) - max(low, start))
     if len(words) < declared <= 2 * len(words):
-        # two entries of 8 bits a word, the first in the lower half
+        # two 8-bit entries per word, the first in the lower half
         words = np.stack([words & 0xFF, words >> 8], axis=1).reshape(-1)
     if len(words) < declared:
-        notes.append(f"{prefix} has {len(words)} of {declared} entries: its last goes for the rest")
+        notes.append(f"{prefix} has {len(words)} of {declared} entries: its last is used for the rest")
     return Table(first, words[:declared], bits)
 
 
 def white_of(top: int, bits: int, name: str, notes: list[str]) -> int:
-    """The entry that is white: the largest of the declared depth or, where the table is not of that depth, its own."""
+    """Return the entry for white: the maximum of the declared depth or, if the table does not fit it, its own."""
     if bits and 2 ** (bits - 1) <= top < 2**bits:
         return int(2**bits - 1)
     notes.append(f"{name} scaled by its largest entry, {top}: it declares {bits} bits")
@@ -153,7 +152,7 @@ def white_of(top: int, bits: int, name: str, notes: list[str]) -> int:
 
 
 def to_modality(stored: NDArray[Any], dataset: Dataset, frame: int, notes: list[str]) -> Values:
-    """Modality LUT or rescale: stored values ⇒ what the window is in."""
+    """Apply the modality LUT or rescaling to stored values, giving the units of the window."""
     for item in list(dataset.get("ModalityLUTSequence") or [])[:1]:
         table = read_table(item, "LUT", stored, notes)
         if table is not None:
@@ -170,7 +169,7 @@ def to_modality(stored: NDArray[Any], dataset: Dataset, frame: int, notes: list[
 
 
 def find_window(place: Dataset, notes: list[str]) -> Window | None:
-    """The first window there that can be used, or None."""
+    """Return the first usable window, or None."""
     centers, widths = numbers(place, "WindowCenter", notes), numbers(place, "WindowWidth", notes)
     function = str(place.get("VOILUTFunction") or "LINEAR").strip().upper()
     if function not in FUNCTIONS:
@@ -180,7 +179,7 @@ def find_window(place: Dataset, notes: list[str]) -> Window | None:
         if center is None or width is None:
             continue
         if width <= 0:
-            notes.append(f"window ignored: its width is {width:g}, must be more than 0")
+            notes.append(f"window ignored: its width must be more than 0, got {width:g}")
             continue
         if function == "LINEAR" and width < 1:
             function = "LINEAR_EXACT"
@@ -193,7 +192,7 @@ def find_window(place: Dataset, notes: list[str]) -> Window | None:
 
 
 def to_voi(values: Values, dataset: Dataset, frame: int, notes: list[str]) -> NDArray[np.floating[Any]] | None:
-    """By the frame's VOI LUT or window, the most special place first, to black (0) and white (1); None without one."""
+    """Apply the frame's most specific VOI LUT or window, mapping to black (0) … white (1); None if there is none."""
     for place in places(dataset, frame, "FrameVOILUTSequence"):
         for item in list(place.get("VOILUTSequence") or [])[:1]:
             if (table := read_table(item, "LUT", values, notes)) is not None:
@@ -205,7 +204,7 @@ def to_voi(values: Values, dataset: Dataset, frame: int, notes: list[str]) -> ND
 
 
 def is_inverted(dataset: Dataset, notes: list[str]) -> bool:
-    """Whether small values are bright: by PresentationLUTShape (PS3.3 C.11.6) or, without it, MONOCHROME1."""
+    """Whether small values are bright, by PresentationLUTShape (PS3.3 C.11.6) or else MONOCHROME1."""
     by_kind = dataset.PhotometricInterpretation == "MONOCHROME1"
     shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
     inverted = {"INVERSE": True, "IDENTITY": False}.get(shape, by_kind)
@@ -227,15 +226,15 @@ def to_gray(
     window: tuple[float, float] | None,
     notes: list[str],
 ) -> Image:
-    """Stored values of MONOCHROME1 or 2 [H, W] ⇒ gray [H, W] in [0, 1].
+    """Convert stored values of MONOCHROME1 or 2 [H, W] to gray [H, W] in [0, 1].
 
     Args:
         stored: integers or floating-point numbers.
-        padding: pixels that are none: black, and no part of the range.
-        dataset: with its look-up tables, windows and photometric interpretation.
-        frame: from 0.
-        window: center and width to use in place of the file's.
-        notes: what was decided is added.
+        padding: mask of padding, which becomes black and is excluded from the range.
+        dataset: data set with look-up tables, windows and photometric interpretation.
+        frame: frame number, from 0.
+        window: center and width to use instead of the file's.
+        notes: list to extend with decisions.
     """
     values = to_modality(stored, dataset, frame, notes)
     shown: NDArray[np.floating[Any]] | None
@@ -253,7 +252,7 @@ def to_gray(
 
 
 def from_palette(stored: NDArray[Any], dataset: Dataset, notes: list[str]) -> Image:
-    """Indices of PALETTE COLOR [H, W] ⇒ gray [H, W] in [0, 1].
+    """Convert indices of PALETTE COLOR [H, W] to gray [H, W] in [0, 1].
 
     Raises:
         FormatError: the palette is missing.

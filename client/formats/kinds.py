@@ -1,4 +1,4 @@
-"""Which format a file is in, by its first bytes."""
+"""Detection of file formats by their first bytes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".btf", ".tf8", ".npy", ".dcm", ".dicom")
-"""Of the files in a folder that are taken for images, with those that begin as DICOM does."""
+"""Suffixes of files in a folder that are taken for images, besides DICOM files of any name."""
 
 HEAD = 132
-"""Bytes from which the format can be told."""
+"""Number of bytes needed to detect the format."""
 
 Kind = Literal["png", "jpeg", "tiff", "npy", "dicom"]
 MAGIC: dict[Kind, tuple[bytes, ...]] = {
@@ -21,10 +21,10 @@ MAGIC: dict[Kind, tuple[bytes, ...]] = {
 
 
 def looks_like_dicom(head: bytes) -> bool:
-    """Whether a file that begins with so many bytes, 132 or more, is DICOM, with a preamble or without."""
+    """Whether the first bytes of a file, 132 or more, are DICOM, with or without a preamble."""
     if head[128:132] == b"DICM":
         return True
-    # without a preamble the first element is of group 2 or 8, and has a representation of two letters or a length
+    # without a preamble, the first element is of group 2 or 8 and has a two-letter representation or a length
     little = head[:1] in (b"\2", b"\x08") and head[1:2] + head[3:4] == b"\0\0"
     big = head[:3] in (b"\0\2\0", b"\0\x08\0")
     explicit = head[4:6].isalpha() and head[4:6].isupper()
@@ -32,14 +32,14 @@ def looks_like_dicom(head: bytes) -> bool:
 
 
 def kind_of(head: bytes) -> Kind | None:
-    """The format of a file that begins so; None for what is no image. (A preamble of DICOM may be a TIFF's head.)"""
+    """Return the format of a file with these first bytes; None if unknown. (A DICOM preamble may be a TIFF header.)"""
     if looks_like_dicom(head):
         return "dicom"
     return next((kind for kind, magic in MAGIC.items() if head.startswith(magic)), None)
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the file begins as DICOM does."""
+    """Whether the file is DICOM, by its first bytes."""
     try:
         with open(path, "rb") as file:
             return looks_like_dicom(file.read(HEAD))

@@ -1,4 +1,4 @@
-"""NumPy's .npy files."""
+"""Decoder of NumPy's .npy files."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from client.formats.source import (
 )
 
 MAX_HEADER = 10**6
-"""Bytes; it is parsed as Python, so not without limit."""
+"""Maximum header size in bytes, limited because headers are parsed as Python."""
 
 
 def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
-    """An array [H, W], [N, H, W] of pages, or [H, W, 3] of colour; see ``from_numbers`` for its range.
+    """Read an array [H, W], [N, H, W] (pages), or [H, W, 3] (colour); see ``from_numbers`` for its range.
 
     Raises:
-        FormatError: it is damaged, has another shape, holds no numbers, or is too large.
+        FormatError: the file is damaged or too large, or has another shape or no numbers.
     """
     check_choice(choice, "TIFF or .npy")
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False, max_header_size=MAX_HEADER)  # type: ignore[call-arg]
     except Exception as error:  # a damaged header can make it fail in any way
-        raise FormatError(f"is no readable .npy file: {error}") from error
+        raise FormatError(f"is not a readable .npy file: {error}") from error
     while array.ndim > 2 and 1 in (array.shape[0], array.shape[-1]):
         array = array[0] if array.shape[0] == 1 else array[..., 0]
     colour = array.ndim == 3 and array.shape[2] in (3, 4)

@@ -1,4 +1,4 @@
-"""PNG and JPEG: Pillow says what is wrong with a damaged file, OpenCV keeps 16 bits of colour."""
+"""Decoder of PNG and JPEG: Pillow reports damage, OpenCV preserves 16-bit colour."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from client.formats.source import (
     check_size,
     from_depth,
     luminance,
-    turned,
+    orient,
 )
 
 DROPPED = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-"""Chunks of any size that say nothing of gray values, and for which decoders have limits of their own."""
+"""Chunks of any size without effect on gray values, for which decoders have their own limits."""
 
-# the limit is ours, ``check_size``; Pillow's would refuse or warn at less
+# ``check_size`` sets the limit; Pillow's would warn or fail earlier
 PILImage.MAX_IMAGE_PIXELS = None
-# a file that OpenCV cannot decode is reported by us, in one line; the function has moved in OpenCV's newer releases
+# files that OpenCV cannot decode are reported by us, in one line; newer OpenCV releases have moved the function
 attrgetter("setLogLevel" if hasattr(cv2, "setLogLevel") else "utils.logging.setLogLevel")(cv2)(0)
 
 
 def without_text(png: bytes) -> bytes:
-    """A PNG without text and colour profile."""
+    """Remove text and colour profile from a PNG."""
     parts, start = [png[:8]], 8
     while start + 8 <= len(png):
         length, kind = struct.unpack_from(">I4s", png, start)
@@ -45,10 +45,10 @@ def without_text(png: bytes) -> bytes:
 
 
 def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
-    """A PNG or JPEG file.
+    """Read a PNG or JPEG file.
 
     Raises:
-        FormatError: it is damaged, or too large.
+        FormatError: the file is damaged or too large.
     """
     check_choice(choice)
     if data.startswith(MAGIC["png"]):
@@ -65,7 +65,7 @@ def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
     except FormatError:
         raise
     except UnidentifiedImageError as error:
-        raise FormatError("is damaged, or of a kind that is not supported (JPEG of 12 or 16 bits, lossless)") from error
+        raise FormatError("is damaged, or of an unsupported kind (lossless JPEG, or JPEG of 12 or 16 bits)") from error
     except Exception as error:  # a damaged file can make a decoder fail in any way
         raise FormatError(f"is damaged: {error}") from error
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
@@ -77,4 +77,4 @@ def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
         raise FormatError("is damaged: it cannot be decoded")
     bits = 8 * pixels.dtype.itemsize
     gray = luminance(pixels[..., ::-1], notes) if pixels.ndim == 3 else pixels
-    return Source(turned(from_depth(gray, bits, notes), orientation, notes), bits)
+    return Source(orient(from_depth(gray, bits, notes), orientation, notes), bits)

@@ -1,4 +1,4 @@
-"""What every decoder returns, and what they share: limits, ranges, colour to gray, orientation."""
+"""Result type and shared functions of the decoders: limits, ranges, colour to gray, orientation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.method.images import Image
 
 MAX_PIXELS = 2**28
-"""Pixels of an image that is read, 268 megapixels: larger ones would take several GB while they are converted."""
+"""Maximum pixels of an image, 268 megapixels: converting larger ones would take several GB."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in luminance (ITU-R BT.601)."""
@@ -22,69 +22,69 @@ class FileError(Exception):
 
 
 class FormatError(Exception):
-    """The file cannot be read; the message goes on after the file's name: "has 3 pages, …"."""
+    """A file cannot be read; the message continues the file's name: "has 3 pages, …"."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user chose about reading; None leaves it to the file."""
+    """The user's choices for reading; None: the file's defaults."""
 
     window: tuple[float, float] | None = None
-    """center and width, of DICOM"""
+    """Center and width, for DICOM."""
     frame: int | None = None
-    """of DICOM, from 1"""
+    """Frame number from 1, for DICOM."""
     page: int | None = None
-    """of TIFF and .npy, from 1"""
+    """Page number from 1, for TIFF and .npy."""
     pixel_mm: float | None = None
-    """distance of the file's pixels, in mm"""
+    """Pixel spacing, in mm."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """An image as it was in its file."""
+    """An image as read from its file."""
 
     image: Image
-    """float32 [H, W] in [0, 1], black is 0"""
+    """float32 [H, W] in [0, 1]; 0 is black."""
     bits: int
-    """8 or 16: the depth in which the result should be written"""
+    """Depth for writing the result: 8 or 16."""
     notes: tuple[str, ...] = ()
-    """what was decided or changed in reading, for the user"""
+    """Decisions and changes in reading, for the user."""
     pixel_mm: float | None = None
-    """distance of the pixels, in mm, where it is known"""
+    """Pixel spacing, in mm, if known."""
 
 
 CHOSEN = {"window": "DICOM", "frame": "DICOM", "page": "TIFF or .npy"}
-"""What can be chosen ⇒ the formats that it goes with."""
+"""Choice ⇒ formats that support it."""
 
 
 def check_choice(choice: Choice, formats: str | None = None) -> None:
-    """See that what was chosen goes with the file's format, one of ``CHOSEN``'s; None: nothing does.
+    """Check that the format, one of those in ``CHOSEN`` or None, supports all choices.
 
     Raises:
-        FormatError: it does not.
+        FormatError: a choice is not supported.
     """
     for flag, needed in CHOSEN.items():
         if needed != formats and getattr(choice, flag) not in (None, 1):
-            raise FormatError(f"is no {needed} file, which --{flag} needs")
+            raise FormatError(f"must be a {needed} file for --{flag}")
 
 
 def check_numbers(values: NDArray[Any]) -> None:
-    """Raises FormatError where values are neither integers, floating-point numbers nor truth values."""
+    """Raise FormatError unless values are integers, floating-point numbers or booleans."""
     if values.dtype.kind not in "biuf":
         raise FormatError(f"holds {values.dtype} values, must be integers or floating-point numbers")
 
 
 def check_size(width: int, height: int) -> None:
-    """Raises FormatError where the image has no pixels, or too many."""
+    """Raise FormatError if the image has no pixels or too many."""
     if not 0 < width * height <= MAX_PIXELS:
         raise FormatError(f"is {width}×{height}, must be at least 1×1 and at most {MAX_PIXELS / 1e6:.0f} megapixels")
 
 
 def choose_one(what: str, chosen: int | None, count: int, notes: list[str]) -> int:
-    """The index of the page or frame to read; the first unless chosen, which is noted where there are several.
+    """Return the index of the page or frame to read, the first by default, with a note if there are several.
 
     Raises:
-        FormatError: there is none of that number.
+        FormatError: the number is too large.
     """
     number = chosen or 1
     if number > count:
@@ -95,7 +95,7 @@ def choose_one(what: str, chosen: int | None, count: int, notes: list[str]) -> i
 
 
 def from_depth(pixels: NDArray[Any], bits: int, notes: list[str]) -> Image:
-    """Unsigned integers of so many bits ⇒ [0, 1]; notes where a deep image never uses its upper bits."""
+    """Convert unsigned integers of this depth to [0, 1], with a note if a deep image never uses its upper bits."""
     top = int(pixels.max())
     if bits > 8 and 0 < top < 2 ** (bits - 4):
         notes.append(f"{bits} bits, but no value above {top}")
@@ -105,14 +105,14 @@ def from_depth(pixels: NDArray[Any], bits: int, notes: list[str]) -> Image:
 def from_range(
     values: NDArray[Any], notes: list[str], outside: NDArray[np.bool_] | None = None, why: str = ""
 ) -> Image:
-    """Numbers ⇒ [0, 1] from the smallest to the largest; pixels ``outside`` do not count and are black.
+    """Map the range of numbers to [0, 1]; pixels ``outside`` are ignored and become black.
 
-    A constant image is black. The note begins with ``why``.
+    A constant image becomes black. The note begins with ``why``.
     """
     inside = values if outside is None else values[~outside]
     low, high = (float(inside.min()), float(inside.max())) if inside.size else (0.0, 0.0)
     notes.append(f"{why}black is {low:g}, white {high:g}, the smallest and the largest value")
-    # halves: the difference of the largest numbers is none
+    # halved, because the difference of the largest numbers would overflow
     image = ((values * 0.5 - low * 0.5) / max(high * 0.5 - low * 0.5, 1e-38)).clip(0, 1).astype(np.float32)
     return image if outside is None else np.where(outside, np.float32(0), image)
 
@@ -120,14 +120,14 @@ def from_range(
 def from_numbers(
     values: NDArray[Any], notes: list[str], *, no_data: float | None = None, inverted: bool = False
 ) -> tuple[Image, int]:
-    """Pixels of any numeric type ⇒ [0, 1] and the depth to write.
+    """Convert pixels of any numeric type to [0, 1] and return the depth for writing.
 
-    8 and 16 bit unsigned integers and truth values cover their whole range. Floating-point numbers between 0 and 1 are
-    taken as they are; others, and the other integers, from the smallest to the largest. Not-a-numbers, and pixels of
-    the value ``no_data``, are black. ``inverted``: the smallest value is white.
+    Unsigned 8- and 16-bit integers and booleans are mapped from their full range. Floating-point numbers in [0, 1] are
+    unchanged; others, and other integers, are mapped from smallest to largest. NaN, infinite values and ``no_data``
+    become black. ``inverted``: the smallest value is white.
 
     Raises:
-        FormatError: they are not numbers, or none is finite.
+        FormatError: values are not numbers, or none is finite.
     """
     check_numbers(values)
     outside, bits = np.zeros(values.shape, bool), 16
@@ -155,7 +155,7 @@ def from_numbers(
 
 
 def not_finite(values: NDArray[Any], notes: list[str]) -> NDArray[np.bool_]:
-    """Where values are NaN or infinite; notes how many."""
+    """Return the mask of NaN and infinite values, with a note on their number."""
     found: NDArray[np.bool_] = ~np.isfinite(values)
     if found.any():
         notes.append(f"{found.sum()} pixels are NaN or infinite: black")
@@ -163,7 +163,7 @@ def not_finite(values: NDArray[Any], notes: list[str]) -> NDArray[np.bool_]:
 
 
 def luminance(rgb: NDArray[Any], notes: list[str]) -> NDArray[Any]:
-    """[H, W, 3] ⇒ [H, W] of the same type; a note says which of the two it was: equal channels, or real colour."""
+    """Convert [H, W, 3] to [H, W] of the same type, with a note on whether channels were equal or in real colour."""
     if (rgb == rgb[..., :1]).all():
         notes.append("colour with equal channels: taken as gray")
         return np.ascontiguousarray(rgb[..., 0])
@@ -172,7 +172,7 @@ def luminance(rgb: NDArray[Any], notes: list[str]) -> NDArray[Any]:
     return (np.rint(gray) if rgb.dtype.kind in "iu" else gray).astype(rgb.dtype)
 
 
-TURNS = {
+ORIENTATIONS = {
     2: (False, False, True),
     3: (False, True, True),
     4: (False, True, False),
@@ -181,14 +181,14 @@ TURNS = {
     7: (True, True, True),
     8: (True, True, False),
 }
-"""EXIF's and TIFF's orientation ⇒ whether to transpose, then to reverse the rows, and the columns."""
+"""EXIF and TIFF orientation ⇒ whether to transpose, then reverse rows and columns."""
 
 
-def turned(image: Image, orientation: int, notes: list[str]) -> Image:
-    """Turn an image upright whose file says how it lies, 2 to 8; anything else is upright."""
-    if orientation not in TURNS:
+def orient(image: Image, orientation: int, notes: list[str]) -> Image:
+    """Turn an image upright by its file's orientation, 2 to 8; others are upright already."""
+    if orientation not in ORIENTATIONS:
         return image
     notes.append(f"turned upright: the file's orientation is {orientation}")
-    transpose, rows, columns = TURNS[orientation]
+    transpose, rows, columns = ORIENTATIONS[orientation]
     image = image.T if transpose else image
     return np.ascontiguousarray(image[:: -1 if rows else 1, :: -1 if columns else 1])

@@ -1,4 +1,4 @@
-"""TIFF, by tifffile: any byte order, layout, depth and compression that it and imagecodecs know."""
+"""Decoder of TIFF by tifffile: any byte order, layout, depth and compression that it and imagecodecs support."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from client.formats.source import (
     from_depth,
     from_numbers,
     luminance,
-    turned,
+    orient,
 )
 
 GRAY = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE)
 JPEGS = (6, 7, 34892)
-"""Compressions from which YCbCr comes out as RGB."""
+"""Compressions whose YCbCr is decoded to RGB."""
 UNSPECIFIED = 0
-"""Meaning of an extra sample; the others are kinds of transparency."""
+"""Meaning of an extra sample; others are kinds of transparency."""
 KIND, ORIENTATION, NO_DATA = 262, 274, 42113
-"""Tags."""
+"""Tag numbers."""
 
-# what is wrong with a file is told by us, in one line
+# problems with a file are reported by us, in one line
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 logging.getLogger("tifffile").propagate = False
 
 
 def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
-    """A page of a TIFF file.
+    """Read a page of a TIFF file.
 
     Raises:
-        FormatError: it is damaged, too large, or in a colour space that is not supported.
+        FormatError: the file is damaged, too large, or in an unsupported colour space.
     """
     check_choice(choice, "TIFF or .npy")
     try:
@@ -51,11 +51,11 @@ def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
     except FormatError:
         raise
     except Exception as error:  # a damaged file can make a decoder fail in any way
-        raise FormatError(f"is no readable TIFF: {error}") from error
+        raise FormatError(f"is not a readable TIFF: {error}") from error
 
 
 def full_size(pages: list[Any]) -> list[Any]:
-    """The pages without reduced copies of others; where there are only such, those of the pages within them."""
+    """Return the pages that are not reduced copies; if all are, those within them."""
     found = [page for page in pages if not page.is_reduced]
     inner = [page for outer in pages for page in outer.pages or [] if not page.is_reduced]
     return found or inner or pages
@@ -63,7 +63,7 @@ def full_size(pages: list[Any]) -> list[Any]:
 
 def _read_page(page: tifffile.TiffPage, size: int, notes: list[str]) -> Source:
     check_size(page.imagewidth, page.imagelength)
-    # where data are missing, tifffile would fill in zeros
+    # tifffile would replace missing data with zeros
     ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
     if not ends or max(ends) > size or min(page.databytecounts) == 0:
         raise FormatError("is damaged: it is cut off, or parts of its pixels are missing")
@@ -83,11 +83,11 @@ def _read_page(page: tifffile.TiffPage, size: int, notes: list[str]) -> Source:
         image, depth = from_numbers(gray, notes, no_data=no_data, inverted=inverted)
     if inverted:
         notes.append("inverted: the TIFF stores white as 0")
-    return Source(turned(image, int(page.tags.valueof(ORIENTATION, default=1)), notes), depth)
+    return Source(orient(image, int(page.tags.valueof(ORIENTATION, default=1)), notes), depth)
 
 
 def _gray(page: tifffile.TiffPage, pixels: NDArray[Any], notes: list[str]) -> tuple[NDArray[Any], int]:
-    """Samples [H, W, S] ⇒ gray values [H, W] and their depth in bits; of a palette, its entries."""
+    """Convert samples [H, W, S], or palette indices, to gray values [H, W]; return them and their depth in bits."""
     photometric, samples, bits = page.photometric, pixels.shape[2], page.bitspersample
     if KIND not in page.tags:
         photometric = PHOTOMETRIC.RGB if samples >= 3 else PHOTOMETRIC.MINISBLACK
@@ -95,7 +95,7 @@ def _gray(page: tifffile.TiffPage, pixels: NDArray[Any], notes: list[str]) -> tu
     if any(meaning != UNSPECIFIED for meaning in page.extrasamples):
         notes.append("transparency ignored")
     if photometric == PHOTOMETRIC.PALETTE and page.colormap is not None:
-        # entries have 16 bits; those of 8 are there times 256 or, by some writers, as they are
+        # entries have 16 bits; 8-bit ones are stored times 256 or, by some writers, unscaled
         entries = page.colormap if page.colormap.max() < 256 else page.colormap >> 8
         return luminance(np.moveaxis(entries, 0, -1)[pixels[..., 0]].astype(np.uint8), notes), 8
     if samples >= 3 and (
@@ -109,4 +109,4 @@ def _gray(page: tifffile.TiffPage, pixels: NDArray[Any], notes: list[str]) -> tu
             notes.append(f"channel 1 of {samples}")
         return pixels[..., 0], bits
     name = getattr(photometric, "name", photometric)
-    raise FormatError(f"is a TIFF of kind {name} with {samples} channels, must be gray, RGB, or of a palette")
+    raise FormatError(f"is a TIFF of kind {name} with {samples} channels, must be gray, RGB or palette")

@@ -1,4 +1,4 @@
-"""What the Python-based backends share: requests joined along the batch axis, run, and answered each by itself."""
+"""Batching shared by the Python-based backends: join requests along the batch axis, run them, split the answers."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from pipeline.method.options import InvalidRequest
 Feed = dict[str, Any]
 """Input name ⇒ array."""
 Run = Callable[[Sequence[Feed]], Mapping[str, Any]]
-"""Feeds to be joined along the batch axis ⇒ the joined arrays of all outputs by name."""
+"""Feeds to join along the batch axis ⇒ output name ⇒ joined array."""
 
 
-def joined(feeds: Sequence[Feed]) -> Feed:
-    """One feed of several."""
+def join_feeds(feeds: Sequence[Feed]) -> Feed:
+    """Concatenate feeds along the batch axis."""
     return feeds[0] if len(feeds) == 1 else {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
 
 
-def model_file(args: dict[str, str], config: dict[str, Any], usual: str) -> Path:
-    """The model's file, by the name in its configuration or the usual one.
+def model_file(args: dict[str, str], config: dict[str, Any], default: str) -> Path:
+    """Return the path of the model file, named by its configuration or else ``default``.
 
     Raises:
-        TritonModelException: it is missing.
+        TritonModelException: the file is missing.
     """
-    path = Path(args["model_repository"]) / args["model_version"] / (config["default_model_filename"] or usual)
+    path = Path(args["model_repository"]) / args["model_version"] / (config["default_model_filename"] or default)
     if not path.is_file():
         raise pb_utils.TritonModelException(f"model file '{path}' is missing")
     return path
 
 
 def warmup_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
-    """Of one item of a batched model's first warm-up request: what most requests will be like."""
+    """Return the input shapes of a batched model's first warm-up request, without the batch axis; else None."""
     if config["max_batch_size"]:
         for request in config.get("model_warmup", []):
             return {name: tuple(map(int, i["dims"])) for name, i in request["inputs"].items()}
     return None
 
 
-def number(parameters: dict[str, Any], name: str) -> int:
-    """A whole number of the configuration's ``parameters``, 0 where it is not given.
+def int_parameter(parameters: dict[str, Any], name: str) -> int:
+    """Return an integer from the configuration's ``parameters``; 0 by default.
 
     Raises:
-        TritonModelException: it is something else.
+        TritonModelException: the value is not a whole number.
     """
     text = parameters.get(name, {}).get("string_value", "0")
     if not text.isdecimal():
@@ -56,23 +56,23 @@ def number(parameters: dict[str, Any], name: str) -> int:
     return int(text)
 
 
-def check_names(what: str, configured: Sequence[str], found: Sequence[str], exact: bool) -> None:
-    """See that the model's tensors are the configuration's; not ``exact``: that they are among them.
+def check_names(kind: str, configured: Sequence[str], found: Sequence[str], exact: bool) -> None:
+    """Check that the model has the configured tensors; ``exact``: and no others.
 
     Raises:
-        TritonModelException: they are not.
+        TritonModelException: the tensors differ.
     """
     if set(configured) ^ set(found) if exact else set(configured) - set(found):
         raise pb_utils.TritonModelException(
-            f"the configuration's {what}s are {sorted(configured)}, the model file's are {sorted(found)}"
+            f"the configuration's {kind}s are {sorted(configured)}, the model file's are {sorted(found)}"
         )
 
 
-def given(request: Any, name: str) -> Any:
-    """An input tensor that must be there.
+def required_input(request: Any, name: str) -> Any:
+    """Return a required input tensor.
 
     Raises:
-        InvalidRequest: it is missing.
+        InvalidRequest: the tensor is missing.
     """
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
@@ -81,7 +81,7 @@ def given(request: Any, name: str) -> Any:
 
 
 class Batches:
-    """Answers requests to a model by a function that runs it."""
+    """Answers a model's requests in batches with a function that runs the model."""
 
     def __init__(self, runtime: str, config: dict[str, Any], run: Run) -> None:
         self.runtime, self.run = runtime, run
@@ -91,18 +91,18 @@ class Batches:
         self.outputs = {o["name"]: pb_utils.triton_string_to_numpy(o["data_type"]) for o in config["output"]}
 
     def answer(self, requests: list[Any], read: Callable[[Any], Any]) -> list[Any]:
-        """Run all requests whose inputs agree in everything but the batch axis in one call.
+        """Run requests together if their input shapes agree in all but the batch axis.
 
         Args:
-            requests: as Triton gives them.
-            read: an input tensor's array, as the runtime wants it.
+            requests: Triton's requests.
+            read: convert an input tensor to the array that the runtime expects.
         """
         responses: list[Any] = [None] * len(requests)
         groups: dict[Any, list[tuple[int, Feed]]] = defaultdict(list)
         for index, request in enumerate(requests):
             try:
-                feed = {name: read(given(request, name)) for name in self.inputs}
-            except Exception as error:  # an input that cannot be read is its request's own answer
+                feed = {name: read(required_input(request, name)) for name in self.inputs}
+            except Exception as error:  # an unreadable input fails its own request only
                 responses[index] = self._failure(error, request)
                 continue
             shapes = tuple((name, array.shape[1:]) for name, array in feed.items())
@@ -121,7 +121,7 @@ class Batches:
         return self.failures.answer(error, request, f"{self.runtime}: {' '.join(str(error).split())}")
 
     def _run(self, feeds: Sequence[Feed]) -> list[Any]:
-        """Run the feeds together, and split the results again."""
+        """Run the feeds together and split the results."""
         found = self.run(feeds)
         results = [found[name] for name in self.outputs]
         if len(feeds) == 1:

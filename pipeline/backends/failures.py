@@ -1,7 +1,8 @@
-"""What a Python model makes of a request that fails: its answer, a line in the server's log, and one more in a counter.
+"""Handling of failed requests in Python models: error response, log line, failure counter.
 
-The counter is ``cxr_superres_failures_total{model=…, reason="bad_request" | "unavailable" | "internal"}`` of Triton's
-metrics port. Neither pixels nor what else a request holds are logged.
+Triton's metrics port exposes the counter as
+``cxr_superres_failures_total{model=…, reason="bad_request" | "unavailable" | "internal"}``. No pixels or other contents
+of a request are logged.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ REASONS = ("bad_request", "unavailable", "internal")
 
 
 class Unavailable(Exception):
-    """A model that is called is not there now, because it is being unloaded or the server stops."""
+    """A called model is currently unavailable: it is being unloaded, or the server is stopping."""
 
 
 class Failures:
-    """Those of one model."""
+    """Failure handling of one model."""
 
     def __init__(self, model: str) -> None:
         self.model = model
         self.counters: dict[str, Any] = {}
-        # servers older than 23.05 have no such counters, and one that is started without metrics makes none
+        # not available before 23.05 or in servers started without metrics
         with contextlib.suppress(AttributeError, pb_utils.TritonModelException):
             self.family = pb_utils.MetricFamily(
                 name=METRIC,
@@ -38,7 +39,7 @@ class Failures:
             self.counters = {r: self.family.Metric(labels={"model": model, "reason": r}) for r in REASONS}
 
     def answer(self, error: Exception, request: Any, text: str) -> Any:
-        """The response to a request that failed by ``error``, with ``text`` as its message."""
+        """Return the error response to a request that failed with ``error``; its message is ``text``."""
         about = f"{self.model}: request '{request.request_id()}'"
         if isinstance(error, InvalidRequest):
             reason, code = "bad_request", pb_utils.TritonError.INVALID_ARG

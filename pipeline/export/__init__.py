@@ -1,1 +1,1 @@
-"""Weights to checked ONNX files: float32, INT8, and the gate that asks whether they are the same network."""
+"""Export of weights to verified ONNX files in float32 and INT8, and the parity gate."""

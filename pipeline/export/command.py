@@ -1,4 +1,4 @@
-"""Weights ⇒ the ONNX files and configurations of the model repository, checked before they replace the old ones.
+"""Export weights to the model repository's ONNX files and configurations, replacing the old ones only if verified.
 
 python -m pipeline.export
 python -m pipeline.export --preset paper
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from pipeline.atomic import atomic_write
 from pipeline.command_line import make_parser
 from pipeline.export.parity import MAX_DARK, MIN_PSNR, ParityError, compare_images, radiographs
 from pipeline.export.quantize import quantize
@@ -35,14 +36,13 @@ from pipeline.method.upscale import Array, Call, generator, upscale
 from pipeline.models import onnx_models
 from pipeline.networks import eager
 from pipeline.networks.detail_vae import DetailVAE
-from pipeline.networks.fused import Denoise, Whole
+from pipeline.networks.fused import Denoise, Fused
 from pipeline.networks.vae import Restore
 from pipeline.networks.weights import load_ranges
 from pipeline.presets import DEFAULT, PRESETS, Preset
-from pipeline.runtimes.onnx import by_onnxruntime, onnx_networks, open_session
+from pipeline.runtimes.onnx import onnx_networks, onnxruntime_network, open_session
 from pipeline.spec import INT8_FILE, Model, Tensor
 from pipeline.triton_config import update
-from pipeline.whole import whole_file
 
 OPSET = 18
 MAX_RELATIVE_ERROR = 1e-4
@@ -52,11 +52,11 @@ ONNX_TYPES = {"FP32": onnx.TensorProto.FLOAT}
 
 
 class ExportError(Exception):
-    """An exported graph is not what the specification or PyTorch says."""
+    """An exported graph does not match the specification or PyTorch."""
 
 
 def random_inputs(model: Model, batch: int, seed: int) -> dict[str, NDArray[np.float32]]:
-    """Inputs of the model's warm-up shape, with one side doubled so that H ≠ W, and values over their stated range."""
+    """Return random inputs of the warm-up shape, with one side doubled so that H ≠ W, over their specified range."""
     rng = np.random.default_rng(seed)
     inputs = {}
     for tensor, dims in zip(model.inputs, model.warmup, strict=True):
@@ -69,13 +69,13 @@ def random_inputs(model: Model, batch: int, seed: int) -> dict[str, NDArray[np.f
 
 
 def write_onnx(network: nn.Module, model: Model, path: Path) -> None:
-    """Export with the batch axis and every -1 of the specification dynamic."""
+    """Export to ONNX with a dynamic batch axis and every -1 of the specification dynamic."""
     example = random_inputs(model, batch=2, seed=0)
     dynamic = tuple(
         {0: torch.export.Dim.DYNAMIC, **{i + 1: torch.export.Dim.DYNAMIC for i, d in enumerate(tensor.dims) if d == -1}}
         for tensor in model.inputs
     )
-    # the exporter warns of the absent torchvision and of PyTorch's own deprecations, which its user cannot change
+    # the exporter warns about missing torchvision and PyTorch's own deprecations, which are irrelevant here
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -92,12 +92,12 @@ def write_onnx(network: nn.Module, model: Model, path: Path) -> None:
             verbose=False,
         )
     proto = onnx.load(str(path))
-    drop_traces(proto)
+    strip_metadata(proto)
     onnx.save(proto, str(path))
 
 
-def drop_traces(proto: onnx.ModelProto) -> None:
-    """Clear what the exporter tells of the source lines of every node: the paths of the machine it ran on."""
+def strip_metadata(proto: onnx.ModelProto) -> None:
+    """Remove the exporter's source locations, which hold paths of the machine it ran on."""
     graph = proto.graph
     parts = (proto, graph, graph.node, graph.input, graph.output, graph.value_info, graph.initializer)
     for part in chain.from_iterable(p if isinstance(p, Iterable) else [p] for p in (*parts, proto.functions)):
@@ -108,19 +108,19 @@ def drop_traces(proto: onnx.ModelProto) -> None:
 def _differences(tensors: tuple[Tensor, ...], values: list[onnx.ValueInfoProto]) -> Iterator[str]:
     names, found = [t.name for t in tensors], [v.name for v in values]
     if names != found:
-        yield f"tensors {found}, specified are {names}"
+        yield f"tensors must be {names}, got {found}"
         return
     for tensor, value in zip(tensors, values, strict=True):
         kind = value.type.tensor_type
         dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
         if kind.elem_type != ONNX_TYPES[tensor.dtype]:
-            yield f"'{tensor.name}' is {onnx.TensorProto.DataType.Name(kind.elem_type)}, specified is {tensor.dtype}"
+            yield f"'{tensor.name}' must be {tensor.dtype}, got {onnx.TensorProto.DataType.Name(kind.elem_type)}"
         if dims != (-1, *tensor.dims):
-            yield f"'{tensor.name}' has dims {dims}, specified are {(-1, *tensor.dims)}"
+            yield f"'{tensor.name}' must have dims {(-1, *tensor.dims)}, got {dims}"
 
 
 def check_graph(path: Path, model: Model) -> None:
-    """Compare the graph's inputs, outputs and opset with the specification.
+    """Check the graph's inputs, outputs and opset against the specification.
 
     Raises:
         ExportError: they differ.
@@ -140,16 +140,16 @@ def check_graph(path: Path, model: Model) -> None:
 
 @torch.inference_mode()
 def relative_error(network: nn.Module, model: Model, path: Path, batch: int, seed: int = 1) -> float:
-    """max │onnxruntime - PyTorch│ / max │PyTorch│ on random inputs, of the output where it is largest."""
+    """Return the largest max │onnxruntime - PyTorch│ / max │PyTorch│ of any output on random inputs."""
     inputs = random_inputs(model, batch, seed)
     expected = network(*(torch.from_numpy(a) for a in inputs.values()))
     found = open_session(path).run(None, inputs)
-    of_each = zip([expected] if isinstance(expected, torch.Tensor) else expected, found, strict=True)
-    return max(float(np.abs(b - a.numpy()).max() / np.abs(a.numpy()).max()) for a, b in of_each)
+    outputs = zip([expected] if isinstance(expected, torch.Tensor) else expected, found, strict=True)
+    return max(float(np.abs(b - a.numpy()).max() / np.abs(a.numpy()).max()) for a, b in outputs)
 
 
 def whole_image_parity(pipeline: eager.Eager, repository: Path, seed: int = 0) -> float:
-    """PSNR between PyTorch's and onnxruntime's upscaling of one synthetic image, same seed, all T steps of DDPM."""
+    """Return the PSNR between PyTorch and onnxruntime for a synthetic image, same seed, all T steps of DDPM."""
     preset = pipeline.preset
     rng = np.random.default_rng(seed)
     side = preset.data.lr_size
@@ -166,8 +166,8 @@ def whole_image_parity(pipeline: eager.Eager, repository: Path, seed: int = 0) -
     return psnr(ours, reference)
 
 
-def ranges_within(model: Model, ranges: Mapping[str, Array]) -> dict[str, Array]:
-    """Those of the model's own convolutions; ``ranges`` has the names of ``pipeline.networks.fused.Whole``."""
+def select_ranges(model: Model, ranges: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the ranges of the model's convolutions; ``ranges`` uses the names of ``pipeline.networks.fused.Fused``."""
     return {name: value for name, value in ranges.items() if model.name == "superres_onnx" or name.startswith("vae.")}
 
 
@@ -176,15 +176,15 @@ def decode(network: Call, latent: Array, lr: Array) -> tuple[Array, ...]:
 
 
 def check_int8(repository: Path, preset: Preset) -> None:
-    """Compare whole images by the INT8 files, one at a time, with those by the others.
+    """Compare whole images from each INT8 file with those from the float32 files.
 
     Raises:
-        ExportError: they differ by more than the parity gate allows.
-        ParityError: there is no radiograph to compare.
+        ExportError: the difference exceeds the parity gate.
+        ParityError: the radiograph to compare is missing.
     """
     exact = onnx_networks(repository, preset)
     for model in (model for model in onnx_models(preset) if model.name in preset.int8):
-        network = by_onnxruntime(repository / model.name / "1" / INT8_FILE, model)
+        network = onnxruntime_network(repository / model.name / "1" / INT8_FILE, model)
         if model.name == preset.fused:
             both = exact, replace(exact, fused=network)
         else:
@@ -202,33 +202,33 @@ def check_int8(repository: Path, preset: Preset) -> None:
 
 
 def networks(pipeline: eager.Eager) -> dict[str, nn.Module]:
-    """What is exported, by the model's name."""
+    """Return the networks to export by model name."""
     vae = pipeline.decoder.vae
-    seeing: dict[str, nn.Module] = {}
+    detail_networks: dict[str, nn.Module] = {}
     if isinstance(vae, DetailVAE):
-        seeing = {"superres_onnx": Whole(pipeline.unet, vae), "restorer": Restore(vae)}
+        detail_networks = {"superres_onnx": Fused(pipeline.unet, vae), "restorer": Restore(vae)}
     return {
         "unet_onnx": pipeline.unet,
         "vae_encoder": pipeline.encoder,
         "vae_decoder": pipeline.decoder,
         "denoise": Denoise(pipeline.unet),
-        **seeing,
+        **detail_networks,
     }
 
 
 def export(weights: Path, repository: Path, preset: Preset, vae: str | None = None) -> None:
-    """Export, check, and only then make ``repository`` the preset's: its ONNX files and configurations, and no others.
+    """Export and verify, then make the ONNX files and configurations in ``repository`` exactly the preset's.
 
     Raises:
         ExportError: a graph differs from the specification or from PyTorch.
-        ParityError: the radiograph that INT8 is checked on is missing.
-        ValueError: weights, or the ranges for INT8, are missing, damaged or of another network.
+        ParityError: the radiograph for the INT8 check is missing.
+        ValueError: weights or INT8 ranges are missing, damaged or of another network.
     """
     pipeline = eager.load(weights, preset, vae=vae)
     exported = networks(pipeline)
     ranges = load_ranges(weights, {"vae": pipeline.decoder.vae, "unet": pipeline.unet}) if preset.int8 else {}
     repository.mkdir(parents=True, exist_ok=True)
-    # not in the repository: a server takes every folder there for a model
+    # outside the repository, where a server would take every folder for a model
     with tempfile.TemporaryDirectory() as staging:
         for model in tqdm(onnx_models(preset), desc="export", leave=False):
             path = Path(staging) / model.name / "1" / "model.onnx"
@@ -243,18 +243,18 @@ def export(weights: Path, repository: Path, preset: Preset, vae: str | None = No
             if not max(errors.values()) < MAX_RELATIVE_ERROR:
                 raise ExportError(f"{model.name}: differs from PyTorch by {max(errors.values()):.1e}")
             if model.name in preset.int8:
-                onnx.save(quantize(onnx.load(str(path)), ranges_within(model, ranges)), str(path.with_name(INT8_FILE)))
+                onnx.save(quantize(onnx.load(str(path)), select_ranges(model, ranges)), str(path.with_name(INT8_FILE)))
         parity = whole_image_parity(pipeline, Path(staging))
         tqdm.write(f"whole image, {preset.diffusion.T} steps: PSNR between PyTorch and onnxruntime {parity:.1f} dB")
         if not parity > MIN_PARITY_DB:
             raise ExportError(f"whole image: parity must be above {MIN_PARITY_DB} dB, got {parity:.1f} dB")
         check_int8(Path(staging), preset)
-        # all files are beside their places before the first is replaced
+        # copy all files next to their targets before replacing the first
         with contextlib.ExitStack() as stack:
             for path in sorted(Path(staging).glob("*/1/*.onnx")):
                 target = repository / path.relative_to(staging)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, stack.enter_context(whole_file(target)))
+                shutil.copyfile(path, stack.enter_context(atomic_write(target)))
     update(repository, preset)
 
 

@@ -1,7 +1,7 @@
-"""Are TensorRT plans the networks that their ONNX files are? Single calls and whole images, through a server.
+"""Parity of TensorRT plans with their ONNX files, for single calls and whole images, through a server.
 
-``MIN_PSNR`` stands for LPIPS, which needs PyTorch: at 45 dB noise changes an image's LPIPS by 0.013 to 0.018, at 52 dB
-by less than 0.002 (docs/decisions.md). ``python -m train.evaluate --runtimes onnx,trt`` measures the change itself.
+``MIN_PSNR`` is a proxy for LPIPS, which needs PyTorch: noise at 45 dB changes an image's LPIPS by 0.013–0.018, at 52 dB
+by less than 0.002 (docs/decisions.md). ``python -m train.evaluate --runtimes onnx,trt`` measures the actual change.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from pipeline.presets import Preset
 from pipeline.spec import Model
 
 RECORDED = (299, 150, 1)
-"""Timesteps whose calls are compared."""
+"""Timesteps at which calls are compared."""
 MAX_CALL_ERROR = 0.05
 MIN_PSNR = 52.0
 MAX_DARK = 0.5
 DARK = 0.2
-LEAST_ERROR = 1e-10
-"""Mean squared error that counts as none: 100 dB, for JSON has no infinity."""
+MIN_ERROR = 1e-10
+"""Lower bound of the mean squared error: 100 dB, because JSON has no infinity."""
 ADVICE = "use --precision fp32, or bf16"
 
 
 class ParityError(Exception):
-    """A plan is not the network."""
+    """A plan differs too much from its ONNX file."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far plans are from the ONNX files."""
+    """Differences between plans and ONNX files."""
 
     calls: dict[str, float]
-    """By what was called: max │plan - ONNX│ / max │ONNX│"""
+    """Description of the call ⇒ max │plan - ONNX│ / max │ONNX│."""
     psnr: float
-    """of the worst of the whole images, in dB"""
+    """PSNR of the worst whole image, in dB."""
     dark: float
-    """the largest shift of the mean brightness of an image's dark areas, in gray levels of 255"""
+    """Largest shift of the mean brightness of an image's dark areas, in gray levels of 255."""
 
 
 def judge(parity: Parity) -> None:
-    """Refuse plans that are not the networks; NaN is refused as well.
+    """Reject plans that differ too much, including by NaN.
 
     Raises:
-        ParityError: they are too far from the ONNX files.
+        ParityError: the plans are too far from the ONNX files.
     """
     wrong = [f"{call}: {error:.1%}" for call, error in parity.calls.items() if not error < MAX_CALL_ERROR]
     if wrong:
@@ -69,14 +69,14 @@ def judge(parity: Parity) -> None:
 
 
 def radiographs(preset: Preset) -> list[Image]:
-    """LR images of the preset's size from the radiograph of pydicom-data: as it is, and underexposed.
+    """Return LR images of the preset's size from a radiograph in pydicom-data: as is, and underexposed.
 
     Raises:
         ParityError: the package is not installed.
     """
     path = get_testdata_file("RG1_UNCR.dcm")
     if path is None:
-        raise ParityError("the package pydicom-data holds no RG1_UNCR.dcm: pip install pydicom-data")
+        raise ParityError("the package pydicom-data has no RG1_UNCR.dcm: pip install pydicom-data")
     file = dcmread(path)
     values, center, width = file.pixel_array.astype(np.float32), file.WindowCenter, file.WindowWidth
     # its window by PS3.3 C.11.2.1.2.1; MONOCHROME1: small values are bright
@@ -86,7 +86,7 @@ def radiographs(preset: Preset) -> list[Image]:
 
 
 def remote(server: triton.InferenceServerClient, name: str, model: Model) -> Call:
-    """Model ``name`` of the server as a function of the inputs that ``model`` has, by name; others are ignored."""
+    """Return a function that calls model ``name`` on the server with the inputs of ``model``, ignoring others."""
 
     def run(**inputs: Array) -> tuple[Array, ...]:
         tensors = [triton.InferInput(tensor.name, inputs[tensor.name].shape, tensor.dtype) for tensor in model.inputs]
@@ -99,20 +99,20 @@ def remote(server: triton.InferenceServerClient, name: str, model: Model) -> Cal
 
 
 def call_error(plan: Array, onnx: Array) -> float:
-    """max │plan - ONNX│ / max │ONNX│; NaN where a value of the plan is."""
+    """Return max │plan - ONNX│ / max │ONNX│; NaN if the plan has a NaN."""
     return float(np.abs(plan - onnx).max() / np.abs(onnx).max())
 
 
 def compare_images(plan: Image, onnx: Image) -> tuple[float, float]:
-    """PSNR in dB, and by how many gray levels of 255 the dark areas' mean is shifted; NaN where a value is."""
+    """Return the PSNR in dB and the shift of the dark areas' mean in gray levels of 255; NaN if a value is NaN."""
     error = np.mean(np.square(plan - onnx, dtype=np.float64))
     where = onnx < DARK
     shift = np.mean((plan - onnx)[where]) if where.any() else 0.0
-    return float(-10 * np.log10(np.maximum(error, LEAST_ERROR))), 255 * abs(float(shift))
+    return float(-10 * np.log10(np.maximum(error, MIN_ERROR))), 255 * abs(float(shift))
 
 
 def record_fused(networks: Networks, preset: Preset, image: Image) -> dict[str, Array]:
-    """What the fused model is given for an image with the preset's own options."""
+    """Return the inputs of the fused model for an image with default options."""
     recorded: dict[str, Array] = {}
 
     def fused(**inputs: Array) -> tuple[Array, ...]:
@@ -127,17 +127,17 @@ def record_fused(networks: Networks, preset: Preset, image: Image) -> dict[str, 
 def measure_parity(url: str, preset: Preset, networks: Networks, pairs: Sequence[tuple[Model, Model]]) -> Parity:
     """Compare plans with the ONNX models of the same server.
 
-    The denoiser is compared on the inputs of a whole run at the recorded timesteps, and by whole images of all steps of
-    DDPM; the others on one call.
+    The denoiser is compared on its inputs at the recorded timesteps of a whole run, and by whole images from all steps
+    of DDPM; the other networks are compared on one call.
 
     Args:
         url: gRPC address of the server.
-        preset: of its repository.
-        networks: the ONNX files in this process; their encoder and decoder stand around the denoisers compared.
+        preset: the repository's preset.
+        networks: the ONNX files in this process; their encoder and decoder are used with both denoisers.
         pairs: (network, its plan), the denoiser first.
 
     Raises:
-        ParityError: the server runs one of them not at all.
+        ParityError: the server cannot run one of them.
     """
     calls: dict[str, float] = {}
     images = radiographs(preset)
@@ -167,16 +167,16 @@ def measure_parity(url: str, preset: Preset, networks: Networks, pairs: Sequence
             found = [compare_images(draw(image, planned), draw(image, recording)) for image in images]
             inputs = {"image": image, "latent": networks.encode(image, lr), "lr": lr}
             for (network, model), (plan, onnx) in zip(pairs[1:], both[1:], strict=True):
-                given = record_fused(networks, preset, images[0]) if network == fused_model(preset) else inputs
-                calls[model.name] = call_error(plan(**given)[0], onnx(**given)[0])
+                arrays = record_fused(networks, preset, images[0]) if network == fused_model(preset) else inputs
+                calls[model.name] = call_error(plan(**arrays)[0], onnx(**arrays)[0])
     except InferenceServerException as error:
         raise ParityError(f"the server does not answer: {error.message()}") from error
-    # unlike min() and max(), NumPy's let NaN through
+    # unlike min() and max(), NumPy's propagate NaN
     return Parity(calls, float(np.min([psnr for psnr, _ in found])), float(np.max([dark for _, dark in found])))
 
 
 def report(parity: Parity) -> str:
-    """For people."""
+    """Return a readable summary."""
     calls = ", ".join(f"{call}: {error:.2%}" for call, error in parity.calls.items())
     dark = f"dark areas shifted by {parity.dark:.2f} gray levels"
     return f"calls off by {calls}; whole images: PSNR {parity.psnr:.1f} dB, {dark}"

@@ -1,7 +1,7 @@
-"""An ONNX file's convolutions in INT8: quantize and dequantize nodes (Q/DQ) on their inputs and weights.
+"""INT8 quantization of an ONNX file's convolutions, with Q/DQ nodes on their inputs and weights.
 
-Each input channel has a scale of its own, which the weights take up, so that channels of small values keep their
-digits; the integers themselves have one scale, as runtimes want it. Everything else stays as it is.
+Each input channel is scaled individually, with the scale folded into the weights, so that channels of small values keep
+their precision; the integers themselves share one scale, as runtimes require. Everything else is unchanged.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from onnx import helper, numpy_helper
 
 Array = NDArray[np.float32]
 
-LEAST = 1e-6
-"""What a channel that was always zero counts as."""
+MIN_REACH = 1e-6
+"""Reach assumed for a channel that was always zero."""
 
 
 def quantize_weights(weight: Array, reach: Array) -> tuple[NDArray[np.int8], Array]:
-    """Weights [C_out, C_in, k, k] of inputs divided by ``reach`` [C_in] ⇒ integers, and their scales [C_out]."""
-    taken_up = weight * reach[None, :, None, None]
-    scale = np.maximum(np.abs(taken_up).max(axis=(1, 2, 3)) / 127, LEAST).astype(np.float32)
-    return np.rint(taken_up / scale[:, None, None, None]).astype(np.int8), scale
+    """Quantize weights [C_out, C_in, k, k] for inputs divided by ``reach`` [C_in]; return int8 and scales [C_out]."""
+    scaled = weight * reach[None, :, None, None]
+    scale = np.maximum(np.abs(scaled).max(axis=(1, 2, 3)) / 127, MIN_REACH).astype(np.float32)
+    return np.rint(scaled / scale[:, None, None, None]).astype(np.int8), scale
 
 
 def input_scale(low: Array, high: Array) -> tuple[np.float32, np.uint8]:
-    """Scale and zero point of the integers 0 … 255 that hold ``low`` to ``high``, and zero exactly."""
+    """Return scale and zero point of integers 0 … 255 that cover ``low`` to ``high`` and represent zero exactly."""
     bottom, top = min(0.0, float(low.min())), max(0.0, float(high.max()))
-    scale = np.float32(max(top - bottom, LEAST) / 255)
+    scale = np.float32(max(top - bottom, MIN_REACH) / 255)
     return scale, np.uint8(np.rint(-bottom / scale))
 
 
 def quantize(model: onnx.ModelProto, ranges: Mapping[str, Array]) -> onnx.ModelProto:
-    """A copy of the model with Q/DQ around the convolutions that ``ranges`` names.
+    """Return a copy of the model with Q/DQ nodes around the convolutions named in ``ranges``.
 
     Args:
-        model: its weights are initializers named NAME.weight.
-        ranges: NAME ⇒ the least and the greatest value of each input channel of that convolution, [2, C_in].
+        model: a model whose weights are initializers named NAME.weight.
+        ranges: NAME ⇒ minimum and maximum of each input channel of that convolution, [2, C_in].
 
     Raises:
-        ValueError: a convolution is missing, or has another number of input channels.
+        ValueError: a convolution is missing or has a different number of input channels.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -50,7 +50,7 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Array]) -> onnx.ModelP
     nodes = [node for node in graph.node if node.op_type == "Conv" and node.input[1] in weights]
     convolutions = {node.input[1].removesuffix(".weight"): node for node in nodes}
     if len(convolutions) < len(nodes):
-        raise ValueError("a convolution's weight serves several nodes, as of several steps in one graph")
+        raise ValueError("a convolution's weight is shared by several nodes, as when a graph unrolls several steps")
     if missing := sorted(ranges.keys() - convolutions.keys()):
         raise ValueError(f"the model has no convolution {', '.join(missing)}")
     before: dict[str, list[onnx.NodeProto]] = {}
@@ -59,7 +59,7 @@ def quantize(model: onnx.ModelProto, ranges: Mapping[str, Array]) -> onnx.ModelP
         weight = numpy_helper.to_array(weights[conv.input[1]])
         if weight.shape[1] != len(low):
             raise ValueError(f"{name} has {weight.shape[1]} input channels, its ranges have {len(low)}")
-        reach = np.maximum(np.maximum(-low, high), LEAST)
+        reach = np.maximum(np.maximum(-low, high), MIN_REACH)
         integers, weight_scale = quantize_weights(weight, reach)
         scale, zero = input_scale(low / reach, high / reach)
         constants = {

@@ -1,1 +1,1 @@
-"""The method on arrays: schedule, sampler, reductions, what a request may ask for. NumPy and OpenCV only."""
+"""The method on arrays: schedule, sampler, reductions, request options. NumPy and OpenCV only."""

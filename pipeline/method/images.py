@@ -1,4 +1,4 @@
-"""Arrays: degradation (HR → LR), bicubic upsampling, padding, the networks' format, PSNR and SSIM. NumPy and OpenCV."""
+"""Array operations: degradation (HR → LR), bicubic upsampling, padding, conversions, PSNR, SSIM. NumPy and OpenCV."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Image = NDArray[np.float32]
 
 
 def resize_cubic(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """OpenCV ``INTER_CUBIC``, the paper's resampling; any dtype OpenCV takes, integers are rounded and saturated."""
+    """Resize by OpenCV ``INTER_CUBIC``, as in the paper; any OpenCV dtype, integers are rounded and saturated."""
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def crop_square(image: NDArray[Any]) -> NDArray[Any]:
-    """The centred square of the shorter side."""
+    """Crop to the central square of the shorter side."""
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -28,64 +28,64 @@ def crop_square(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def downscale(image: NDArray[Any], factor: int = SCALE) -> NDArray[Any]:
-    """LR of an HR image by the paper's protocol; sides that ``factor`` does not divide lose the remainder."""
+    """Reduce an HR image by the paper's protocol; sides are cropped to a multiple of ``factor``."""
     height, width = image.shape[0] // factor, image.shape[1] // factor
     return resize_cubic(image[: height * factor, : width * factor], height, width)
 
 
 def downscale_by_area(image: NDArray[Any], factor: int) -> NDArray[Any]:
-    """The mean of every ``factor``×``factor`` pixels; sides that it does not divide lose the remainder."""
+    """Average every ``factor``×``factor`` pixels; sides are cropped to a multiple of ``factor``."""
     height, width = image.shape[0] // factor, image.shape[1] // factor
     return cv2.resize(image[: height * factor, : width * factor], (width, height), interpolation=cv2.INTER_AREA)
 
 
 def fold(images: NDArray[np.float32], n: int) -> NDArray[np.float32]:
-    """Space to depth: [B, C, H, W] ⇒ [B, C·n², H/n, W/n], as torch's ``pixel_unshuffle``."""
+    """Fold space to depth, [B, C, H, W] ⇒ [B, C·n², H/n, W/n], like torch's ``pixel_unshuffle``."""
     b, c, h, w = images.shape
     return images.reshape(b, c, h // n, n, w // n, n).transpose(0, 1, 3, 5, 2, 4).reshape(b, c * n * n, h // n, w // n)
 
 
 def upsample(image: Image, factor: int = SCALE) -> Image:
-    """Bicubic ×4 without clipping, equal to ``F.interpolate(mode="bicubic", align_corners=False)``."""
+    """Upsample ×4 bicubically without clipping, like ``F.interpolate(mode="bicubic", align_corners=False)``."""
     return resize_cubic(image, image.shape[0] * factor, image.shape[1] * factor)
 
 
 def pad_to_multiple(image: Image, multiple: int) -> Image:
-    """Pad at the bottom and right by reflection until ``multiple`` divides both sides."""
+    """Pad bottom and right by reflection to a multiple of ``multiple``."""
     bottom, right = (-side % multiple for side in image.shape)
     return np.pad(image, ((0, bottom), (0, right)), mode="reflect") if bottom or right else image
 
 
 def to_network(image: Image, channels: int) -> NDArray[np.float32]:
-    """[H, W] in [0, 1] ⇒ [channels, H, W] in [-1, 1]."""
+    """Convert [H, W] in [0, 1] to [channels, H, W] in [-1, 1]."""
     return np.repeat((image * 2.0 - 1.0)[None].astype(np.float32), channels, axis=0)
 
 
 def from_network(image: NDArray[np.float32]) -> Image:
-    """[C, H, W] in [-1, 1] ⇒ [H, W] in [0, 1], the mean of the channels; nothing is clipped."""
+    """Convert [C, H, W] in [-1, 1] to [H, W] in [0, 1], the mean of the channels, without clipping."""
     return ((image.mean(axis=0) + 1.0) / 2.0).astype(np.float32)
 
 
 def to_integers(image: Image, bits: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """[0, 1] ⇒ the nearest of 0 … 2^bits-1, for 8 or 16 bits."""
+    """Quantize [0, 1] to 0 … 2^bits-1, for 8 or 16 bits."""
     levels = np.rint(np.clip(image, 0.0, 1.0) * (2**bits - 1))
     return levels.astype(np.uint8) if bits == 8 else levels.astype(np.uint16)
 
 
 def from_integers(image: NDArray[np.uint8] | NDArray[np.uint16]) -> Image:
-    """0 … 255 of uint8, or 0 … 65535 of uint16 ⇒ [0, 1]."""
+    """Convert uint8 0 … 255 or uint16 0 … 65535 to [0, 1]."""
     return (image / np.iinfo(image.dtype).max).astype(np.float32)
 
 
 def psnr(image: Image, reference: Image) -> float:
-    """Peak signal-to-noise ratio in dB of the 8-bit images; inf where they are equal."""
+    """Return the peak signal-to-noise ratio of the 8-bit images in dB; inf if they are equal."""
     error = to_integers(image, 8).astype(np.float64) - to_integers(reference, 8)
     mse = float(np.mean(error**2))
     return float("inf") if mse == 0.0 else float(10.0 * np.log10(255.0**2 / mse))
 
 
 def ssim(image: Image, reference: Image) -> float:
-    """Structural similarity (Wang et al. 2004) of the 8-bit images: Gaussian window, σ = 1.5, 11×11 pixels."""
+    """Return the structural similarity (Wang et al. 2004) of the 8-bit images: 11×11 Gaussian window, σ = 1.5."""
     x, y = (to_integers(a, 8).astype(np.float64) for a in (image, reference))
 
     def blur(a: NDArray[np.float64]) -> NDArray[np.float64]:

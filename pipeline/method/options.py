@@ -1,4 +1,4 @@
-"""What a request may hold, checked alike by the client before sending and by the server on arrival."""
+"""Request options and their validation, shared by client and server."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from pipeline.spec import (
 Choice = TypeVar("Choice", bound=str)
 
 STOPPING = "Server not ready"
-"""What Triton answers while it starts or stops."""
+"""Triton's response while it starts or stops."""
 
 MAX_SHOWN = 60
-"""Characters of a wrong value that a message holds."""
+"""Maximum characters of an invalid value in a message."""
 
 
 class InvalidRequest(ValueError):
-    """The message names the tensor, the value received and the values allowed."""
+    """A request is invalid; the message names the tensor, the allowed values and the value received."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How an image is upscaled; images with equal options and shape can run together. The names are the tensors'."""
+    """Options for upscaling, named like the tensors; images of equal options and shape can run together."""
 
     steps: int
     sampler: SamplerName
@@ -65,7 +65,7 @@ class Options:
         degradation: str | None = None,
         denoiser: str | None = None,
     ) -> Options:
-        """The options with the preset's defaults for what is None.
+        """Return the options, with the preset's defaults for None.
 
         Raises:
             InvalidRequest: a value is not allowed.
@@ -78,7 +78,7 @@ class Options:
             start=diffusion.start if start is None else _choice("start", start, diffusion.starts),
             samples=1 if samples is None else _number("samples", samples, 1, MAX_SAMPLES),
             output="sample" if output is None else _choice("output", output, OUTPUTS),
-            faithful=preset.faithful if faithful is None else _truth("faithful", faithful),
+            faithful=preset.faithful if faithful is None else _boolean("faithful", faithful),
             degradation=_choice("degradation", "auto" if degradation is None else degradation, DEGRADATIONS),
             denoiser="auto" if denoiser is None else _choice("denoiser", denoiser, DENOISERS),
         )
@@ -88,9 +88,9 @@ class Options:
 
 
 def is_not_serving(message: str) -> bool:
-    """Whether Triton's message is that of a server that starts or stops, or of a model that is loaded or unloaded.
+    """Whether Triton's message means that the server is starting or stopping, or the model is being loaded or unloaded.
 
-    Its status does not tell: of a model that another calls it is that of any error.
+    The status is not enough: for a model called by another one, it is the same as for any error.
     """
     return any(
         text in message for text in (STOPPING, "Server is stopping", "is not ready", "Request for unknown model")
@@ -98,54 +98,54 @@ def is_not_serving(message: str) -> bool:
 
 
 def check_seed(seed: Any) -> int:
-    """The seed as Python's own integer.
+    """Return the seed as a Python integer.
 
     Raises:
-        InvalidRequest: it is no integer, or out of range.
+        InvalidRequest: the seed is not an integer or out of range.
     """
     return _number("seed", seed, 0, MAX_SEED)
 
 
 def check_pixel_mm(value: Any) -> float:
-    """The distance of an image's pixels, in mm, as Python's own number.
+    """Return the pixel spacing, in mm, as a Python float.
 
     Raises:
-        InvalidRequest: it is no number, or no distance of a radiograph's pixels.
+        InvalidRequest: the spacing is not a number or out of range.
     """
     low, high = PIXEL_MM
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not number or not low <= value <= high:
-        raise InvalidRequest(f"'pixel_mm' must be {low:g}–{high:g} (mm between pixels), got {_shown(value)}")
+        raise InvalidRequest(f"'pixel_mm' must be {low:g}–{high:g} (mm between pixels), got {_abbreviated(value)}")
     return float(value)
 
 
 def check_seconds(name: str, value: Any, *, zero: bool) -> float:
-    """A limit of time, which may be infinite; ``zero``: and 0.
+    """Return a time limit, which may be infinite; ``zero``: whether 0 is allowed.
 
     Raises:
-        InvalidRequest: it is no number, not a number, negative, or 0 where that is not allowed.
+        InvalidRequest: the limit is not a number, NaN, negative, or 0 if that is not allowed.
     """
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not number or not (value >= 0 if zero else value > 0):
         allowed = "0 or more" if zero else "more than 0"
-        raise InvalidRequest(f"'{name}' must be {allowed} seconds (inf: no limit), got {_shown(value)}")
+        raise InvalidRequest(f"'{name}' must be {allowed} seconds (inf: no limit), got {_abbreviated(value)}")
     return math.inf if value > sys.float_info.max else float(value)
 
 
 def gray_image(value: Any) -> NDArray[np.floating[Any]]:
-    """Whatever NumPy takes for an array, as one image [H, W] that ``check_image`` allows.
+    """Convert any NumPy array-like to an image [H, W] that passes ``check_image``.
 
     Raises:
-        InvalidRequest: it is none.
+        InvalidRequest: the value is not such an image.
     """
     if np.ma.is_masked(value):  # type: ignore[no-untyped-call]
         raise InvalidRequest("'image' must not have masked values: fill them, for example with .filled(0)")
     try:
         array = np.asarray(value)
-    except Exception as error:  # whatever a foreign object raises
+    except Exception as error:  # foreign objects may raise anything
         raise InvalidRequest(f"'image' must be floating point [H, W], 0–1, got a {type(value).__name__}") from error
     if not np.issubdtype(array.dtype, np.floating):
-        what = str(array.dtype) if array.dtype.kind in "biuc" else f"a {type(value).__name__} of no numbers"
+        what = str(array.dtype) if array.dtype.kind in "biuc" else f"a {type(value).__name__} without numbers"
         hint = f": divide by {np.iinfo(array.dtype).max}" if array.dtype in (np.uint8, np.uint16) else ""
         raise InvalidRequest(f"'image' must be floating point, 0–1, got {what}{hint}")
     if array.ndim != 2:
@@ -155,7 +155,7 @@ def gray_image(value: Any) -> NDArray[np.floating[Any]]:
 
 
 def check_image(image: NDArray[Any]) -> None:
-    """Raises InvalidRequest where the last two axes are too short or too long, or values are not in [0, 1]."""
+    """Raise InvalidRequest if the last two axes are too short or long, or values are outside [0, 1]."""
     height, width = image.shape[-2:]
     if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
         raise InvalidRequest(f"'image' must be {MIN_SIDE}–{MAX_SIDE} pixels per side, got {height}×{width}")
@@ -167,23 +167,23 @@ def check_image(image: NDArray[Any]) -> None:
 
 def _number(name: str, value: Any, low: int, high: int) -> int:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
-        raise InvalidRequest(f"'{name}' must be {low}–{high}, got {_shown(value)}")
+        raise InvalidRequest(f"'{name}' must be {low}–{high}, got {_abbreviated(value)}")
     return int(value)
 
 
 def _choice(name: str, value: Any, allowed: tuple[Choice, ...]) -> Choice:
     if not isinstance(value, str) or value not in allowed:
-        raise InvalidRequest(f"'{name}' must be one of {', '.join(allowed)}, got {_shown(value)}")
+        raise InvalidRequest(f"'{name}' must be one of {', '.join(allowed)}, got {_abbreviated(value)}")
     return next(choice for choice in allowed if choice == value)  # not a subclass of str
 
 
-def _truth(name: str, value: Any) -> bool:
+def _boolean(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
-        raise InvalidRequest(f"'{name}' must be true or false, got {_shown(value)}")
+        raise InvalidRequest(f"'{name}' must be true or false, got {_abbreviated(value)}")
     return bool(value)
 
 
-def _shown(value: Any) -> str:
-    """A value for one line of a message."""
+def _abbreviated(value: Any) -> str:
+    """Return a value's representation, shortened and on one line."""
     text = " ".join((str(value) if isinstance(value, np.number) else repr(value)).split())
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"

@@ -1,4 +1,4 @@
-"""DDPM and DDIM as one function (Ho et al. 2020; Song et al. 2021, eq. 12 and 16). NumPy only, no torch.
+"""DDPM and DDIM in one function (Ho et al. 2020; Song et al. 2021, eq. 12 and 16). NumPy only, no torch.
 
 Both samplers are one affine step, z_prev = a·z_t + b·prediction + σ·noise, whatever the network predicts; DDPM is
 DDIM with η = 1. The coefficients are Python floats, so the same code runs on NumPy arrays and on torch tensors of any
@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.method.schedule import Schedule, add_noise
-from pipeline.spec import LEAP, Prediction, SamplerName
+from pipeline.spec import UNROLLED_STEPS, Prediction, SamplerName
 
 Z = TypeVar("Z", bound=Any)
 
 ETA: dict[SamplerName, float] = {"ddpm": 1.0, "ddim": 0.0}
-"""The stochasticity η that makes the step function that sampler."""
+"""Sampler ⇒ stochasticity η of its steps."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """The coefficients of ``advance``: numbers, or in an exported graph tensors."""
+    """The coefficients of ``advance``: numbers or, in an exported graph, tensors."""
 
     t: Any
     z: Any
@@ -34,22 +34,22 @@ class Step:
 
 
 def advance(z: Z, step: Step, predicted: Z, noise: Z | None = None) -> Z:
-    """z_prev = ``step.z``·z_t + ``step.predicted``·prediction(z_t, t) + ``step.sigma``·noise."""
+    """Return z_prev = ``step.z``·z_t + ``step.predicted``·prediction(z_t, t) + ``step.sigma``·noise."""
     z = z * step.z + predicted * step.predicted
     return z if noise is None else z + noise * step.sigma
 
 
-Leap = Callable[[Z, NDArray[np.float32], list[Z]], Z]
-"""(z_t, coefficients [LEAP, 4] as t, z, predicted, sigma, the noise of each) ⇒ z after LEAP steps."""
+StepMany = Callable[[Z, NDArray[np.float32], list[Z]], Z]
+"""(z_t, coefficients [UNROLLED_STEPS, 4]: t, z, predicted, sigma; noise per step) ⇒ z after UNROLLED_STEPS steps."""
 
 
 def rows(path: Sequence[Step]) -> NDArray[np.float32]:
-    """Steps as rows t, z, predicted, sigma, as exported graphs take them: [len(path), 4]."""
+    """Return steps as rows (t, z, predicted, sigma), the input of exported graphs: [len(path), 4]."""
     return np.array([(s.t, s.z, s.predicted, s.sigma) for s in path], np.float32)
 
 
 def timesteps(T: int, steps: int) -> list[int]:
-    """``steps`` timesteps from T-1 down, evenly spaced ("trailing"), so that every run starts at full noise.
+    """Return ``steps`` timesteps from T-1 down, evenly spaced ("trailing"), so that every run starts at full noise.
 
     Raises:
         ValueError: ``steps`` is not in 1 … T.
@@ -60,11 +60,11 @@ def timesteps(T: int, steps: int) -> list[int]:
 
 
 def trajectory(schedule: Schedule, steps: int, eta: float, prediction: Prediction = "eps") -> list[Step]:
-    """The coefficients of every step.
+    """Return the coefficients of every step.
 
     With ᾱ' = ᾱ of the next timestep (1 after the last), σ² = η²·(1-ᾱ')/(1-ᾱ)·(1-ᾱ/ᾱ') and
     z_prev = √ᾱ'·ẑ_0 + √(1-ᾱ'-σ²)·ε + σ·noise. A network that predicts ε gives ẑ_0 = (z_t - √(1-ᾱ)·ε)/√ᾱ; one that
-    predicts v gives ẑ_0 = √ᾱ·z_t - √(1-ᾱ)·v and ε = √(1-ᾱ)·z_t + √ᾱ·v, at pure noise (ᾱ = 0) too; one that predicts
+    predicts v gives ẑ_0 = √ᾱ·z_t - √(1-ᾱ)·v and ε = √(1-ᾱ)·z_t + √ᾱ·v, even at pure noise (ᾱ = 0); one that predicts
     ẑ_0 gives ε = (z_t - √ᾱ·ẑ_0)/√(1-ᾱ).
 
     Raises:
@@ -91,20 +91,20 @@ def trajectory(schedule: Schedule, steps: int, eta: float, prediction: Predictio
 
 
 Seed = int | tuple[int, int]
-"""Of one sample: the image's seed, or that and the sample's number."""
+"""Seed of a sample: the image's seed, or (the image's seed, sample number)."""
 
 
 def seed_sequence(seed: Seed) -> np.random.SeedSequence:
-    """Independent of every other seed's, whether an image's or a further sample's."""
+    """Return a seed sequence independent of those of all other images and samples."""
     if isinstance(seed, tuple):
         return np.random.SeedSequence(seed[0], spawn_key=seed[1:])
     return np.random.SeedSequence(seed)
 
 
 def image_noise(seeds: Sequence[Seed], shape: tuple[int, ...]) -> Callable[[], NDArray[np.float32]]:
-    """A source of standard normal noise, [len(seeds), *shape] a draw, with one generator a sample.
+    """Return a source of standard normal noise, [len(seeds), *shape] per call, with one generator per sample.
 
-    A sample's noise depends on its own seed only, not on the batch it shares.
+    A sample's noise depends only on its own seed, not on its batch.
     """
     generators = [np.random.default_rng(seed_sequence(seed)) for seed in seeds]
     return lambda: np.stack([g.standard_normal(shape, dtype=np.float32) for g in generators])
@@ -119,31 +119,31 @@ def sample(
     eta: float,
     prediction: Prediction = "eps",
     z_lr: Z | None = None,
-    leap: Leap[Z] | None = None,
+    step_many: StepMany[Z] | None = None,
 ) -> Z:
     """Draw HR latents.
 
     Args:
         denoise: (z_t, t) ⇒ ε, v or z_0, of z_t's shape.
         schedule: ᾱ_t.
-        noise: every call returns fresh standard normal noise of z_t's shape.
+        noise: return fresh standard normal noise of z_t's shape on every call.
         steps: denoising steps, 1 … T.
         eta: 1 for DDPM, 0 for deterministic DDIM (see ``ETA``), or between.
         prediction: what ``denoise`` returns.
-        z_lr: start from this LR latent noised to t = T-1; None: from pure noise, as in the paper.
-        leap: takes LEAP steps at once, as long as there are so many; ``denoise`` then only does the rest.
+        z_lr: LR latent to noise to t = T-1 as the start; None: start from pure noise, as in the paper.
+        step_many: take UNROLLED_STEPS steps at once as long as that many remain; ``denoise`` takes the rest.
 
     Returns:
-        z_0, of the noise's shape and dtype.
+        z_0 of the noise's shape and dtype.
 
     Raises:
         ValueError: ``steps`` or ``eta`` is out of range.
     """
     path = trajectory(schedule, steps, eta, prediction)
     z = noise() if z_lr is None else add_noise(z_lr, noise(), schedule, path[0].t)
-    while leap and len(path) >= LEAP:
-        now, path = path[:LEAP], path[LEAP:]
-        z = leap(z, rows(now), [noise() if step.sigma > 0 else z * 0.0 for step in now])
+    while step_many and len(path) >= UNROLLED_STEPS:
+        now, path = path[:UNROLLED_STEPS], path[UNROLLED_STEPS:]
+        z = step_many(z, rows(now), [noise() if step.sigma > 0 else z * 0.0 for step in now])
     for step in path:
         z = advance(z, step, denoise(z, step.t), noise() if step.sigma > 0 else None)
     return z

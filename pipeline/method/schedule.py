@@ -1,4 +1,4 @@
-"""The diffusion schedule: one table of numbers (Ho et al. 2020, eq. 2 and 4). NumPy only."""
+"""The diffusion schedule as a table (Ho et al. 2020, eq. 2 and 4). NumPy only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Schedule:
 
 
 def make_schedule(diffusion: DiffusionSpec) -> Schedule:
-    """The table of the preset's schedule; ᾱ_t = Π_{s ≤ t} (1 - β_s). See ``DiffusionSpec`` for the two shapes."""
+    """Return the preset's schedule; ᾱ_t = Π_{s ≤ t} (1 - β_s). See ``DiffusionSpec`` for the two types."""
     if diffusion.schedule == "linear":
         return Schedule(np.cumprod(1.0 - np.linspace(diffusion.beta_start, diffusion.beta_end, diffusion.T)))
     alpha_bar = np.cos(np.pi / 2 * np.arange(diffusion.T + 1) / diffusion.T) ** 2
@@ -34,13 +34,13 @@ def make_schedule(diffusion: DiffusionSpec) -> Schedule:
 
 
 def noise_coefficients(schedule: Schedule, t: int) -> tuple[float, float]:
-    """(√ᾱ_t, √(1-ᾱ_t)) as Python floats, so that they take the dtype of what they are multiplied with."""
+    """Return (√ᾱ_t, √(1-ᾱ_t)) as Python floats, which preserve the dtype of their operands."""
     alpha_bar = float(schedule.alpha_bar[t])
     return alpha_bar**0.5, (1.0 - alpha_bar) ** 0.5
 
 
 def add_noise(z_0: Z, noise: Z, schedule: Schedule, t: int) -> Z:
-    """z_t = √ᾱ_t·z_0 + √(1-ᾱ_t)·ε for one timestep, NumPy arrays and torch tensors alike."""
+    """Return z_t = √ᾱ_t·z_0 + √(1-ᾱ_t)·ε for one timestep; NumPy arrays or torch tensors."""
     signal, sigma = noise_coefficients(schedule, t)
     z_t: Z = z_0 * signal + noise * sigma
     return z_t

@@ -1,7 +1,7 @@
-"""The whole method around any networks: image ⇒ condition ⇒ denoising loop ⇒ samples ⇒ result. NumPy only.
+"""The complete method for any networks: image ⇒ condition ⇒ denoising loop ⇒ samples ⇒ result. NumPy only.
 
-The server runs it with networks that are Triton models, the exporter and the benchmarks with onnxruntime sessions, and
-``pipeline.networks.eager`` with PyTorch.
+The networks are Triton models in the server, onnxruntime sessions in the exporter and the benchmarks, and PyTorch
+modules in ``pipeline.networks.eager``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.method.drawn import Drawn, Generate, as_drawn
 from pipeline.method.images import Image, fold, pad_to_multiple, to_network, upsample
 from pipeline.method.options import Options
 from pipeline.method.presentation import upright
 from pipeline.method.reduction import History, faithful_to, lr_error, read_history
-from pipeline.method.sampler import ETA, Leap, Seed, image_noise, rows, sample, trajectory
+from pipeline.method.sampled import Generate, Sampled, as_sampled
+from pipeline.method.sampler import ETA, Seed, StepMany, image_noise, rows, sample, trajectory
 from pipeline.method.schedule import make_schedule
 from pipeline.models import NetworkModels
 from pipeline.presets import DiffusionSpec, Preset
@@ -30,33 +30,33 @@ Array = NDArray[np.float32]
 Z = TypeVar("Z", bound=Any)
 
 SMOOTHING = 2.0
-"""Standard deviation, in pixels, of the Gaussian that averages the samples' variance."""
+"""Standard deviation, in pixels, of the Gaussian smoothing of the samples' variance."""
 FLOOR = np.float32(0.0002)
-"""The least doubt, in [0, 1] of gray: keeps the band open where all samples agree."""
+"""Minimum doubt, in [0, 1] of gray: keeps the band open where all samples agree."""
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks on float32 arrays, as in the models' interfaces; ``lr`` is for those that see it."""
+    """The networks as functions of float32 arrays; ``lr`` is used only by networks that take the LR image."""
 
     encode: Callable[[Array, Array], Array]
-    """(image [B, C, H, W], lr [B, C, H/4, W/4]) ⇒ latent [B, 4, H/8, W/8]"""
+    """(image [B, C, H, W], lr [B, C, H/4, W/4]) ⇒ latent [B, 4, H/8, W/8]."""
     denoise: Callable[[Array, Array], Array]
-    """(x [B, 8, h, w], t [B, 1]) ⇒ ε, v or z_0 [B, 4, h, w]"""
+    """(x [B, 8, h, w], t [B, 1]) ⇒ ε, v or z_0 [B, 4, h, w]."""
     decode: Callable[[Array, Array], tuple[Array, ...]]
-    """(latent [B, 4, h, w], lr [B, C, 2h, 2w]) ⇒ image [B, C, 8h, 8w]; of those that tell it, its doubt [B, 8h, 8w]"""
+    """(latent [B, 4, h, w], lr [B, C, 2h, 2w]) ⇒ image [B, C, 8h, 8w] and, if estimated, doubt [B, 8h, 8w]."""
     restore: Callable[[Array], tuple[Array, Array]] | None = None
-    """lr [B, C, h, w] ⇒ (restored [B, C, h, w], history [B, TOLD]), where the preset has a restorer"""
+    """lr [B, C, h, w] ⇒ (restored [B, C, h, w], history [B, ESTIMATES]); None without a restorer."""
     fused: Callable[..., tuple[Array, ...]] | None = None
-    """``pipeline.models.fused_model`` by the names of its inputs, where it is there: fewer calls for the same result"""
+    """``pipeline.models.fused_model`` by input names, if available: same result with fewer calls."""
 
 
 Call = Callable[..., tuple[Array, ...]]
-"""A model: its inputs by name ⇒ its outputs; arguments that it does not have are ignored."""
+"""A model call: inputs by name ⇒ outputs; unknown inputs are ignored."""
 
 
 def networks_of(models: NetworkModels, calls: Mapping[str, Call]) -> Networks:
-    """The networks as calls of models, which are given by the models' names."""
+    """Return the networks from model calls by model name."""
     unet, encoder, decoder = (calls[model.name] for model in (models.denoiser, models.encoder, models.decoder))
     restorer = None if models.restorer is None else calls[models.restorer.name]
 
@@ -76,33 +76,33 @@ def networks_of(models: NetworkModels, calls: Mapping[str, Call]) -> Networks:
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of one upscaled image."""
+    """An upscaled image with its error estimates."""
 
     upscaled: Image
-    """[4H, 4W] in [0, 1]"""
+    """[4H, 4W] in [0, 1]."""
     spread: Image | None
-    """[4H, 4W], half the width of the band around the result that holds nine of ten HR pixels; None where nothing tells
-    it: of one sample, unless the preset's networks tell their doubt."""
+    """[4H, 4W], half-width of the band around the result that contains 90 % of HR pixels; None if not available: for a
+    single sample, unless the preset's networks estimate their doubt."""
     lr_error: float
-    """max │LR - reduced(upscaled)│, in [0, 1], as the LR image was reduced"""
+    """max │LR - reduced(upscaled)│, in [0, 1], with the LR image's reduction."""
     history: History
-    """how the LR image was made"""
+    """History of the LR image."""
     expected_error: float | None
-    """mean absolute error to be expected, in [0, 1]; None where nothing tells it"""
+    """Expected mean absolute error, in [0, 1]; None if not available."""
 
 
 def network_lr(images: Sequence[Image], preset: Preset) -> Array:
-    """LR images of one shape ⇒ padded by reflection to the preset's multiple, [B, C, H', W'] in [-1, 1]."""
+    """Pad LR images of one shape by reflection to the preset's multiple; return [B, C, H', W'] in [-1, 1]."""
     return np.stack([to_network(pad_to_multiple(image, preset.lr_multiple), preset.data.channels) for image in images])
 
 
 def upsample_all(lr: Array) -> Array:
-    """Bicubic ×4 of [B, C, h, w] whose channels are alike."""
+    """Upsample [B, C, h, w] with identical channels ×4 bicubically."""
     return np.stack([np.repeat(upsample(image[0])[None], len(image), axis=0) for image in lr])
 
 
 def condition(lr: Array, preset: Preset, encode: Callable[[Array, Array], Array]) -> Array:
-    """What the U-Net sees of LR images: their upsampling's latent, or their pixels folded to a latent's size."""
+    """Return the U-Net's condition: the latent of the upsampled LR images, or their pixels folded to its size."""
     if preset.condition == "lr":
         return fold(lr, preset.vae.factor // SCALE)
     return encode(upsample_all(lr), lr)
@@ -116,9 +116,9 @@ def draw_latents(
     steps: int,
     sampler: SamplerName,
     start: Start,
-    leap: Leap[Z] | None = None,
+    step_many: StepMany[Z] | None = None,
 ) -> Z:
-    """``pipeline.method.sampler.sample`` of a preset's diffusion, on arrays and tensors alike."""
+    """Call ``pipeline.method.sampler.sample`` with a preset's diffusion; arrays or tensors."""
     return sample(
         denoise,
         make_schedule(diffusion),
@@ -127,25 +127,25 @@ def draw_latents(
         eta=ETA[sampler],
         prediction=diffusion.prediction,
         z_lr=z_lr if start == "lr" else None,
-        leap=leap,
+        step_many=step_many,
     )
 
 
 def generator(networks: Networks, preset: Preset, options: Options | None = None) -> Generate:
-    """The denoising loop around networks on arrays, in as few calls as they allow.
+    """Return the denoising loop of networks on arrays, using as few calls as possible.
 
     Args:
-        networks: the preset's.
+        networks: the preset's networks.
         preset: the system.
-        options: steps, sampler and start count here. None: the preset's own.
+        options: steps, sampler and start are used. None: the preset's defaults.
     """
     options = options or Options.of(preset)
     diffusion, fused = preset.diffusion, networks.fused
     wanted = (options.steps, options.sampler, options.start)
     if fused and preset.fused == "superres_onnx" and wanted == (diffusion.ddim_steps, "ddim", "noise"):
-        return by_fused(fused, preset)
+        return fused_generator(fused, preset)
 
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
         restored, history = (lr, None) if networks.restore is None else networks.restore(lr)
         c = condition(restored, preset, networks.encode)
         latent = (preset.vae.latent_channels, *c.shape[2:])
@@ -157,61 +157,61 @@ def generator(networks: Networks, preset: Preset, options: Options | None = None
             t[:] = time
             return networks.denoise(x, t)
 
-        def leap(z: Array, coefficients: Array, noise: list[Array]) -> Array:
+        def step_many(z: Array, coefficients: Array, noise: list[Array]) -> Array:
             assert fused is not None
-            rows, noises = repeated(coefficients, len(z)), np.stack(noise, axis=1)
+            rows, noises = repeat_rows(coefficients, len(z)), np.stack(noise, axis=1)
             return fused(z=z, condition=c, coefficients=rows, noise=noises)[0]
 
         z_0 = draw_latents(
             *(denoise, image_noise(seeds, latent), c, diffusion, *wanted),
-            leap=leap if fused and preset.fused == "denoise" else None,
+            step_many=step_many if fused and preset.fused == "denoise" else None,
         )
-        return as_drawn(networks.decode(z_0, lr), history)
+        return as_sampled(networks.decode(z_0, lr), history)
 
     return generate
 
 
-def repeated(coefficients: Array, batch: int) -> Array:
-    """The same for every image of a batch, in an array of its own."""
+def repeat_rows(coefficients: Array, batch: int) -> Array:
+    """Repeat the coefficients for every image of a batch."""
     return np.repeat(coefficients[None], batch, axis=0)
 
 
 @cache
-def usual_rows(diffusion: DiffusionSpec) -> Array:
-    """The coefficients of the preset's own steps, [steps, 4]."""
+def default_rows(diffusion: DiffusionSpec) -> Array:
+    """Return the coefficients of the default steps, [steps, 4]."""
     return rows(trajectory(make_schedule(diffusion), diffusion.ddim_steps, ETA["ddim"], diffusion.prediction))
 
 
-def by_fused(fused: Callable[..., tuple[Array, ...]], preset: Preset) -> Generate:
-    """The preset's own options, in one call."""
+def fused_generator(fused: Callable[..., tuple[Array, ...]], preset: Preset) -> Generate:
+    """Return a generator that upscales with default options in one call."""
     diffusion, shrink = preset.diffusion, preset.vae.factor // SCALE
 
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
+    def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
         noise = image_noise(seeds, (preset.vae.latent_channels, lr.shape[2] // shrink, lr.shape[3] // shrink))()
-        image, rows = (lr[:, 0] + 1) / 2, repeated(usual_rows(diffusion), len(lr))
-        return Drawn(*fused(image=image, noise=noise, coefficients=rows))
+        image, rows = (lr[:, 0] + 1) / 2, repeat_rows(default_rows(diffusion), len(lr))
+        return Sampled(*fused(image=image, noise=noise, coefficients=rows))
 
     return generate
 
 
 def crop(upscaled: Array, image: Image) -> Array:
-    """[..., H', W'] ⇒ [..., 4H, 4W], without the padding of ``image``, [H, W]."""
+    """Crop [..., H', W'] to [..., 4H, 4W], removing the padding of ``image`` [H, W]."""
     height, width = (side * SCALE for side in image.shape)
     return upscaled[..., :height, :width]
 
 
 def scatter(drawn: Sequence[Image]) -> Image:
-    """[4H, 4W], how far the samples of an image deviate from each other around each pixel.
+    """Return the local standard deviation of an image's samples, [4H, 4W].
 
-    The variance is averaged over a few pixels around: a few samples tell it badly pixel by pixel, and where projected
-    ones may differ follows the grid of the reduction.
+    The variance is smoothed over neighbouring pixels: few samples estimate it poorly per pixel, and for projected
+    samples it follows the reduction's grid.
     """
     variance = cv2.GaussianBlur(np.var(drawn, axis=0, ddof=1, dtype=np.float32), (0, 0), SMOOTHING)
     return np.sqrt(variance) + FLOOR
 
 
 def mean(arrays: Sequence[Image]) -> Image:
-    """Of arrays of one shape; of one it is that itself."""
+    """Return the mean of arrays of one shape; a single array is returned as is."""
     return arrays[0] if len(arrays) == 1 else np.mean(arrays, axis=0)
 
 
@@ -220,27 +220,31 @@ class Samples:
     """The samples of one image."""
 
     images: list[Image]
-    """[4H, 4W] each, in [0, 1]"""
+    """[4H, 4W] each, in [0, 1]."""
     history: History
-    told: Image | None
-    """[4H, 4W], the mean of the samples' doubts, of networks that tell it"""
+    network_doubt: Image | None
+    """[4H, 4W], mean of the samples' doubts; None if the networks do not estimate it."""
 
     def doubt(self) -> Image | None:
-        """[4H, 4W]: what the networks tell, or else the samples' scatter; None where there is but one."""
-        if self.told is not None:
-            return self.told
+        """Return the networks' doubt, or else the samples' scatter, [4H, 4W]; None for a single sample."""
+        if self.network_doubt is not None:
+            return self.network_doubt
         return scatter(self.images) if len(self.images) > 1 else None
 
 
 def combine(samples: Samples, image: Image, preset: Preset, output: Output, pixel_mm: float | None = None) -> Result:
-    """The samples of one image ⇒ its result: the first or their mean, with the calibrated spread."""
+    """Combine the samples of an image: the first or their mean, with the calibrated spread."""
     images, band = samples.images, preset.band
-    noisy, strange = samples.history.noise > NOISY, preset.is_strange(pixel_mm)
-    wider = np.float32((band.noisy if noisy else 1.0) * (band.strange if strange else 1.0))
+    noisy, unusual = samples.history.noise > NOISY, preset.is_unusual_spacing(pixel_mm)
+    wider = np.float32((band.noisy if noisy else 1.0) * (band.strange if unusual else 1.0))
     upscaled = images[0] if output == "sample" else mean(images)
     doubt, scale = samples.doubt(), band.scale(len(images))
     spread = None if doubt is None or scale is None else np.float32(scale) * wider * doubt
-    expected = None if samples.told is None or band.error is None else band.error * float(wider * samples.told.mean())
+    expected = (
+        None
+        if samples.network_doubt is None or band.error is None
+        else band.error * float(wider * samples.network_doubt.mean())
+    )
     return Result(upscaled, spread, lr_error(upscaled, image, samples.history), samples.history, expected)
 
 
@@ -251,9 +255,9 @@ def draw_samples(
     preset: Preset,
     options: Options,
 ) -> Iterator[Samples]:
-    """Yield every image's samples, for images of one shape.
+    """Yield the samples of each image, for images of one shape.
 
-    The first sample of an image is the same however many are drawn. Those of an image that is yielded are not kept.
+    The first sample of an image does not depend on the number drawn. Yielded samples are not kept.
     """
     lr, generate = network_lr(images, preset), upright(generate)
     jobs: list[tuple[int, Seed]] = [
@@ -266,8 +270,8 @@ def draw_samples(
         which, chunk_seeds = zip(*chunk, strict=True)
         found = generate(lr[list(which)], chunk_seeds)
         for row, i in enumerate(which):
-            told = None if found.told is None else found.told[row]
-            history = read_history(told, options.degradation, images[i].size)
+            estimates = None if found.estimates is None else found.estimates[row]
+            history = read_history(estimates, options.degradation, images[i].size)
             raw = crop(found.images[row], images[i])
             of_one.append(faithful_to(images[i], raw, history) if options.faithful else np.clip(raw, 0.0, 1.0))
             if found.doubt is not None:
@@ -293,8 +297,8 @@ def upscale(
         seeds: one per image.
         generate: draws samples, see ``generator``.
         preset: the system.
-        options: samples, output, faithful and degradation count here. None: the preset's own.
-        pixel_mm: the distance of each image's pixels, in mm, where it is known.
+        options: samples, output, faithful and degradation are used. None: the preset's defaults.
+        pixel_mm: each image's pixel spacing, in mm, if known.
     """
     options = options or Options.of(preset)
     all_samples = draw_samples(images, seeds, generate, preset, options)

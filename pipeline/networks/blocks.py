@@ -1,4 +1,4 @@
-"""What the networks without normalisation are built of."""
+"""Building blocks of the networks without normalisation."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SMALL = 0.1
-"""Factor on the first weights of what is added to something: a new network starts as bicubic upsampling."""
+INITIAL_SCALE = 0.1
+"""Factor on the initial weights of residual outputs: an untrained network starts as bicubic upsampling."""
 
 
-def small(conv: nn.Conv2d) -> nn.Conv2d:
+def scale_down(conv: nn.Conv2d) -> nn.Conv2d:
     with torch.no_grad():
-        conv.weight.mul_(SMALL)
+        conv.weight.mul_(INITIAL_SCALE)
     return conv
 
 
@@ -21,11 +21,11 @@ def conv3(c_in: int, c_out: int) -> nn.Conv2d:
 
 
 class Residual(nn.Module):
-    """x + conv(SiLU(conv(x))), 3×3 both."""
+    """x + conv(SiLU(conv(x))) with 3×3 convolutions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1, self.conv2 = conv3(width, width), small(conv3(width, width))
+        self.conv1, self.conv2 = conv3(width, width), scale_down(conv3(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = x + self.conv2(F.silu(self.conv1(x)))

@@ -1,6 +1,6 @@
-"""The autoencoder of preset ``best``: its latent holds what an image has beyond its LR image, which it sees restored.
+"""The autoencoder of preset ``best``, whose latent encodes the detail missing from the restored LR image.
 
-No normalisation anywhere, so that an image is decoded alike whatever its size and whatever lies beside it.
+It has no normalisation, so that decoding does not depend on an image's size or surroundings.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.networks.blocks import Residual, conv3, small
+from pipeline.networks.blocks import Residual, conv3, scale_down
 from pipeline.networks.presentation import Presentation
-from pipeline.networks.restorer import Restorer, told
+from pipeline.networks.restorer import Restorer, estimates
 from pipeline.presets import DetailVAESpec
 from pipeline.spec import HISTORY, SCALE
 
 
 def upsample(lr: Tensor) -> Tensor:
-    """Bicubic, as ``pipeline.method.images.upsample``: [B, C, h, w] ⇒ [B, C, 4h, 4w]."""
+    """Upsample [B, C, h, w] ⇒ [B, C, 4h, 4w] bicubically, like ``pipeline.method.images.upsample``."""
     if torch.compiler.is_exporting():
         return upsample_by_sums(lr)
     return F.interpolate(lr, scale_factor=SCALE, mode="bicubic", align_corners=False)
 
 
 def cubic(distance: float) -> float:
-    """Keys' (1981) kernel with a = -0.75."""
+    """Return Keys' (1981) kernel with a = -0.75."""
     a, d = -0.75, abs(distance)
     if d <= 1:
         return (a + 2) * d**3 - (a + 3) * d**2 + 1
@@ -36,14 +36,14 @@ def cubic(distance: float) -> float:
 
 REACH = 2
 PHASES = [[cubic((p + 0.5) / SCALE - 0.5 - k) for k in range(-REACH, REACH + 1)] for p in range(SCALE)]
-"""Weights of a pixel and its neighbours in each of the SCALE pixels that it becomes."""
+"""Weights of a pixel and its neighbours for each of the SCALE output pixels."""
 
 
 def upsample_by_sums(lr: Tensor) -> Tensor:
-    """``upsample`` by products and sums of LR pixels, shuffled into their places.
+    """Compute ``upsample`` from products and sums of LR pixels and a pixel shuffle.
 
-    Runtimes do these faster than their cubic ``Resize``, and in float32 even where they convolve in bfloat16, which
-    would be wrong by a gray level.
+    Runtimes execute this faster than their cubic ``Resize``, and in float32 even if convolutions run in bfloat16, which
+    would cause errors of a gray level.
     """
     (h, w), sides, phases = lr.shape[2:], (REACH, REACH), lr.new_tensor(PHASES)[..., None, None]
     one = F.pad(lr.flatten(0, 1)[:, None], (*sides, *sides), mode="replicate")
@@ -53,7 +53,7 @@ def upsample_by_sums(lr: Tensor) -> Tensor:
 
 
 class Doubt(nn.Module):
-    """How far each pixel of an image may be off, from the features that it was made of."""
+    """Estimate of each pixel's error from the features that the image is decoded from."""
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
@@ -63,24 +63,24 @@ class Doubt(nn.Module):
         self.up = nn.Sequential(nn.SiLU(), conv3(width, SCALE**2), nn.ELU(), nn.PixelShuffle(SCALE))
 
     def forward(self, features: Tensor, lr: Tensor, restored: Tensor, history: Tensor) -> Tensor:
-        """The half-width, in [0, 1] of gray, that nine of ten errors are within: [B, 1, 4h, 4w].
+        """Return the half-width, in [0, 1] of gray, that contains 90 % of errors: [B, 1, 4h, 4w].
 
         Args:
             features: [B, C, h, w].
-            lr: the LR image as it came, [B, 1, h, w].
-            restored: by the restorer.
-            history: as the restorer tells it, [B, HISTORY], before ``told``.
+            lr: the original LR image, [B, 1, h, w].
+            restored: the restored LR image, [B, 1, h, w].
+            history: the restorer's raw output, [B, HISTORY], before ``estimates``.
         """
-        # what was changed is a small part of the gray values
+        # scaled up, because changes are small relative to gray values
         seen = self.lr(torch.cat([lr, 10 * (lr - restored)], dim=1))
         levels: Tensor = 1 + self.up(self.conv(features) + seen + self.history(history)[:, :, None, None]).float()
         return levels / 255
 
 
 class DetailVAE(nn.Module):
-    """Image and LR image ⇄ latent, at an eighth of the image's resolution, or a quarter: the LR image's.
+    """Image and LR image ⇄ latent at 1/8 of the image's resolution, or 1/4 (the LR image's).
 
-    ``latent_mean`` and ``latent_std`` are those of the training images' latents, [4, 1, 1]: with them
+    ``latent_mean`` and ``latent_std``, [4, 1, 1], are the statistics of the training images' latents, with which
     ``pipeline.networks.vae.Encoder`` and ``Decoder`` standardise every channel.
     """
 
@@ -102,9 +102,9 @@ class DetailVAE(nn.Module):
         self.from_latent = nn.Sequential(conv3(z, w), Residual(w), conv3(w, shrink**2 * w), nn.PixelShuffle(shrink))
         self.from_lr = conv3(spec.channels, w)
         self.blocks = nn.Sequential(*(Residual(w) for _ in range(spec.decoder_blocks)))
-        # SiLU before the shuffle: runtimes then make it a part of the convolution
+        # SiLU before the shuffle, so that runtimes fuse it into the convolution
         self.up = nn.Sequential(conv3(w, SCALE**2 * spec.tail), nn.SiLU(), nn.PixelShuffle(SCALE))
-        self.out = small(conv3(spec.tail, spec.channels))
+        self.out = scale_down(conv3(spec.tail, spec.channels))
         self.restorer = Restorer(spec.restorer)
         self.doubt = Doubt(w, spec.doubt)
         self.presentation = Presentation()
@@ -112,7 +112,7 @@ class DetailVAE(nn.Module):
         self.register_buffer("latent_std", torch.ones(z, 1, 1))
 
     def posterior(self, image: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, log variance) of the latent, both [B, 4, H/8, W/8] float32.
+        """Return (mean, log variance) of the latent, both [B, 4, H/8, W/8] float32.
 
         Args:
             image: [B, 1, H, W] in [-1, 1].
@@ -120,30 +120,30 @@ class DetailVAE(nn.Module):
         """
         restored = self.restorer(lr)[0]
         detail = F.pixel_unshuffle(image - upsample(restored), SCALE)
-        # detail is small against gray values: brought to their size
+        # scaled up, because detail is small relative to gray values
         mean, logvar = self.encoder(torch.cat([SCALE * detail, restored], dim=1)).float().chunk(2, dim=1)
         return mean, logvar.clamp(-10, 2)
 
     def features(self, latent: Tensor, restored: Tensor) -> Tensor:
-        """Raw latent [B, 4, h, w] and restored LR image [B, 1, 2h, 2w] ⇒ what an image is made of, [B, C, 2h, 2w]."""
+        """Return features [B, C, 2h, 2w] from a raw latent [B, 4, h, w] and a restored LR image [B, 1, 2h, 2w]."""
         features: Tensor = self.blocks(self.from_latent(latent) + self.from_lr(restored))
         return features
 
     def image(self, features: Tensor, restored: Tensor) -> Tensor:
-        """[B, 1, 8h, 8w] in about [-1, 1], float32."""
+        """Return the image [B, 1, 8h, 8w], float32, approximately in [-1, 1]."""
         image: Tensor = upsample(restored) + self.out(self.up(features)).float()
         return image
 
     def decode(self, latent: Tensor, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What a latent and an LR image make.
+        """Decode a latent and an LR image.
 
         Args:
-            latent: raw, [B, 4, h, w].
+            latent: raw latent, [B, 4, h, w].
             lr: [B, 1, 2h, 2w] in [-1, 1].
 
         Returns:
-            The image [B, 1, 8h, 8w] in about [-1, 1], its doubt [B, 1, 8h, 8w], see ``Doubt``, and what is
-            ``told`` of ``lr``; float32.
+            The image [B, 1, 8h, 8w], approximately in [-1, 1], its doubt [B, 1, 8h, 8w], see ``Doubt``, and the
+            ``estimates`` for ``lr``; float32.
         """
         restored, history = self.restorer(lr)
         return self.decode_restored(latent, lr, restored, history)
@@ -151,7 +151,7 @@ class DetailVAE(nn.Module):
     def decode_restored(
         self, latent: Tensor, lr: Tensor, restored: Tensor, history: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """``decode`` with what the restorer made of ``lr``."""
+        """Decode with the restorer's outputs for ``lr``; see ``decode``."""
         features = self.features(latent, restored)
-        found = told(history, self.presentation(lr))
+        found = estimates(history, self.presentation(lr))
         return self.image(features, restored), self.doubt(features, lr, restored, history), found

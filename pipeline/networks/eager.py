@@ -1,4 +1,4 @@
-"""The reference pipeline in PyTorch: the same sampler code, on torch tensors."""
+"""The reference pipeline in PyTorch: the same sampler code on torch tensors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.method.drawn import Drawn, Generate, as_drawn
 from pipeline.method.options import Options
+from pipeline.method.sampled import Generate, Sampled, as_sampled
 from pipeline.method.sampler import Seed, image_noise
 from pipeline.method.upscale import Array, condition, draw_latents
 from pipeline.networks.detail_vae import DetailVAE
@@ -35,18 +35,18 @@ class Eager:
 
     @torch.inference_mode()
     def encode(self, image: Array, lr: Array) -> Array:
-        """As ``pipeline.method.upscale.Networks.encode``."""
+        """See ``pipeline.method.upscale.Networks.encode``."""
         latent: Array = self.encoder(self.tensor(image), self.tensor(lr)).cpu().numpy()
         return latent
 
     @torch.inference_mode()
     def decode(self, latent: Tensor, lr: Array) -> tuple[Array, ...]:
-        """As ``pipeline.method.upscale.Networks.decode``."""
+        """See ``pipeline.method.upscale.Networks.decode``."""
         return tuple(output.cpu().numpy() for output in self.decoder(latent, self.tensor(lr)))
 
     @torch.inference_mode()
     def restore(self, lr: Array) -> tuple[Array, Array | None]:
-        """As ``pipeline.method.upscale.Networks.restore``; what has no restorer leaves images as they are."""
+        """See ``pipeline.method.upscale.Networks.restore``; without a restorer, images are returned unchanged."""
         if not isinstance(self.decoder.vae, DetailVAE):
             return lr, None
         restored, history = Restore(self.decoder.vae)(self.tensor(lr))
@@ -58,11 +58,11 @@ class Eager:
         *,
         source: Callable[[Sequence[Seed], tuple[int, ...]], Callable[[], Array]] = image_noise,
     ) -> Generate:
-        """As ``pipeline.method.upscale.generator``; equal seeds give equal noise, unless ``source`` is another."""
+        """See ``pipeline.method.upscale.generator``; with the default ``source``, equal seeds give equal noise."""
         chosen = options or Options.of(self.preset)
 
         @torch.inference_mode()
-        def generate(lr: Array, seeds: Sequence[Seed]) -> Drawn:
+        def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
             restored, history = self.restore(lr)
             c = self.tensor(condition(restored, self.preset, self.encode))
             draw = source(seeds, (self.preset.vae.latent_channels, *c.shape[2:]))
@@ -75,16 +75,16 @@ class Eager:
                 return self.tensor(draw())
 
             z_0 = draw_latents(denoise, noise, c, self.preset.diffusion, chosen.steps, chosen.sampler, chosen.start)
-            return as_drawn(self.decode(z_0, lr), history)
+            return as_sampled(self.decode(z_0, lr), history)
 
         return generate
 
 
 def load(weights: Path, preset: Preset, *, vae: str | Path | None = None, device: str = "cpu") -> Eager:
-    """The pipeline of a weights folder; ``vae`` names another autoencoder (see ``pipeline.networks.vae.load_vae``).
+    """Load the pipeline from a weights folder; ``vae`` overrides the autoencoder, see ``load_vae``.
 
     Raises:
-        ValueError: weights are missing, damaged or of another network, or the folder's two networks are no pair.
+        ValueError: weights are missing, damaged or of another network, or the folder's two networks do not match.
     """
     autoencoder = load_vae(vae or vae_path(weights, preset.vae), preset.vae).to(device)
     if vae is None:

@@ -1,7 +1,7 @@
-"""Several calls of the networks as one: K denoising steps, or the whole way from image to image, for export.
+"""Fused network calls for export: K denoising steps, or the whole pipeline from image to image.
 
-The sampler's step is ``pipeline.method.sampler.advance`` itself, unrolled; its coefficients are inputs, so one graph
-serves every schedule, sampler and number of steps, and images at different timesteps can share a batch.
+The steps are unrolled calls of ``pipeline.method.sampler.advance``; their coefficients are inputs, so one graph serves
+every schedule, sampler and number of steps, and images at different timesteps can share a batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.spec import SCALE
 
 
 def unrolled(unet: UNet, z: Tensor, c: Tensor, coefficients: Tensor, noise: Tensor | None) -> Tensor:
-    """As many steps as ``coefficients`` [B, K, 4] (t, z, predicted, sigma) has rows; ``noise`` is [B, K, 4, h, w]."""
+    """Take K steps with ``coefficients`` [B, K, 4] (t, z, predicted, sigma) and ``noise`` [B, K, 4, h, w]."""
     for k in range(coefficients.shape[1]):
         step = Step(*coefficients[:, k, :, None, None, None].unbind(1))
         predicted = unet(torch.cat([z, c], dim=1), step.t.flatten(1))
@@ -33,12 +33,12 @@ class Denoise(nn.Module):
         self.unet = unet
 
     def forward(self, z: Tensor, condition: Tensor, coefficients: Tensor, noise: Tensor) -> Tensor:
-        """z_t [B, 4, h, w], what the U-Net sees of the LR image, and K rows and noises ⇒ z after K steps."""
+        """Return z after K steps from z_t [B, 4, h, w], the U-Net's condition, and K rows and noises."""
         return unrolled(self.unet, z, condition, coefficients, noise)
 
 
-class Whole(nn.Module):
-    """LR image ⇒ upscaled image, by K deterministic steps from pure noise."""
+class Fused(nn.Module):
+    """LR image ⇒ upscaled image by K deterministic steps from pure noise."""
 
     def __init__(self, unet: UNet, vae: DetailVAE) -> None:
         super().__init__()
@@ -46,20 +46,20 @@ class Whole(nn.Module):
         self.fold = vae.spec.factor // SCALE
 
     def forward(self, image: Tensor, noise: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Upscale images whose sides the networks can take.
+        """Upscale images whose sides the networks support.
 
         Args:
             image: [B, H, W] in [0, 1].
             noise: [B, 4, h, w], standard normal.
-            coefficients: [B, K, 4], a row a step: t, z, predicted, sigma, of which the last is not used.
+            coefficients: [B, K, 4], one row per step: t, z, predicted, sigma (unused).
 
         Returns:
-            The images [B, 4H, 4W] in about [0, 1], not yet projected; their doubt [B, 4H, 4W], and what is
-            told of the LR images [B, TOLD], see ``DetailVAE.decode``.
+            The images [B, 4H, 4W], approximately in [0, 1], not yet projected, their doubt [B, 4H, 4W], and the
+            estimates for the LR images [B, ESTIMATES]; see ``DetailVAE.decode``.
         """
         lr = 2 * image[:, None] - 1
         restored, history = self.vae.restorer(lr)
         z_0 = unrolled(self.unet, noise, F.pixel_unshuffle(restored, self.fold), coefficients, None)
         latent = z_0 * self.vae.latent_std + self.vae.latent_mean
-        upscaled, doubt, told = self.vae.decode_restored(latent, lr, restored, history)
-        return (upscaled[:, 0] + 1) / 2, doubt[:, 0], told
+        upscaled, doubt, estimates = self.vae.decode_restored(latent, lr, restored, history)
+        return (upscaled[:, 0] + 1) / 2, doubt[:, 0], estimates

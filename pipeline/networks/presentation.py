@@ -1,4 +1,4 @@
-"""The network that tells how an image is presented: upright or turned, as film shows it or inverted."""
+"""Classifier of an image's presentation: upright or rotated, normal or inverted."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pipeline.networks.blocks import conv3
 from pipeline.spec import PRESENTATIONS
 
 SIDE = 32
-"""Side, in pixels, of what it sees of an image of any size and shape."""
-LEAST_CONTRAST = 0.05
-"""Added to the standard deviation that images are divided by."""
+"""Side, in pixels, to which images of any size and shape are resized."""
+MIN_CONTRAST = 0.05
+"""Constant added to the standard deviation in the normalisation of images."""
 
 
 class Presentation(nn.Module):
-    """LR image ⇒ the logits of ``PRESENTATIONS``."""
+    """LR image ⇒ logits of ``PRESENTATIONS``."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -33,9 +33,9 @@ class Presentation(nn.Module):
         self.out = nn.Linear(2 * width * (SIDE // 8) ** 2, len(PRESENTATIONS))
 
     def forward(self, lr: Tensor) -> Tensor:
-        """LR images [B, 1, h, w] in [-1, 1] ⇒ [B, len(PRESENTATIONS)], float32."""
+        """Classify LR images [B, 1, h, w] in [-1, 1]; return logits [B, len(PRESENTATIONS)], float32."""
         seen = F.interpolate(lr, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
         centred = seen - seen.mean(dim=(2, 3), keepdim=True)
         contrast = centred.square().mean(dim=(2, 3), keepdim=True).sqrt()
-        logits: Tensor = self.out(self.look(centred / (contrast + LEAST_CONTRAST))).float()
+        logits: Tensor = self.out(self.look(centred / (contrast + MIN_CONTRAST))).float()
         return logits

@@ -1,7 +1,7 @@
-"""The network before the others: any LR image ⇒ what the paper's protocol would have given, and its history.
+"""The restorer: any LR image ⇒ the LR image of the paper's protocol, and the image's history.
 
-Viewers and archives reduce images by other kernels, add noise and compress them. The generator behind it is spared
-that: it sees what it was trained on.
+Viewers and archives reduce images with other kernels, add noise and compress them. The restorer undoes this, so that
+the generator gets the images it was trained on.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from pipeline.presets import RestorerSpec
 from pipeline.spec import HISTORY
 
 GAIN = 8.0
-SQUARE = 8
-"""Side of the squares whose frequencies tell an image's history, in pixels."""
+BLOCK = 8
+"""Side, in pixels, of the blocks whose frequencies reveal an image's history."""
 STRIDE = 3
-"""From square to square: odd, so that they lie on JPEG's blocks in every way."""
-LEAST_POWER = 0.02
-"""Added to the power of a frequency, in gray levels squared: below that, rounding hides what there is."""
+"""Distance between blocks: odd, so that they cover every alignment with JPEG's blocks."""
+MIN_POWER = 0.02
+"""Constant added to a frequency's power, in gray levels squared; less is hidden by rounding."""
 
 
 def cosines() -> Tensor:
-    """The discrete cosine transform (type II) of a square, under a sine window: [SQUARE², 1, SQUARE, SQUARE]."""
-    x = torch.arange(SQUARE) + 0.5
-    waves = torch.cos(torch.pi / SQUARE * x * torch.arange(SQUARE)[:, None]) * torch.sin(torch.pi / SQUARE * x)
+    """Return the discrete cosine transform (type II) of a block, with a sine window: [BLOCK², 1, BLOCK, BLOCK]."""
+    x = torch.arange(BLOCK) + 0.5
+    waves = torch.cos(torch.pi / BLOCK * x * torch.arange(BLOCK)[:, None]) * torch.sin(torch.pi / BLOCK * x)
     waves = waves / waves.norm(dim=1, keepdim=True)
     return torch.einsum("ai,bj->abij", waves, waves).flatten(0, 1)[:, None]
 
 
 class Restorer(nn.Module):
-    """LR image ⇒ (restored LR image, history); no normalisation, so that any size is treated alike."""
+    """LR image ⇒ (restored LR image, history); without normalisation, so that results do not depend on the size."""
 
     cosines: Tensor
 
@@ -46,9 +46,9 @@ class Restorer(nn.Module):
         self.stem = conv3(2 * folded, w)
         self.blocks = nn.Sequential(*(Residual(w) for _ in range(spec.blocks)))
         self.out = conv3(w, folded)
-        told, hidden = 2 * SQUARE**2, spec.hidden
+        features, hidden = 2 * BLOCK**2, spec.hidden
         self.head = nn.Sequential(
-            nn.Linear(told, hidden),
+            nn.Linear(features, hidden),
             nn.SiLU(),
             nn.Linear(hidden, hidden // 2),
             nn.SiLU(),
@@ -57,9 +57,9 @@ class Restorer(nn.Module):
         self.register_buffer("cosines", cosines(), persistent=False)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
-                # PyTorch's own are too small for a network without normalisation to learn fast
+                # PyTorch's defaults are too small for fast training without normalisation
                 nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
-        with torch.no_grad():  # a new one leaves images as they are
+        with torch.no_grad():  # untrained, it leaves images unchanged
             for parameter in self.out.parameters():
                 parameter.zero_()
 
@@ -67,12 +67,12 @@ class Restorer(nn.Module):
         """Restore LR images.
 
         Args:
-            lr: [B, 1, h, w] in [-1, 1], sides multiples of ``spec.fold``, SQUARE or more.
+            lr: [B, 1, h, w] in [-1, 1]; sides are multiples of ``spec.fold`` and at least BLOCK.
 
         Returns:
-            The restored images [B, 1, h, w] in about [-1, 1], and what is told of their history, [B, HISTORY]: the
-            logits of every one of ``REDUCTIONS`` and of "another", and the logarithm of the standard deviation, in
-            gray levels of 255, of what noise and compression changed.
+            The restored images [B, 1, h, w], approximately in [-1, 1], and the history [B, HISTORY]: logits of each of
+            ``REDUCTIONS`` and of any other, and the logarithm of the standard deviation of noise and compression, in
+            gray levels of 255.
         """
         detail = detail_of(lr)
         squares = F.pixel_unshuffle(torch.cat([lr, detail], dim=1), self.spec.fold)
@@ -81,29 +81,29 @@ class Restorer(nn.Module):
         return restored, self.history(detail)
 
     def history(self, detail: Tensor) -> Tensor:
-        """What ``forward`` tells of the history, of ``detail_of`` LR images.
+        """Return the history from ``detail_of`` LR images; see ``forward``.
 
-        How strong each frequency is tells how far a reduction let it through, and what noise and rounding added: the
-        mean of its power over the image, and that of the power's logarithm, which a few edges do not govern.
+        The power of each frequency reveals how much a reduction attenuates it and how much noise and rounding add. It
+        is averaged over the image linearly and, to limit the influence of a few edges, logarithmically.
         """
-        power = F.conv2d(127.5 / GAIN * detail, self.cosines, stride=STRIDE).square() + LEAST_POWER
+        power = F.conv2d(127.5 / GAIN * detail, self.cosines, stride=STRIDE).square() + MIN_POWER
         found = torch.cat([power.mean(dim=(2, 3)).log(), power.log().mean(dim=(2, 3))], dim=1)
         return self.head(found / 2).float()
 
 
 def detail_of(lr: Tensor) -> Tensor:
-    """LR images less their local mean, times GAIN: noise and edges, which are small against gray values."""
+    """Return LR images minus their local mean, times GAIN: noise and edges, which are small relative to gray values."""
     (h, w), reach = lr.shape[2:], 2
     padded, count = F.pad(lr, [reach] * 4, mode="replicate"), 2 * reach + 1
-    # sums are faster than pooling of one channel
+    # sums are faster than pooling a single channel
     rows = reduce(add, [padded.narrow(2, k, h) for k in range(count)]) / count
     mean = reduce(add, [rows.narrow(3, k, w) for k in range(count)]) / count
     return GAIN * (lr - mean)
 
 
-def told(history: Tensor, presentation: Tensor) -> Tensor:
-    """A restorer's second output, and a ``Presentation``'s, as probabilities and a standard deviation: [B, TOLD].
+def estimates(history: Tensor, presentation: Tensor) -> Tensor:
+    """Convert the outputs of ``Restorer`` and ``Presentation`` to estimates [B, ESTIMATES].
 
-    The deviation is in [0, 1] of gray.
+    These are probabilities and the standard deviation of noise and compression, in [0, 1] of gray.
     """
     return torch.cat([history[:, :-1].softmax(dim=1), history[:, -1:].exp() / 255, presentation.softmax(dim=1)], dim=1)

@@ -1,4 +1,4 @@
-"""Networks as safetensors files: written whole or not at all, and read only by a network of the same shape."""
+"""Networks as safetensors files: written atomically, and loaded only into a network of the same shape."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline.whole import whole_file
+from pipeline.atomic import atomic_write
 
 
 def save_tensors(module: nn.Module, path: Path) -> None:
     """Write a module's tensors.
 
     Raises:
-        OSError: the file cannot be written; an older one is kept.
+        OSError: the file cannot be written; an existing one is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             save_file({name: value.contiguous() for name, value in module.state_dict().items()}, partial)
     except SafetensorError as error:
         raise OSError(f"cannot write '{path}': {error}") from error
 
 
-def load_tensors(module: nn.Module, path: Path, what: str) -> None:
-    """Give a module the tensors of a file.
+def load_tensors(module: nn.Module, path: Path, description: str) -> None:
+    """Load a module's tensors from a file.
 
     Raises:
-        ValueError: the file is missing, damaged, or does not hold ``what`` the module is.
+        ValueError: the file is missing, damaged, or does not match the module, described by ``description``.
     """
     try:
         module.load_state_dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read '{path}': {error}") from error
     except RuntimeError as error:
-        raise ValueError(f"'{path}' does not hold {what}") from error
+        raise ValueError(f"'{path}' does not hold {description}") from error

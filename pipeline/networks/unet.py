@@ -1,6 +1,6 @@
 """The denoising U-Net: noisy HR latent ⊕ condition and a timestep in, ε, v or z_0 out.
 
-The paper gives the parameter count, 813,220, not the widths; the default configuration has exactly that many.
+The paper states the parameter count, 813,220, but not the widths; the default configuration has exactly that many.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.presets import UNetSpec
 
 
 def timestep_embedding(t: Tensor, features: int) -> Tensor:
-    """Sinusoidal embedding: t of shape [B] ⇒ float32 [B, features], the sines first."""
+    """Return the sinusoidal embedding of t [B]: float32 [B, features], sines first."""
     half = features // 2
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.float()[:, None] * frequencies
@@ -23,7 +23,7 @@ def timestep_embedding(t: Tensor, features: int) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """conv, norm, + time, conv, norm, and a shortcut that is 1×1 where the widths differ."""
+    """conv, norm, + time, conv, norm, and a shortcut, which is a 1×1 convolution if the widths differ."""
 
     def __init__(self, c_in: int, c_out: int, spec: UNetSpec) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Features ask the whole condition, folded to twice their resolution: the paper's "cross-attention"."""
+    """Attention of features to the whole condition, folded to twice their resolution; the paper's "cross-attention"."""
 
     def __init__(self, width: int, spec: UNetSpec) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class CrossAttention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Encoder–decoder with skips; fully convolutional, so any H and W divisible by ``spec.factor`` will do."""
+    """Encoder–decoder with skips; fully convolutional for any H and W divisible by ``spec.factor``."""
 
     def __init__(self, spec: UNetSpec) -> None:
         super().__init__()
@@ -92,10 +92,10 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(widths[0], spec.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Predict ε, v or z_0, as the preset has it.
+        """Predict ε, v or z_0, depending on the preset.
 
         Args:
-            x: [B, in_channels, H, W] float32, the noisy HR latent z_t then the condition.
+            x: [B, in_channels, H, W] float32, the noisy HR latent z_t followed by the condition.
             t: [B] or [B, 1], timesteps 0 … T-1.
 
         Returns:

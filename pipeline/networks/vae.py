@@ -1,7 +1,6 @@
-"""The autoencoders: diffusers' ``AutoencoderKL``, ours or a pretrained one, and ``DetailVAE``, which sees the LR image.
+"""The autoencoders: diffusers' ``AutoencoderKL``, ours or pretrained, and ``DetailVAE``, which takes the LR image.
 
-A latent is *raw* inside an autoencoder, and scaled everywhere else: ``Encoder`` and ``Decoder`` scale it, and nothing
-outside them knows how.
+Latents are *raw* inside an autoencoder and scaled everywhere else; only ``Encoder`` and ``Decoder`` convert them.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from pipeline.networks.detail_vae import DetailVAE
-from pipeline.networks.restorer import told
+from pipeline.networks.restorer import estimates
 from pipeline.networks.tensors import load_tensors
 from pipeline.presets import DetailVAESpec, VAESpec
 
@@ -23,7 +22,7 @@ DETAIL_FILE = "vae.safetensors"
 
 
 def make_vae(spec: VAESpec | DetailVAESpec) -> VAE:
-    """A new autoencoder. An ``AutoencoderKL`` of ours has no attention, so that it takes images of any size."""
+    """Return a new autoencoder. Our ``AutoencoderKL`` has no attention, so that it supports images of any size."""
     if isinstance(spec, DetailVAESpec):
         return DetailVAE(spec)
     n = len(spec.block_out_channels)
@@ -43,7 +42,7 @@ def make_vae(spec: VAESpec | DetailVAESpec) -> VAE:
 
 
 def vae_path(weights: Path, spec: VAESpec | DetailVAESpec) -> Path:
-    """Where a weights folder holds its autoencoder: a ``save_pretrained`` folder or, of a ``DetailVAE``, a file."""
+    """Return the autoencoder's path in a weights folder: a ``save_pretrained`` folder or, for ``DetailVAE``, a file."""
     return weights / (DETAIL_FILE if isinstance(spec, DetailVAESpec) else "vae")
 
 
@@ -51,12 +50,12 @@ def load_vae(source: str | Path, spec: VAESpec | DetailVAESpec) -> VAE:
     """Load an autoencoder, in evaluation mode.
 
     Args:
-        source: of a ``VAESpec`` a ``save_pretrained`` folder or a hub name such as ``stabilityai/sd-vae-ft-mse``; of a
-            ``DetailVAESpec`` a file. A ``Path`` is looked for on this machine only.
-        spec: what it must be like.
+        source: for ``VAESpec``, a ``save_pretrained`` folder or a hub name such as ``stabilityai/sd-vae-ft-mse``; for
+            ``DetailVAESpec``, a file. A ``Path`` is only looked up locally.
+        spec: the required architecture.
 
     Raises:
-        ValueError: its latents are not of the shape that ``spec`` names, or it cannot be loaded.
+        ValueError: the latents do not have the shape required by ``spec``, or loading fails.
     """
     return load_detail_vae(Path(source), spec) if isinstance(spec, DetailVAESpec) else load_kl(source, spec)
 
@@ -88,7 +87,7 @@ def load_kl(source: str | Path, spec: VAESpec) -> AutoencoderKL:
 
 
 def posterior(vae: VAE, image: Tensor, lr: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(mean, log variance) of the raw latent of images [B, C, H, W] with LR images [B, C, H/4, W/4], in [-1, 1]."""
+    """Return (mean, log variance) of the raw latent; images [B, C, H, W] and LR images [B, C, H/4, W/4] in [-1, 1]."""
     if isinstance(vae, DetailVAE):
         assert lr is not None
         return vae.posterior(image, lr)
@@ -97,7 +96,7 @@ def posterior(vae: VAE, image: Tensor, lr: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def decode(vae: VAE, latent: Tensor, lr: Tensor | None) -> Tensor:
-    """The image of a raw latent, float32 in about [-1, 1]; ``lr`` for those that see it."""
+    """Decode a raw latent to an image, float32, approximately in [-1, 1]; ``lr`` is for autoencoders that take it."""
     if isinstance(vae, DetailVAE):
         assert lr is not None
         return vae.decode(latent, lr)[0]
@@ -106,9 +105,9 @@ def decode(vae: VAE, latent: Tensor, lr: Tensor | None) -> Tensor:
 
 
 def set_latent_scale(vae: VAE, latents: Tensor) -> tuple[list[float], list[float]]:
-    """Make latents like these, raw [N, C, h, w], zero-mean and of unit variance; returns their means and deviations.
+    """Standardise raw latents [N, C, h, w] to zero mean and unit variance; return their means and deviations.
 
-    A ``DetailVAE`` scales each channel by itself, an ``AutoencoderKL``, whose format has one scale, all alike.
+    A ``DetailVAE`` scales each channel separately; an ``AutoencoderKL``, whose format has one scale, all equally.
     """
     if isinstance(vae, DetailVAE):
         vae.latent_mean.copy_(latents.mean(dim=(0, 2, 3))[:, None, None])
@@ -120,14 +119,14 @@ def set_latent_scale(vae: VAE, latents: Tensor) -> tuple[list[float], list[float
 
 
 def latent_scale(vae: VAE) -> tuple[Tensor | float, Tensor | float]:
-    """(mean, standard deviation) by which latents are scaled."""
+    """Return the (mean, standard deviation) used to scale latents."""
     if isinstance(vae, DetailVAE):
         return vae.latent_mean, vae.latent_std
     return float(vae.config.shift_factor or 0.0), 1.0 / float(vae.config.scaling_factor)
 
 
 class Encoder(nn.Module):
-    """Image, and LR image where it is seen ⇒ latent: [B, C, H, W] in [-1, 1] ⇒ [B, 4, H/8, W/8], the mean, scaled."""
+    """Image [B, C, H, W] in [-1, 1], and LR image if used ⇒ mean of the scaled latent [B, 4, H/8, W/8]."""
 
     def __init__(self, vae: VAE) -> None:
         super().__init__()
@@ -140,9 +139,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent, and LR image where it is seen ⇒ image: [B, 4, h, w] ⇒ [B, C, 8h, 8w], and of a ``DetailVAE`` its doubt.
+    """Latent [B, 4, h, w], and LR image if used ⇒ image [B, C, 8h, 8w] and, for ``DetailVAE``, its doubt.
 
-    An ``AutoencoderKL``'s is clamped to [-1, 1]; for a ``DetailVAE`` ``pipeline.method.upscale`` does that.
+    Images of an ``AutoencoderKL`` are clamped to [-1, 1]; ``pipeline.method.upscale`` clips those of a ``DetailVAE``.
     """
 
     def __init__(self, vae: VAE) -> None:
@@ -160,7 +159,7 @@ class Decoder(nn.Module):
 
 
 class Restore(nn.Module):
-    """LR image ⇒ the restored one, and its history and presentation as ``pipeline.networks.restorer.told`` has it."""
+    """LR image ⇒ restored LR image and ``pipeline.networks.restorer.estimates``."""
 
     def __init__(self, vae: DetailVAE) -> None:
         super().__init__()
@@ -168,4 +167,4 @@ class Restore(nn.Module):
 
     def forward(self, lr: Tensor) -> tuple[Tensor, Tensor]:
         restored, history = self.restorer(lr)
-        return restored, told(history, self.presentation(lr))
+        return restored, estimates(history, self.presentation(lr))

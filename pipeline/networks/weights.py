@@ -1,4 +1,4 @@
-"""Weights on disk: the autoencoder (see ``vae_path``), ``unet.safetensors``, and a JSON beside each."""
+"""Weights on disk: the autoencoder (see ``vae_path``), ``unet.safetensors``, and a JSON file beside each."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
+from pipeline.atomic import atomic_write
 from pipeline.networks.tensors import load_tensors, save_tensors
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import DETAIL_FILE, VAE
 from pipeline.presets import Preset
-from pipeline.whole import whole_file
 
 Array = NDArray[np.float32]
 
@@ -31,10 +31,10 @@ def write_metadata(path: Path, metadata: dict[str, Any]) -> None:
 
 
 def save_kl(vae: AutoencoderKL, folder: Path) -> None:
-    """Write ``folder/vae/``, each file whole or not at all.
+    """Write ``folder/vae/``, each file atomically.
 
     Raises:
-        OSError: they cannot be written; older files are kept.
+        OSError: the files cannot be written; existing ones are kept.
     """
     partial = folder / "vae.partial"
     try:
@@ -49,7 +49,7 @@ def save_kl(vae: AutoencoderKL, folder: Path) -> None:
 
 
 def save_vae(vae: VAE, folder: Path, metadata: dict[str, Any]) -> None:
-    """Write the autoencoder and ``folder/vae.json``; raises OSError where that fails."""
+    """Write the autoencoder and ``folder/vae.json``; raise OSError on failure."""
     if isinstance(vae, AutoencoderKL):
         save_kl(vae, folder)
     else:
@@ -58,7 +58,7 @@ def save_vae(vae: VAE, folder: Path, metadata: dict[str, Any]) -> None:
 
 
 def save_unet(unet: UNet, folder: Path, metadata: dict[str, Any]) -> None:
-    """Write ``folder/unet.safetensors`` and ``folder/unet.json``; raises OSError where that fails."""
+    """Write ``folder/unet.safetensors`` and ``folder/unet.json``; raise OSError on failure."""
     save_tensors(unet, folder / "unet.safetensors")
     write_metadata(folder / "unet.json", metadata)
 
@@ -67,42 +67,42 @@ RANGES_FILE = "ranges.safetensors"
 
 
 def save_ranges(ranges: Mapping[str, Array], folder: Path, metadata: Mapping[str, str]) -> None:
-    """Write what ``pipeline.export.quantize`` needs, with the digests of the networks in its metadata.
+    """Write the ranges for ``pipeline.export.quantize``, with the networks' digests as metadata.
 
     Raises:
-        OSError: the file cannot be written; an older one is kept.
+        OSError: the file cannot be written; an existing one is kept.
     """
     path = folder / RANGES_FILE
     try:
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             save_file(dict(ranges), partial, metadata=dict(metadata))
     except SafetensorError as error:
         raise OSError(f"cannot write '{path}': {error}") from error
 
 
 def load_ranges(folder: Path, networks: Mapping[str, nn.Module]) -> dict[str, Array]:
-    """The ranges of the networks' convolutions, by the names of ``pipeline.networks.fused.Whole``.
+    """Load the ranges of the networks' convolutions, by their names in ``pipeline.networks.fused.Fused``.
 
     Raises:
-        ValueError: the file is missing or damaged, or was recorded from other weights.
+        ValueError: the file is missing, damaged, or was recorded from other weights.
     """
     path = folder / RANGES_FILE
     remedy = f"record them with  python -m train.ranges --data PAIRS --weights {folder}"
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            ranges = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            ranges = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except FileNotFoundError:
         raise ValueError(f"'{path}', the ranges for INT8, is missing: {remedy}") from None
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read '{path}': {error}") from error
     if any(metadata.get(name) != digest(network) for name, network in networks.items()):
-        raise ValueError(f"'{path}' tells of other weights than those beside it: {remedy}")
+        raise ValueError(f"'{path}' was recorded from other weights than those beside it: {remedy}")
     return ranges
 
 
 def digest(module: nn.Module) -> str:
-    """A short hash of a network's weights, and, of an autoencoder, of its latents' scale."""
+    """Return a short hash of a network's weights and, for an ``AutoencoderKL``, its latents' scale."""
     found = hashlib.sha256()
     for value in module.state_dict().values():
         found.update(value.contiguous().cpu().numpy().tobytes())
@@ -112,21 +112,21 @@ def digest(module: nn.Module) -> str:
 
 
 def check_pair(folder: Path, vae: VAE) -> None:
-    """Raises ValueError where the metadata of the folder's U-Net tell of another autoencoder than ``vae``."""
+    """Raise ValueError if the folder's U-Net was, by its metadata, trained with an autoencoder other than ``vae``."""
     path = folder / "unet.json"
     trained_on = json.loads(path.read_text()).get("vae") if path.exists() else None
     if trained_on is not None and trained_on != (found := digest(vae)):
         raise ValueError(
             f"the U-Net in '{folder}' was trained on the latents of another autoencoder (vae {trained_on} in "
-            f"unet.json, the one there is {found}): train it anew with train.unet"
+            f"unet.json, the one there is {found}): train it again with train.unet"
         )
 
 
 def load_unet(folder: Path, preset: Preset) -> UNet:
-    """The denoiser of ``folder/unet.safetensors``, in evaluation mode.
+    """Load the denoiser from ``folder/unet.safetensors``, in evaluation mode.
 
     Raises:
-        ValueError: the file is missing, damaged, or holds another network than the preset's.
+        ValueError: the file is missing, damaged, or holds a different network.
     """
     unet = UNet(preset.unet)
     load_tensors(unet, folder / "unet.safetensors", f"the U-Net of preset '{preset.name}'")

@@ -1,1 +1,1 @@
-"""ONNX files in one process: onnxruntime, OpenVINO, CUDA graphs, and what the processor has."""
+"""ONNX files in one process: onnxruntime, OpenVINO, CUDA graphs, and processor features."""

@@ -1,4 +1,4 @@
-"""ONNX files by onnxruntime on a GPU, as the backend runs them: usual shapes as CUDA graphs."""
+"""ONNX files run by onnxruntime on a GPU, with CUDA graphs for usual shapes."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ Shapes = Mapping[str, Sequence[int]]
 Feed = Mapping[str, Any]
 """Input name ⇒ array."""
 Run = Callable[[Feed], list[Any]]
-"""Inputs by name ⇒ all outputs, in the file's order."""
+"""Inputs by name ⇒ all outputs in the file's order."""
 
 NO_GRAPH = -1
 
 
-def options_of(graph: int) -> ort.RunOptions:
-    """What runs as the session's CUDA graph of that number, recorded by the first of them, or as none."""
+def run_options(graph: int) -> ort.RunOptions:
+    """Return options to run as the session's CUDA graph of this number, captured by its first run; NO_GRAPH: none."""
     options = ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(graph))
     return options
 
 
-class Replayed:
-    """Runs on inputs of one shape, from and to memory of the device that stays where it is, as a CUDA graph needs it.
+class CapturedGraph:
+    """A CUDA graph for inputs of one shape, with the fixed device memory that a graph requires.
 
-    A graph takes one launch in place of some hundreds, which small networks wait for longer than for their arithmetic.
+    It replaces hundreds of launches with one; in small networks, launches take longer than arithmetic.
     """
 
     def __init__(self, session: ort.InferenceSession, feed: Feed, graph: int, kind: str, device: int) -> None:
-        self.session, self.options = session, options_of(graph)
+        self.session, self.options = session, run_options(graph)
         self.binding = session.io_binding()
-        results = session.run(None, feed, options_of(NO_GRAPH))
+        results = session.run(None, feed, run_options(NO_GRAPH))
         self.inputs = {name: ort.OrtValue.ortvalue_from_numpy(array, kind, device) for name, array in feed.items()}
         self.outputs = [
             ort.OrtValue.ortvalue_from_shape_and_type(result.shape, result.dtype, kind, device) for result in results
@@ -51,10 +51,10 @@ class Replayed:
         return [value.numpy() for value in self.outputs]
 
 
-def replaying(session: ort.InferenceSession, usual: Shapes, kind: str, device: int) -> Run:
-    """The session's function: ``usual`` shapes have a graph for each batch size, others none."""
-    recorded: dict[int, Replayed] = {}
-    without = options_of(NO_GRAPH)
+def replay_graphs(session: ort.InferenceSession, usual: Shapes, kind: str, device: int) -> Run:
+    """Return a function that runs the session, with a graph for each batch size of the ``usual`` shapes only."""
+    recorded: dict[int, CapturedGraph] = {}
+    without = run_options(NO_GRAPH)
 
     def run(feed: Feed) -> list[Any]:
         if {name: array.shape[1:] for name, array in feed.items()} != usual:
@@ -62,7 +62,7 @@ def replaying(session: ort.InferenceSession, usual: Shapes, kind: str, device: i
         batch = len(next(iter(feed.values())))
         if batch in recorded:
             return recorded[batch](feed)
-        replayed = Replayed(session, feed, batch, kind, device)
+        replayed = CapturedGraph(session, feed, batch, kind, device)
         results = replayed(feed)
         recorded[batch] = replayed
         return results
@@ -73,22 +73,22 @@ def replaying(session: ort.InferenceSession, usual: Shapes, kind: str, device: i
 def load(
     path: Path, options: ort.SessionOptions, device: int, usual: Shapes | None
 ) -> tuple[ort.InferenceSession, Run, str]:
-    """A session on a GPU, its function, and why it uses no CUDA graphs: nothing where it does.
+    """Return a session on a GPU, a function that runs it, and why it does not use CUDA graphs, or "".
 
-    Where the GPU or CUDA's libraries cannot be used, onnxruntime says so on stderr, and runs it on the CPU.
+    If the GPU or CUDA's libraries cannot be used, onnxruntime reports it on stderr and runs on the CPU.
 
     Args:
-        path: of the ONNX file.
-        options: of the session.
-        device: number of the GPU.
-        usual: of a batched model, shapes that are worth a graph. None: none is.
+        path: ONNX file.
+        options: session options.
+        device: GPU number.
+        usual: shapes of a batched model to run as graphs. None: use no graphs.
 
     Raises:
-        Exception: onnxruntime's, for a file that is damaged.
+        Exception: onnxruntime's, for a damaged file.
     """
     ort.preload_dlls()
-    options.use_deterministic_compute = True  # not all kernels heed it: images may differ by 3e-4
-    # an exhaustive search would keep the first image of every size waiting for seconds
+    options.use_deterministic_compute = True  # not honoured by all kernels: images may differ by 3e-4
+    # an exhaustive search would delay the first image of every size by seconds
     cuda = {"device_id": device, "cudnn_conv_algo_search": "HEURISTIC"}
     reason = "it has no usual shapes"
     if usual is not None:
@@ -100,7 +100,7 @@ def load(
             reason = str(error).strip()
         else:
             if "CUDAExecutionProvider" in session.get_providers():
-                return session, replaying(session, usual, "cuda", device), ""
+                return session, replay_graphs(session, usual, "cuda", device), ""
             reason = "CUDA cannot be used"
     session = ort.InferenceSession(
         str(path), options, providers=[("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]

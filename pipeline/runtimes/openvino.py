@@ -1,4 +1,4 @@
-"""ONNX files by OpenVINO on the CPU, as the backend and the benchmarks run them."""
+"""ONNX files run by OpenVINO on the CPU, for the backend and the benchmarks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import openvino
 
-from pipeline.runtimes.processor import BFLOAT16, multiplies
+from pipeline.runtimes.processor import BFLOAT16, cpu_supports
 
 Shapes = Mapping[str, Sequence[int]]
 """Input name ⇒ shape without the batch axis."""
@@ -25,11 +25,11 @@ class OpenVINOError(Exception):
 
 
 class Network:
-    """A model compiled for one item on all cores, and for as many at once as OpenVINO finds best (streams).
+    """A model compiled for one item on all cores, and for OpenVINO's optimal number of concurrent items (streams).
 
-    Every item of a batch is an inference of its own. On two cores that is as fast as a batch in one, and does not wait
-    for the slowest core at every layer. After an error the model is compiled anew: what OpenVINO then remembers of the
-    wrong shapes would fail later inferences of right ones.
+    Every item of a batch is a separate inference. On two cores this is as fast as a batched inference, without waiting
+    for the slowest core at every layer. After an error the model is recompiled, because state left by invalid shapes
+    would make later valid inferences fail.
     """
 
     def __init__(self, core: openvino.Core, model: openvino.Model, properties: dict[str, Any]) -> None:
@@ -50,27 +50,27 @@ class Network:
         count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         return [compiled.create_infer_request() for _ in range(count)]
 
-    def _finished(self, request: openvino.InferRequest) -> list[Any]:
+    def _results(self, request: openvino.InferRequest) -> list[Any]:
         request.wait()
         return [request.get_tensor(name).data.copy() for name in self.outputs]
 
-    def at_once(self, feed: Feed) -> list[Any]:
-        """All outputs of one inference."""
+    def infer(self, feed: Feed) -> list[Any]:
+        """Return all outputs for one item, on all cores."""
         try:
             results = self.all_cores.infer(dict(feed), share_inputs=True)
         except Exception:
-            self.__dict__.pop("all_cores", None)  # not there if compiling is what failed
+            self.__dict__.pop("all_cores", None)  # absent if compilation failed
             raise
         return [results[name] for name in self.outputs]
 
-    def one_by_one(self, feeds: Sequence[Feed]) -> list[list[Any]]:
-        """All outputs of each."""
-        return [self.at_once(feed) for feed in feeds]
+    def infer_sequentially(self, feeds: Sequence[Feed]) -> list[list[Any]]:
+        """Return all outputs for each item, one item at a time."""
+        return [self.infer(feed) for feed in feeds]
 
-    def in_streams(self, feeds: Sequence[Feed]) -> list[list[Any]]:
-        """All outputs of each; the last ones that would leave half of the streams idle go on all cores in turn."""
+    def infer_in_streams(self, feeds: Sequence[Feed]) -> list[list[Any]]:
+        """Return all outputs for each item; the remainder runs sequentially if it would leave half the streams idle."""
         if len(feeds) == 1:
-            return self.one_by_one(feeds)
+            return self.infer_sequentially(feeds)
         rest = len(feeds) % len(self.streams)
         count = len(feeds) - (rest if 2 * rest <= len(self.streams) else 0)
         found: list[list[Any]] = []
@@ -78,39 +78,39 @@ class Network:
         try:
             for i, feed in enumerate(feeds[:count]):
                 if len(started) == len(self.streams):
-                    found.append(self._finished(started.popleft()))
+                    found.append(self._results(started.popleft()))
                 started.append(self.streams[i % len(self.streams)])
                 started[-1].start_async(dict(feed), share_inputs=True)
             while started:
-                found.append(self._finished(started.popleft()))
+                found.append(self._results(started.popleft()))
         except Exception:
-            for request in started:  # they read the feeds
+            for request in started:  # they still read the feeds
                 with contextlib.suppress(Exception):
                     request.wait()
             self.__dict__.pop("streams", None)
             raise
-        return found + self.one_by_one(feeds[count:])
+        return found + self.infer_sequentially(feeds[count:])
 
 
 def load(
-    path: Path, *, bf16: bool, usual: Shapes | None = None, alone: bool = False, threads: int = 0
+    path: Path, *, bf16: bool, usual: Shapes | None = None, sequential: bool = False, threads: int = 0
 ) -> tuple[list[str], list[str], Callable[[Feed], list[Any]]]:
-    """The names of inputs and outputs, and the function from inputs by name to outputs.
+    """Return the names of inputs and outputs, and a function from inputs by name to outputs.
 
     Args:
-        path: of the ONNX file.
-        bf16: compute in bfloat16 where the processor has it, else in float32.
-        usual: of a batched model, shapes for which a second network is compiled: it takes no others, and two thirds of
-            the time. None: the model runs as it is called.
-        alone: take the items of a batch one after another, for a model whose bits depend on the cores at work.
-        threads: 0 for OpenVINO's own choice.
+        path: ONNX file.
+        bf16: compute in bfloat16 if the processor supports it, else in float32.
+        usual: shapes of a batched model for which a second network is compiled, which takes two thirds of the time.
+            None: run each call as a single inference.
+        sequential: process a batch sequentially, for models whose results depend on the number of cores in use.
+        threads: number of threads; 0: OpenVINO's default.
 
     Raises:
         OpenVINOError: the file is missing or damaged.
     """
     properties = {
-        # asked for bfloat16, OpenVINO would imitate it on some processors that lack it
-        "INFERENCE_PRECISION_HINT": "bf16" if bf16 and multiplies(BFLOAT16) else "f32",
+        # if requested, OpenVINO emulates bfloat16 on some processors without it
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 and cpu_supports(BFLOAT16) else "f32",
         **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
     }
     try:
@@ -119,13 +119,13 @@ def load(
         inputs = [tensor.any_name for tensor in model.inputs]
         any_shape = Network(core, model, properties)
         if usual is None:
-            return inputs, any_shape.outputs, any_shape.at_once
+            return inputs, any_shape.outputs, any_shape.infer
         fixed = model.clone()
         fixed.reshape({name: [1, *shape] for name, shape in usual.items()})
         usual_shape = Network(core, fixed, properties)
-        if not alone:
+        if not sequential:
             _ = usual_shape.streams
-    except Exception as error:  # OpenVINO raises RuntimeError for whatever it is
+    except Exception as error:  # OpenVINO raises RuntimeError for any problem
         raise OpenVINOError((str(error).strip() or type(error).__name__).splitlines()[-1]) from error
 
     def run(feed: Feed) -> list[Any]:
@@ -133,7 +133,7 @@ def load(
         network = usual_shape if fits else any_shape
         total = len(next(iter(feed.values())))
         items = [{name: array[i : i + 1] for name, array in feed.items()} for i in range(total)]
-        found = network.one_by_one(items) if alone else network.in_streams(items)
+        found = network.infer_sequentially(items) if sequential else network.infer_in_streams(items)
         return found[0] if total == 1 else [np.concatenate(outputs) for outputs in zip(*found, strict=True)]
 
     return inputs, any_shape.outputs, run

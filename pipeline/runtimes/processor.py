@@ -1,4 +1,4 @@
-"""What this machine's processor multiplies fast, by the flags that Linux tells."""
+"""Detection of fast number formats from the processor flags that Linux reports."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16 = {"avx512_bf16", "amx_bf16"}
-INT8 = {"avx2"}  # all with VNNI or AMX have it too
+INT8 = {"avx2"}  # implied by VNNI and AMX
 
 
-def multiplies(flags: set[str]) -> bool:
-    """Whether the processor has one of these flags; no where it does not tell."""
+def cpu_supports(flags: set[str]) -> bool:
+    """Whether the processor has any of these flags; False if unknown."""
     try:
         lines = CPUINFO.read_text().splitlines()
     except OSError:

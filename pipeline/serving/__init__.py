@@ -1,5 +1,5 @@
-"""Start a Triton Inference Server: find it, check before the start, supervise it, drain it."""
+"""Starting a Triton Inference Server: find it, check its setup, supervise it, drain it."""
 
 
 class ServeError(Exception):
-    """The server cannot be started; the message says what is wrong and what to do."""
+    """The server cannot be started; the message states the problem and the remedy."""

@@ -1,4 +1,4 @@
-"""Checks before the start: repository, plans, addresses, ports, shared memory."""
+"""Checks before starting a server: repository, plans, addresses, ports, shared memory."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ from pipeline.triton_config import MODEL_FILE, read_config
 
 SHARED_MEMORY = Path("/dev/shm")
 REGION_MB = 1.05
-"""Shared memory with which a Python process of the server starts: 1 MiB."""
+"""Initial shared memory of each Python process of the server: 1 MiB."""
 LARGE_IMAGES_MB = 250
-"""Shared memory beyond that: four images of the largest size at once took 130 MB."""
+"""Additional shared memory for large images: four concurrent images of the largest size took 130 MB."""
 PROTOCOLS = ("grpc", "http", "metrics")
-"""In the order in which Triton opens them."""
+"""Protocols in the order in which Triton opens their ports."""
 ON, OFF = ("true", "1"), ("false", "0")
 RESTORE = "restore it with git, or write it with `make export`"
 REMEDY = {"tensorrt": "build it again with `make plan`, or remove the model's folder"}
 
 
 def check_repository(repository: Path) -> list[pb.ModelConfig]:
-    """Check that every model has a configuration and its files, and that plans match the networks beside them.
+    """Check that every model has its configuration and files, and that plans match the repository's networks.
 
     Returns:
         The models' configurations.
 
     Raises:
-        ServeError: it is no model repository, or a model's file is missing, damaged or out of date.
+        ServeError: this is not a model repository, or a model's file is missing, damaged or outdated.
     """
     if not repository.is_dir():
         raise ServeError(f"model repository '{repository}' is not a directory: name one with --model-repository")
     for model in sorted(repository.glob("[!.]*/")):
         if model.is_dir() and not (model / "config.pbtxt").exists() and not any(model.glob("[0-9]*/*")):
             raise ServeError(
-                f"'{model}' is unfinished: it holds no config.pbtxt and no model file; remove or complete it"
+                f"'{model}' is unfinished: it has neither config.pbtxt nor a model file; remove or complete it"
             )
     models = sorted(path.parent for path in repository.glob("*/config.pbtxt"))
     if not models:
-        raise ServeError(f"'{repository}' is no model repository: it holds no MODEL/config.pbtxt")
+        raise ServeError(f"'{repository}' is not a model repository: it has no MODEL/config.pbtxt")
     return [check_model(repository, model) for model in models]
 
 
 def check_model(repository: Path, model: Path) -> pb.ModelConfig:
-    """Check a model's folder, and return its configuration; raises ServeError as ``check_repository`` does."""
+    """Check a model's folder and return its configuration; raise ServeError like ``check_repository``."""
     try:
         config, *others = map(read_config, [model / "config.pbtxt", *model.glob("configs/*.pbtxt")])
     except ValueError as error:
@@ -71,7 +71,7 @@ def check_model(repository: Path, model: Path) -> pb.ModelConfig:
 
 
 def model_files(model: Path, config: pb.ModelConfig, others: Sequence[pb.ModelConfig]) -> Iterator[Path]:
-    """The files that a model needs in every version: its configuration's, and those of its ``configs/``."""
+    """Yield the files required in every version by a model's configuration and those in ``configs/``."""
     default = config.default_model_filename or MODEL_FILE.get(config.backend)
     names = list(config.cc_model_filenames.values()) or [default]
     names += [other.default_model_filename for other in others]
@@ -81,25 +81,25 @@ def model_files(model: Path, config: pb.ModelConfig, others: Sequence[pb.ModelCo
 
 
 def check_plan(repository: Path, plan: Path) -> None:
-    """See that a plan was built from the network beside it, where a JSON file says what it was built from.
+    """Check that a plan was built from the repository's network, if a JSON file records its source.
 
     Raises:
-        ServeError: that file is damaged, or the network is another one.
+        ServeError: the JSON file is damaged, or the network differs.
     """
     path = plan.with_suffix(".json")
     if not path.is_file():
         return
     try:
-        about = json.loads(path.read_text())
-        onnx, expected = repository / about["onnx"], about["onnx_sha256"]
+        metadata = json.loads(path.read_text())
+        onnx, expected = repository / metadata["onnx"], metadata["onnx_sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise ServeError(f"'{path}' is damaged: {REMEDY['tensorrt']}") from error
     if not onnx.is_file() or hashlib.sha256(onnx.read_bytes()).hexdigest() != expected:
-        raise ServeError(f"'{plan}' was built from another '{onnx}': {REMEDY['tensorrt']}")
+        raise ServeError(f"'{plan}' was not built from the current '{onnx}': {REMEDY['tensorrt']}")
 
 
-def given(extra: Sequence[str], flag: str) -> str | None:
-    """The value that flags for tritonserver give ``flag``, the last one as for Triton; None where they do not."""
+def flag_value(extra: Sequence[str], flag: str) -> str | None:
+    """Return the value of ``flag`` in tritonserver flags, the last one as in Triton; None if absent."""
     found = None
     for i, word in enumerate(extra):
         name, equals, value = word.partition("=")
@@ -109,10 +109,10 @@ def given(extra: Sequence[str], flag: str) -> str | None:
 
 
 def find_host(host: str) -> str:
-    """The IPv4 address of a name or address of this machine; Triton takes no names.
+    """Resolve a name or address of this machine to an IPv4 address, as Triton does not accept names.
 
     Raises:
-        ServeError: there is none.
+        ServeError: it is not an IPv4 address or name of this machine.
     """
     try:
         address = str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
@@ -126,32 +126,32 @@ def find_host(host: str) -> str:
     return address
 
 
-def listening_at(host: str, ports: dict[str, int], extra: Sequence[str]) -> dict[str, Address]:
-    """By protocol, the address that the server will bind: what ``extra`` says goes before ``host`` and ``ports``.
+def listen_addresses(host: str, ports: dict[str, int], extra: Sequence[str]) -> dict[str, Address]:
+    """Return protocol ⇒ address that the server will bind; ``extra`` overrides ``host`` and ``ports``.
 
     Raises:
         ServeError: a port is out of range or given twice.
     """
     found: dict[str, Address] = {}
     for protocol in PROTOCOLS:
-        if (given(extra, f"--allow-{protocol}") or "").lower() in OFF:
+        if (flag_value(extra, f"--allow-{protocol}") or "").lower() in OFF:
             continue
         flag = f"--{protocol}-port"
-        port = given(extra, flag) or str(ports[protocol])
+        port = flag_value(extra, flag) or str(ports[protocol])
         if not (port.isdecimal() and 1 <= int(port) <= 65535):
             raise ServeError(f"{flag} must be 1–65535, got {port}")
         for other, (_, taken) in found.items():
             if taken == int(port):
                 raise ServeError(f"port {port} is given twice: --{other}-port, {flag}")
-        found[protocol] = (given(extra, f"--{protocol}-address") or host, int(port))
+        found[protocol] = (flag_value(extra, f"--{protocol}-address") or host, int(port))
     return found
 
 
 def check_ports(addresses: dict[str, Address]) -> None:
-    """See that every port can be had.
+    """Check that every port is available.
 
     Raises:
-        ServeError: one is taken, or not to be had.
+        ServeError: a port is taken or cannot be opened.
     """
     for protocol, (host, port) in addresses.items():
         with socket.socket() as probe:
@@ -164,23 +164,23 @@ def check_ports(addresses: dict[str, Address]) -> None:
 
 
 def why_unchecked(models: Sequence[pb.ModelConfig], preset: Preset, extra: Sequence[str]) -> str | None:
-    """Why the server cannot be asked for an image to see whether it serves; None where it can."""
+    """Return why the server cannot be checked with a test image; None if it can."""
     if superres_model(preset).name not in [model.name for model in models]:
-        return f"the repository holds no model '{superres_model(preset).name}'"
-    hindrances = (
+        return f"the repository has no model '{superres_model(preset).name}'"
+    obstacles = (
         ("--allow-grpc", OFF),
         ("--grpc-use-ssl", ON),
         ("--grpc-use-ssl-mutual", ON),
         ("--model-control-mode", ("explicit",)),
     )
-    for flag, values in hindrances:
-        if (value := given(extra, flag)) and value.lower() in values:
+    for flag, values in obstacles:
+        if (value := flag_value(extra, flag)) and value.lower() in values:
             return f"{flag} is {value}"
-    return "--grpc-restricted-protocol is given" if given(extra, "--grpc-restricted-protocol") else None
+    return "--grpc-restricted-protocol is given" if flag_value(extra, "--grpc-restricted-protocol") else None
 
 
 def free_shared_memory() -> float:
-    """MB (10⁶ bytes) free in /dev/shm; infinite where there is none to run out of."""
+    """Return the free space of /dev/shm in MB (10⁶ bytes); infinity if there is no /dev/shm."""
     if not SHARED_MEMORY.is_dir():
         return math.inf
     space = os.statvfs(SHARED_MEMORY)
@@ -188,13 +188,13 @@ def free_shared_memory() -> float:
 
 
 def check_shared_memory(repository: Path, extra: Sequence[str]) -> None:
-    """See that the models' Python processes get the shared memory they start with; warn where large images lack it.
+    """Check the shared memory for the start of the models' Python processes; warn if too little for large images.
 
-    Every instance takes one region for its tensors, of ``REGION_MB`` unless ``extra`` says otherwise, which grows when
-    needed and never shrinks. ONNX models count too: in the wheel's server they are Python processes, two a model.
+    Every instance allocates a region for its tensors, of ``REGION_MB`` unless set in ``extra``, which grows on demand
+    and never shrinks. ONNX models count too: in the wheel's server they are Python processes, two per model.
 
     Raises:
-        ServeError: there is less than the server starts with.
+        ServeError: there is too little to start the server.
     """
     size = next(
         (float(m[1]) / 1e6 for flag in extra if (m := re.search(r"shm-default-byte-size=(\d+)", flag))), REGION_MB
@@ -208,6 +208,6 @@ def check_shared_memory(repository: Path, extra: Sequence[str]) -> None:
     if free < start + LARGE_IMAGES_MB:
         print(
             f"warning: /dev/shm has {free:.0f} MB free, images of {MAX_SIDE}×{MAX_SIDE} may need "
-            f"{start + LARGE_IMAGES_MB:.0f} MB and fail without: {advice}",
+            f"{start + LARGE_IMAGES_MB:.0f} MB and otherwise fail: {advice}",
             file=sys.stderr,
         )

@@ -1,8 +1,8 @@
-"""Find a Triton Inference Server and start it in the foreground on a model repository.
+"""Find a Triton Inference Server and run it in the foreground with a model repository.
 
 python -m pipeline.serve
 python -m pipeline.serve --http-port 9000 --grpc-port 9001 --metrics-port 9002
-python -m pipeline.serve --host 0.0.0.0    # to every machine that reaches this one, which needs no password
+python -m pipeline.serve --host 0.0.0.0    # for all machines that can reach this one, without a password
 python -m pipeline.serve --model-repository my/repository -- --log-verbose=1
 python -m pipeline.serve --runtime onnxruntime
 """
@@ -25,7 +25,7 @@ from pipeline.serving.checks import (
     check_repository,
     check_shared_memory,
     find_host,
-    listening_at,
+    listen_addresses,
     why_unchecked,
 )
 from pipeline.serving.find import RUNTIMES, Server, find_server, plain_path, runtime_flags
@@ -33,13 +33,13 @@ from pipeline.serving.supervisor import Address, NotReady, supervise, upscale_on
 from pipeline.triton_config import preset_of
 
 REPOSITORY = ROOT / "model_repository" if (ROOT / "model_repository").is_dir() else Path("model_repository")
-"""This clone's; of an installed package, the one in the current directory."""
+"""Model repository of this clone or, when installed, of the current directory."""
 TOLERANT = ("--exit-on-error=false", "--strict-readiness=false")
-"""Flags with which a plan that does not load here leaves the rest of the repository served."""
+"""Flags that keep the rest of the repository available if a plan fails to load."""
 
 
 def command_line(server: Server, repository: Path, host: str, ports: dict[str, int], extra: Sequence[str]) -> list[str]:
-    """The server's command line."""
+    """Return the server's command line."""
     return [
         str(server.binary),
         f"--model-repository={repository}",
@@ -51,10 +51,10 @@ def command_line(server: Server, repository: Path, host: str, ports: dict[str, i
 
 
 def when_ready(server: subprocess.Popen[bytes], addresses: dict[str, Address], preset: Preset) -> str:
-    """Wait until the server serves, and say so.
+    """Wait until the server is ready and return a message about it.
 
     Raises:
-        NotReady: it ends, or does not upscale.
+        NotReady: the server ends or cannot upscale.
     """
     wait_until_listening(server, list(addresses.values()))
     try:
@@ -73,15 +73,15 @@ def main(argv: list[str] | None = None) -> int:
         __doc__,
         "python -m pipeline.serve",
         "Start a Triton Inference Server in the foreground: an installed one, or else the one in the wheel "
-        "nvidia-pytriton, which completes no configurations. Whatever stands behind -- goes to tritonserver as it is.",
+        "nvidia-pytriton, without auto-completion of configurations. Flags after -- are passed to tritonserver.",
     )
     add = parser.add_argument
     add("--model-repository", type=Path, default=REPOSITORY, help="default: %(default)s")
     add(
         "--host",
         default="127.0.0.1",
-        help="IPv4 address to listen at; there is no password, so 0.0.0.0 serves whoever reaches this machine "
-        "(default: %(default)s, this machine alone)",
+        help="IPv4 address to listen on; there is no password, so 0.0.0.0 serves anyone who can reach this machine "
+        "(default: %(default)s, this machine only)",
     )
     add("--http-port", type=int, default=8000, help="default: %(default)s")
     add("--grpc-port", type=int, default=8001, help="default: %(default)s")
@@ -90,14 +90,14 @@ def main(argv: list[str] | None = None) -> int:
         "--runtime",
         choices=RUNTIMES,
         default="auto",
-        help="of the networks on a CPU: openvino computes in INT8 and bfloat16 (default: openvino, in the wheel's "
-        "server, where there is no GPU and the processor has what the preset uses of these)",
+        help="runtime of the networks on a CPU; openvino uses INT8 and bfloat16 (default: openvino in the wheel's "
+        "server without a GPU if the processor supports those that the preset uses, else onnxruntime)",
     )
     add(
         "--no-check",
         dest="check",
         action="store_false",
-        help="do not ask the server for an image before calling it ready",
+        help="do not upscale a test image before reporting the server ready",
     )
     add("extra", nargs="*", metavar="-- FLAG", help="any tritonserver flag")
     args = parser.parse_args(argv)
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         preset = preset_of(args.model_repository)
         flags = runtime_flags(args.runtime, server, preset)
         host = find_host(args.host)
-        addresses = listening_at(host, ports, args.extra)
+        addresses = listen_addresses(host, ports, args.extra)
         check_ports(addresses)
         check_shared_memory(args.model_repository, args.extra)
         repository = plain_path(args.model_repository)

@@ -1,8 +1,8 @@
-"""Stop a server in order: what is under way ends, what comes later is refused, only then does Triton hear of it.
+"""Orderly shutdown of a server: finish requests in progress and refuse new ones before stopping Triton.
 
-Triton 2.51 that is told to stop refuses what its models ask of one another, so that requests which it had accepted
-fail, and one stop in twenty under load ends in an abort inside its Python backend. Therefore a model that calls others
-works under a shared lock on a file, and whoever stops the server closes that file's door, then waits for the lock.
+When stopping, Triton 2.51 refuses calls between its models, so that accepted requests fail, and one stop in twenty
+under load aborts inside its Python backend. Therefore a model that calls others holds a shared lock on a file while it
+works; to stop the server, its supervisor marks that file as closed, then waits for the lock.
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ import os
 from collections.abc import Iterator
 
 VARIABLE = "CXR_SUPERRES_DOOR"
-"""Of a server's environment: the file's path. Without it, models work at any time."""
+"""Environment variable of the server with the file's path; without it, models always work."""
 
 
 class Closed(Exception):
-    """The server stops; nothing new is begun."""
+    """The server is stopping and refuses new requests."""
 
 
 class Door:
-    """The supervisor's side: a file in memory, gone with this process."""
+    """The supervisor's side: an in-memory file that disappears with this process."""
 
     def __init__(self) -> None:
         self.file = os.memfd_create("door")
         self.environment = {VARIABLE: f"/proc/{os.getpid()}/fd/{self.file}"}
 
     def close(self) -> None:
-        """Let nothing new begin."""
+        """Refuse new requests."""
         os.ftruncate(self.file, 1)
 
-    def all_left(self) -> bool:
-        """Whether nothing is under way; asked of a closed door, this stays so."""
+    def is_idle(self) -> bool:
+        """Whether no request is in progress; once closed and idle, this stays true."""
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        fcntl.flock(self.file, fcntl.LOCK_UN)  # whoever comes now is refused, not kept waiting
+        fcntl.flock(self.file, fcntl.LOCK_UN)  # new requests are refused, not kept waiting
         return True
 
 
 @contextlib.contextmanager
 def working() -> Iterator[None]:
-    """A model's side: the block is ended before the server is told to stop.
+    """Delay the server's stop until the block ends; the models' side.
 
     Raises:
-        Closed: it is about to be, or whoever started it is gone.
+        Closed: the server is stopping, or its supervisor is gone.
     """
     path = os.environ.get(VARIABLE)
     if path is None:

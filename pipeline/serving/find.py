@@ -1,4 +1,4 @@
-"""Find a tritonserver, and choose what runs the networks on the CPU."""
+"""Selection of a tritonserver and of the networks' runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import ROOT
+from pipeline.atomic import atomic_write
 from pipeline.presets import Preset
-from pipeline.runtimes.processor import BFLOAT16, INT8, multiplies
+from pipeline.runtimes.processor import BFLOAT16, INT8, cpu_supports
 from pipeline.serving import ServeError
-from pipeline.whole import whole_file
 
 INSTALLED = Path("/opt/tritonserver/bin/tritonserver")
 OUR_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 NVIDIA = Path("/dev/nvidiactl")
-"""What is there where a GPU's driver is."""
+"""Device file that exists if a GPU driver is loaded."""
 RUNTIMES = ("auto", "onnxruntime", "openvino")
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 @dataclass(frozen=True)
 class Server:
-    """A tritonserver and what it needs around it."""
+    """A tritonserver with its flags and environment."""
 
     binary: Path
     flags: tuple[str, ...] = ()
     bundled: bool = False
-    """Whether it is the wheel's, whose networks run on this project's own backends."""
+    """Whether it is the wheel's server, which runs networks on this project's backends."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
 def find_server() -> Server:
-    """An installed server (PATH, then /opt/tritonserver) with its own backends, else the wheel's.
+    """Return an installed server (PATH, then /opt/tritonserver) with its own backends, else the wheel's.
 
     Raises:
-        ServeError: there is none, or the wheel's cannot run with this Python.
+        ServeError: there is no server, or the wheel's cannot run with this Python.
     """
     on_path = shutil.which("tritonserver")
     if on_path or INSTALLED.is_file():
@@ -53,17 +53,17 @@ def find_server() -> Server:
     wheel = importlib.util.find_spec("pytriton")
     if wheel is None or wheel.origin is None:
         raise ServeError(
-            "no tritonserver in PATH or /opt/tritonserver, and the wheel that holds one is not installed: "
+            "no tritonserver in PATH or /opt/tritonserver, and the wheel that contains one is not installed: "
             "pip install --no-deps nvidia-pytriton==0.7.0"
         )
     return embedded_server(Path(wheel.origin).parent)
 
 
 def embedded_server(package: Path) -> Server:
-    """The server inside the wheel, with a backend directory made for this Python.
+    """Return the wheel's server with a backend directory for this Python.
 
     Raises:
-        ServeError: the wheel has no stub for this Python, its libpython is missing, or NumPy is not one it can use.
+        ServeError: the wheel has no stub for this Python, libpython is missing, or NumPy is incompatible.
     """
     check_numpy()
     triton = package / "tritonserver"
@@ -87,23 +87,23 @@ def embedded_server(package: Path) -> Server:
         flags=(
             f"--backend-directory={backends}",
             f"--cache-directory={triton / 'caches'}",
-            # the configurations are complete; to ask each Python model for more would double the time to ready
+            # the configurations are complete; querying each Python model for more would double the startup time
             "--disable-auto-complete-config",
         ),
         bundled=True,
         environment={
             "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-            # the stub takes the packages of the `python3` that it finds in PATH, some versions' those of PYTHONPATH too
+            # the stub uses the packages of the first `python3` in PATH, and in some versions those in PYTHONPATH
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         },
     )
 
 
 def check_numpy() -> None:
-    """See that the wheel's stub can use this Python's NumPy: it was built against NumPy 1.
+    """Check that this Python's NumPy is compatible with the wheel's stub, which was built against NumPy 1.
 
     Raises:
-        ServeError: it cannot; every request would fail.
+        ServeError: NumPy is incompatible; every request would fail.
     """
     version = importlib.metadata.version("numpy")
     if int(version.partition(".")[0]) >= 2:
@@ -115,10 +115,10 @@ def check_numpy() -> None:
 
 
 def libpython_directory() -> list[str]:
-    """Where the stub finds this Python's shared library: one directory, or none where the system's loader knows it.
+    """Return the directory of this Python's shared library in a list, empty if the system's loader finds it.
 
     Raises:
-        ServeError: there is no such library.
+        ServeError: the library is missing.
     """
     name = f"libpython{PYTHON_VERSION}.so.1.0"
     for directory in (sysconfig.get_config_var("LIBDIR"), os.path.join(sys.base_prefix, "lib")):
@@ -135,7 +135,7 @@ def libpython_directory() -> list[str]:
 
 
 def is_plain(path: Path) -> bool:
-    """Whether Triton's Python models can lie there: a shell starts them, unquoted, and Python reads paths as ASCII."""
+    """Whether Triton can start Python models there: a shell starts them unquoted, and Python reads paths as ASCII."""
     return shlex.quote(str(path)) == str(path)
 
 
@@ -144,7 +144,7 @@ def short_hash(*paths: Path) -> str:
 
 
 def cache_directory() -> Path:
-    """This project's folder in the user's cache.
+    """Return this project's folder in the user's cache.
 
     Raises:
         ServeError: Triton cannot start Python models from there.
@@ -159,10 +159,10 @@ def cache_directory() -> Path:
 
 
 def plain_path(repository: Path) -> Path:
-    """The repository's absolute path, or that of a link in the user's cache where Triton could not start its models.
+    """Return the repository's absolute path, or a link in the user's cache if Triton cannot start models there.
 
     Raises:
-        ServeError: the cache cannot be written, or is no better.
+        ServeError: the cache cannot be written, or its path is not plain either.
     """
     target = repository.resolve()
     if is_plain(target):
@@ -170,7 +170,7 @@ def plain_path(repository: Path) -> Path:
     link = cache_directory() / f"repository-{short_hash(target)}"
     try:
         link.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(link) as partial:
+        with atomic_write(link) as partial:
             partial.symlink_to(target)
     except OSError as error:
         raise ServeError(f"cannot write the link '{link}' (set XDG_CACHE_HOME): {error}") from error
@@ -178,10 +178,10 @@ def plain_path(repository: Path) -> Path:
 
 
 def prepare_backends(triton: Path, stub: Path) -> Path:
-    """A backend directory: Triton's Python backend with this Python's stub beside it, and ours.
+    """Create or update a backend directory with Triton's Python backend, this Python's stub and our backends.
 
-    It lies in the user's cache, one for each installation, and is brought up to date by every start. Triton takes
-    no links that lead out of it, so the files (4 MB) are copied.
+    It is in the user's cache, one per installation, and updated on every start. Triton rejects links that lead out of
+    it, so the files (4 MB) are copied.
 
     Raises:
         ServeError: the cache cannot be written, or Triton cannot start models from there.
@@ -199,7 +199,7 @@ def prepare_backends(triton: Path, stub: Path) -> Path:
             if target.is_file() and filecmp.cmp(source, target):
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(target) as partial:
+            with atomic_write(target) as partial:
                 shutil.copy2(source, partial)
     except OSError as error:
         raise ServeError(f"cannot write the backend directory '{directory}' (set XDG_CACHE_HOME): {error}") from error
@@ -207,17 +207,17 @@ def prepare_backends(triton: Path, stub: Path) -> Path:
 
 
 def runtime_flags(runtime: str, server: Server, preset: Preset) -> list[str]:
-    """The flags that choose what runs the networks on the CPU.
+    """Return the flags that select the networks' runtime on the CPU.
 
-    "auto" is OpenVINO where that is faster than onnxruntime (docs/results.md): in the wheel's server, where there is no
-    GPU, and the processor has bfloat16, or INT8 and the preset files for it.
+    "auto" is OpenVINO where it is faster than onnxruntime (docs/results.md): in the wheel's server without a GPU, if
+    the processor supports bfloat16, or INT8 if the preset has files for it.
 
     Raises:
-        ServeError: OpenVINO is asked for and not here.
+        ServeError: OpenVINO is requested but not installed.
     """
     installed = importlib.util.find_spec("openvino") is not None
     if runtime == "auto":
-        fast = multiplies(BFLOAT16) or (bool(preset.int8) and multiplies(INT8))
+        fast = cpu_supports(BFLOAT16) or (bool(preset.int8) and cpu_supports(INT8))
         runtime = "openvino" if server.bundled and installed and fast and not NVIDIA.exists() else "onnxruntime"
     if runtime == "openvino" and server.bundled and not installed:
         raise ServeError("--runtime is openvino, which is not installed: pip install --no-deps openvino==2026.4.1")

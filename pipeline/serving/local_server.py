@@ -1,4 +1,4 @@
-"""A server of one's own for as long as a block runs: for the demonstration, the benchmarks and the checks of a plan."""
+"""A private server for the duration of a block, for the demo, the benchmarks and plan checks."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pipeline.serving.supervisor import EXIT_LIMIT, NotReady, upscale_one, wait_
 from pipeline.triton_config import preset_of
 
 START_LIMIT = 120
-"""Seconds that a server may take until it takes connections: on a GPU plans and graphs are loaded first."""
+"""Seconds until a server must accept connections; on a GPU, plans and graphs are loaded first."""
 
 
 class ServerError(Exception):
-    """The server does not start; the message says why."""
+    """The server does not start; the message states the reason."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on."""
+    """Return unused ports."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for s in sockets:
@@ -43,23 +43,23 @@ def running_server(
     http: int | None = None,
     check: bool = True,
 ) -> Iterator[str]:
-    """A server on a repository, ready; yields its gRPC address, and stops it whatever happens.
+    """Start a server on a repository, yield its gRPC address once it is ready, and always stop it.
 
     Args:
-        log: file for what it prints.
-        repository: its model repository.
+        log: file for the server's output.
+        repository: model repository.
         flags: further arguments of ``python -m pipeline.serve``.
-        http: its HTTP port, where the caller must know it.
-        check: whether it must upscale an image, where it has model ``superres``, not just take connections.
+        http: HTTP port, if the caller needs to know it.
+        check: whether model ``superres``, if present, must also upscale a test image.
 
     Raises:
-        ServerError: it does not start, or does not upscale.
+        ServerError: the server does not start or cannot upscale.
     """
     free, grpc, metrics = free_ports(3)
     ports = {"grpc": grpc, "http": http or free, "metrics": metrics}
     options = [f"--model-repository={repository.resolve()}", *(f"--{name}-port={port}" for name, port in ports.items())]
     with open(log, "w") as file:
-        # a session of its own, so that Ctrl-C reaches this process alone, which then stops the server in order
+        # a separate session, so that Ctrl-C only reaches this process, which then stops the server properly
         server = subprocess.Popen(
             [sys.executable, "-m", "pipeline.serve", "--no-check", *options, *flags],
             stdout=file,
@@ -81,7 +81,7 @@ def running_server(
 
 
 def not_ready(url: str, model: str) -> str | None:
-    """Why the server at ``url`` does not run ``model``; None where it does."""
+    """Return why the server at ``url`` does not run ``model``; None if it does."""
     with tritonclient.grpc.InferenceServerClient(url) as client:
         if client.is_model_ready(model):
             return None
@@ -90,7 +90,7 @@ def not_ready(url: str, model: str) -> str | None:
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server and every process it started, at once where another interruption comes meanwhile."""
+    """Stop the server and every process it started; kill them on another interruption."""
     server.terminate()
     try:
         server.wait(EXIT_LIMIT)

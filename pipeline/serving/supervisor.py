@@ -1,4 +1,4 @@
-"""A server as a child of this process: started, asked for one image, handed the signals, ended with it."""
+"""Supervision of a server as a child process: start, check with a test image, signal forwarding, cleanup."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from pipeline.spec import SCALE
 Address = tuple[str, int]
 
 ANSWER_LIMIT = 60
-"""Seconds that the server may take for the image that it is asked for."""
+"""Maximum seconds for the test image."""
 DRAIN_LIMIT = 25
-"""Seconds that requests under way have to end before the server hears that it is to stop."""
+"""Maximum seconds for requests in progress to finish before the server is told to stop."""
 EXIT_LIMIT = 60
-"""Seconds that it may take to end: Triton itself gives requests under way 30 more."""
+"""Maximum seconds for the server to exit; Triton itself gives requests in progress another 30."""
 POLL = 0.02
-"""Seconds between two looks at a server that starts."""
+"""Seconds between two checks of a starting server."""
 ORPHANS_LIMIT = 2
-"""Seconds that what it started may outlive it."""
-AWAITED = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+"""Seconds that the server's child processes may outlive it."""
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class NotReady(Exception):
-    """The server does not serve; the message says why, in its own words where it has any."""
+    """The server is not ready; the message states the reason, quoting the server if possible."""
 
 
 def listens(address: Address) -> bool:
-    """Whether somebody takes connections there; of 0.0.0.0, on this machine."""
+    """Whether the address accepts connections; 0.0.0.0 means this machine."""
     try:
         socket.create_connection(address, timeout=1).close()
     except OSError:
@@ -55,19 +55,19 @@ def listens(address: Address) -> bool:
 def wait_until_listening(
     server: subprocess.Popen[bytes], addresses: Sequence[Address], limit: float = math.inf
 ) -> None:
-    """Return when the server takes connections at all addresses, which Triton does once its models are loaded.
+    """Wait until the server accepts connections at all addresses, which Triton does once its models are loaded.
 
     Args:
-        server: its process, or the supervisor's.
-        addresses: in the order in which Triton opens them: gRPC, HTTP, metrics.
-        limit: seconds.
+        server: process of the server or its supervisor.
+        addresses: addresses in the order in which Triton opens them: gRPC, HTTP, metrics.
+        limit: maximum seconds to wait.
 
     Raises:
-        NotReady: it ends or takes longer, or somebody else took a port meanwhile.
+        NotReady: the server ends, takes longer, or another process takes a port.
     """
     deadline = time.monotonic() + limit
     while True:
-        # the last is asked first: if it is open and an earlier one then is not, it is not the server's
+        # the last is checked first: if it is open and an earlier one then is not, it is not the server's
         open_ = [listens(address) for address in reversed(addresses)][::-1]
         if all(open_):
             return
@@ -82,15 +82,15 @@ def wait_until_listening(
 
 
 def upscale_one(address: Address, preset: Preset) -> float:
-    """Seconds that model ``superres`` takes for one image of the usual shape.
+    """Upscale a test image of the usual shape with model ``superres``; return the seconds it takes.
 
     Raises:
-        NotReady: there is no image, or none that can be right.
+        NotReady: the request fails, or the result is invalid.
     """
     side, (host, port) = preset.data.lr_size, address
     image = np.tile(np.linspace(0, 1, side, dtype=np.float32), (1, side, 1))
     began = time.monotonic()
-    # a proxy is never the way to a server of one's own
+    # never use a proxy for a local server
     arguments = [("grpc.enable_http_proxy", 0)]
     with tritonclient.grpc.InferenceServerClient(f"{host}:{port}", channel_args=arguments) as client:
         tensor = tritonclient.grpc.InferInput("image", image.shape, "FP32").set_data_from_numpy(image)
@@ -109,10 +109,10 @@ def upscale_one(address: Address, preset: Preset) -> float:
 
 
 def start(command: Sequence[str | Path], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a server that ends in order when this process does, whatever ends that; no signal is blocked there.
+    """Start a server that terminates when this process ends for any reason, with no blocked signals.
 
     Raises:
-        OSError: it cannot be run.
+        OSError: the server cannot be run.
     """
     libc, parent = ctypes.CDLL(None), os.getpid()
 
@@ -126,12 +126,12 @@ def start(command: Sequence[str | Path], environment: Mapping[str, str]) -> subp
 
 
 def children() -> list[int]:
-    """This process's."""
+    """Return the process IDs of this process's children."""
     return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
 
 
 def end_orphans() -> None:
-    """End what an ended server left to this process: some processes of models that it was just loading would hang."""
+    """End orphaned processes of an ended server: those of models that were still loading can hang."""
     deadline = time.monotonic() + ORPHANS_LIMIT
     while left := children():
         if time.monotonic() > deadline:
@@ -141,8 +141,8 @@ def end_orphans() -> None:
         time.sleep(POLL)
 
 
-def end(server: subprocess.Popen[bytes]) -> None:
-    """End a server in order, or else at once."""
+def terminate(server: subprocess.Popen[bytes]) -> None:
+    """Terminate a server, killing it if that takes too long."""
     server.terminate()
     try:
         server.wait(EXIT_LIMIT)
@@ -151,13 +151,13 @@ def end(server: subprocess.Popen[bytes]) -> None:
 
 
 def next_signal(server: subprocess.Popen[bytes], limit: float = math.inf) -> int | None:
-    """The next SIGINT or SIGTERM to this process, which blocks them; None where the server ends first.
+    """Wait for the next SIGINT or SIGTERM, which this process blocks; return None if the server ends first.
 
-    Nor is there one after ``limit`` seconds.
+    Also return None after ``limit`` seconds.
     """
     deadline = time.monotonic() + limit
     while server.poll() is None and (left := min(1, deadline - time.monotonic())) > 0:
-        received = signal.sigtimedwait(AWAITED, left)
+        received = signal.sigtimedwait(SIGNALS, left)
         if received and received.si_signo != signal.SIGCHLD:
             return received.si_signo
     return None
@@ -168,30 +168,30 @@ def supervise(
     environment: Mapping[str, str],
     check: Callable[[subprocess.Popen[bytes]], str | None],
 ) -> int:
-    """Run a server in the foreground, with this process's output, until it and all that it started have ended.
+    """Run a server in the foreground, sharing this process's output, until it and its child processes have ended.
 
-    The first SIGINT or SIGTERM is handed on once what is under way has ended (``pipeline.serving.drain``), or at once
-    when a second one comes. Ctrl-C reaches the server by itself too.
+    The first SIGINT or SIGTERM is forwarded once requests in progress have finished (``pipeline.serving.drain``), or
+    immediately after a second one. Ctrl-C also reaches the server directly.
 
     Args:
-        command: its command line.
-        environment: what it has beyond this process's.
-        check: waits until the server is ready and says so in a line; raises NotReady.
+        command: the server's command line.
+        environment: additional environment variables.
+        check: wait until the server is ready and return a line to print; raise NotReady.
 
     Returns:
-        Its exit status, 128 + n where signal n ended it; 1 where it is not ready and therefore stopped.
+        The server's exit status, 128 + n if ended by signal n; 1 if stopped because it was not ready.
 
     Raises:
-        OSError: it cannot be run.
+        OSError: the server cannot be run.
     """
-    # blocked in every thread from here on: what comes while nobody waits for it is not lost
-    signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
+    # blocked in every thread from here on, so that no signal is lost while nobody waits for it
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     door = Door()
     server = start(command, {**environment, **door.environment})
     stopping, failures = threading.Event(), []
 
-    def look() -> None:
+    def watch() -> None:
         try:
             line = check(server)
             if line and not stopping.is_set():
@@ -199,19 +199,19 @@ def supervise(
         except NotReady as error:
             if server.poll() is None and not stopping.is_set():
                 failures.append(error)
-                end(server)
+                terminate(server)
 
-    looking = threading.Thread(target=look)
-    looking.start()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     if number := next_signal(server):
         stopping.set()
         door.close()
         deadline = time.monotonic() + DRAIN_LIMIT
-        while not door.all_left() and time.monotonic() < deadline and not next_signal(server, POLL):
+        while not door.is_idle() and time.monotonic() < deadline and not next_signal(server, POLL):
             pass
         server.send_signal(number)
     server.wait()
-    looking.join()
+    watcher.join()
     end_orphans()
     status = server.returncode
     if failures:
@@ -219,5 +219,5 @@ def supervise(
         return 1
     if status and not stopping.is_set():
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        print(f"error: the server ended with {how}; its own messages stand above", file=sys.stderr)
+        print(f"error: the server ended with {how}; see its messages above", file=sys.stderr)
     return 128 - status if status < 0 else status

@@ -1,4 +1,4 @@
-"""ONNX ⇒ TensorRT plan, by trtexec or by the Python package tensorrt: shapes, precision, and what is refused."""
+"""Building of TensorRT plans from ONNX files, with trtexec or the Python package tensorrt."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from pipeline.atomic import atomic_write
 from pipeline.presets import Preset
 from pipeline.spec import MAX_BATCH, MAX_SIDE, Model
-from pipeline.whole import whole_file
 
 Precision = Literal["fp32", "fp16", "bf16"]
 BuilderName = Literal["auto", "trtexec", "api"]
 Shape = tuple[int, ...]
 
 TRTEXEC = ("trtexec", "/usr/src/tensorrt/bin/trtexec")
-"""Where it lies: on PATH, or where NVIDIA's container has it."""
+"""Candidates: on PATH, and the location in NVIDIA's container."""
 STRONGLY_TYPED_SINCE = 11
-"""From this version of TensorRT on, precision is what the ONNX file says, not a flag of the builder."""
+"""First version of TensorRT that takes the precision from the ONNX file instead of a builder flag."""
 
 
 class PlanError(Exception):
-    """The plan cannot be built; the message says why and what to do."""
+    """The plan cannot be built; the message states the problem and the remedy."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The shapes that an input of a plan may have, batch axis first."""
+    """The range of shapes of a plan's input, batch axis first."""
 
     smallest: Shape
     usual: Shape
@@ -41,19 +41,19 @@ class Profile:
 
 @dataclass(frozen=True)
 class Builder:
-    """A TensorRT that makes plans."""
+    """A TensorRT installation that builds plans."""
 
     version: str
     flags: bool
-    """Whether precision is a flag of this TensorRT; else it must stand in the ONNX file."""
+    """Whether this TensorRT takes the precision as a flag; otherwise it comes from the ONNX file."""
     build: Callable[[Path, Path, dict[str, Profile], Precision, Path | None], None]
     """(ONNX file, plan to write, shapes, precision, timing cache to read and write); raises PlanError."""
 
 
 def profiles(model: Model, preset: Preset) -> dict[str, Profile]:
-    """By input: from one image of the smallest size to a full batch of the largest, best for one of the usual size.
+    """Return input ⇒ profile, from one smallest image to a full batch of largest ones, optimised for one usual image.
 
-    Sizes of inputs follow the LR image's side, as the model's warm-up says for the usual one.
+    Input sizes scale with the LR image's side, relative to the model's warm-up for the usual one.
     """
 
     def shape(batch: int, side: int, dims: Shape, usual: Shape) -> Shape:
@@ -79,7 +79,7 @@ def trtexec_command(
     *,
     flags: bool,
 ) -> list[str]:
-    """The command line; ``flags``: whether this version takes the precision as a flag."""
+    """Return the command line; ``flags``: whether this version takes the precision as a flag."""
 
     def option(name: str, which: str) -> str:
         return f"--{name}=" + ",".join(
@@ -100,45 +100,45 @@ def trtexec_command(
     ]
 
 
-def telling_line(printed: str) -> str:
-    """The first line that tells of an error, else the last one."""
+def error_line(printed: str) -> str:
+    """Return the first line that reports an error, else the last one."""
     lines = [line.strip() for line in printed.splitlines() if line.strip()] or ["nothing"]
     return next((line for line in lines if "[E]" in line or "rror" in line), lines[-1])
 
 
 def run_trtexec(command: list[str]) -> str:
-    """What it prints.
+    """Run trtexec and return its output.
 
     Raises:
-        PlanError: it cannot be run, or fails.
+        PlanError: trtexec cannot be run or fails.
     """
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     except OSError as error:
         raise PlanError(f"cannot run '{command[0]}': {error.strerror}") from error
     if done.returncode != 0:
-        raise PlanError(f"trtexec failed with status {done.returncode}: {telling_line(done.stdout)}")
+        raise PlanError(f"trtexec failed with status {done.returncode}: {error_line(done.stdout)}")
     return done.stdout
 
 
 def trtexec_version(printed: str) -> tuple[int, int, int]:
-    """From the head of what every run prints: [TensorRT v8601] is 8.6.1, [TensorRT v100800] is 10.8.0.
+    """Parse the version in the header of trtexec's output: [TensorRT v8601] is 8.6.1, [TensorRT v100800] is 10.8.0.
 
     Raises:
-        PlanError: it is not there.
+        PlanError: the output has no version.
     """
     found = re.search(r"\[TensorRT v(\d{4,6})\]", printed)
     if not found:
-        raise PlanError(f"trtexec does not say which TensorRT it is: '{telling_line(printed)}'")
+        raise PlanError(f"trtexec does not report its TensorRT version: '{error_line(printed)}'")
     rest, patch = divmod(int(found[1]), 100)
     return (*divmod(rest, 100 if rest >= 1000 else 10), patch)
 
 
-def by_trtexec(trtexec: str) -> Builder:
-    """The TensorRT that trtexec belongs to.
+def trtexec_builder(trtexec: str) -> Builder:
+    """Return the TensorRT installation of trtexec.
 
     Raises:
-        PlanError: it cannot be run.
+        PlanError: trtexec cannot be run.
     """
     version = trtexec_version(run_trtexec([trtexec, "--help"]))
     flags = version[0] < STRONGLY_TYPED_SINCE
@@ -154,34 +154,34 @@ def by_trtexec(trtexec: str) -> Builder:
 
 
 def load_tensorrt() -> ModuleType:
-    """The package tensorrt.
+    """Import the package tensorrt.
 
     Raises:
-        PlanError: it is not installed, or does not load.
+        PlanError: the package is not installed or cannot be loaded.
     """
     try:
         return importlib.import_module("tensorrt")
     except (ImportError, OSError) as error:
         raise PlanError(
-            f"neither trtexec nor the Python package tensorrt is here ({error}): use NVIDIA's container, or pip "
+            f"neither trtexec nor the Python package tensorrt is installed ({error}): use NVIDIA's container, or pip "
             "install tensorrt"
         ) from error
 
 
-def by_api(trt: Any) -> Builder:
-    """The TensorRT of the Python package ``trt``."""
+def api_builder(trt: Any) -> Builder:
+    """Return the TensorRT installation of the Python package ``trt``."""
     version = str(trt.__version__)
     flags = int(version.split(".")[0]) < STRONGLY_TYPED_SINCE and hasattr(trt.BuilderFlag, "FP16")
 
     def build(
         onnx: Path, plan: Path, shapes: dict[str, Profile], precision: Precision, timing_cache: Path | None
     ) -> None:
-        said: list[str] = []
+        errors: list[str] = []
 
         class Log(trt.ILogger):  # type: ignore[misc]
             def log(self, severity: Any, message: str) -> None:
                 if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                    said.append(message)
+                    errors.append(message)
 
         log = Log()
         builder = trt.Builder(log)
@@ -206,32 +206,32 @@ def by_api(trt: Any) -> Builder:
         added = config.add_optimization_profile(profile) >= 0
         built = builder.build_serialized_network(network, config) if added else None
         if built is None:
-            raise PlanError(f"TensorRT cannot build '{onnx}': {said[0] if said else 'it does not say why'}")
+            raise PlanError(f"TensorRT cannot build '{onnx}': {errors[0] if errors else 'no reason given'}")
         plan.write_bytes(built)
         if timing_cache:
-            with whole_file(timing_cache) as partial:
+            with atomic_write(timing_cache) as partial:
                 partial.write_bytes(config.get_timing_cache().serialize())
 
     return Builder(version, flags, build)
 
 
 def find_builder(name: BuilderName) -> Builder:
-    """trtexec where it is, else the Python package; or the one that is asked for.
+    """Return the requested builder; "auto": trtexec if available, else the Python package.
 
     Raises:
-        PlanError: it is not here.
+        PlanError: the builder is not available.
     """
     trtexec = next((found for found in map(shutil.which, TRTEXEC) if found), None)
     if name == "trtexec" and trtexec is None:
-        raise PlanError(f"there is no trtexec: neither {' nor '.join(TRTEXEC)}")
-    return by_trtexec(trtexec) if trtexec and name != "api" else by_api(load_tensorrt())
+        raise PlanError(f"trtexec was not found: neither {' nor '.join(TRTEXEC)}")
+    return trtexec_builder(trtexec) if trtexec and name != "api" else api_builder(load_tensorrt())
 
 
 def cast(onnx: Path, target: Path, precision: Precision) -> Path:
-    """Write the network in mixed precision, with inputs and outputs as they were, by NVIDIA's AutoCast.
+    """Convert the network to mixed precision with NVIDIA's AutoCast, keeping the types of inputs and outputs.
 
     Raises:
-        PlanError: it is not installed, or fails.
+        PlanError: AutoCast is not installed or fails.
     """
     try:
         autocast = importlib.import_module("modelopt.onnx.autocast")
@@ -239,13 +239,13 @@ def cast(onnx: Path, target: Path, precision: Precision) -> Path:
     except ImportError as error:
         raise PlanError(
             f"TensorRT {STRONGLY_TYPED_SINCE} and newer take the precision from the ONNX file, and AutoCast, which "
-            f"puts it there, is not installed ({error}): pip install nvidia-modelopt[onnx], or use --precision fp32"
+            f"sets it there, is not installed ({error}): pip install nvidia-modelopt[onnx], or use --precision fp32"
         ) from error
     try:
         mixed = autocast.convert_to_mixed_precision(
             onnx_path=str(onnx), low_precision_type=precision, keep_io_types=True
         )
-    except Exception as error:  # whatever another package raises is the reason
+    except Exception as error:  # another package may raise anything
         raise PlanError(f"AutoCast failed on '{onnx}': {error}") from error
     writer.save(mixed, str(target))
     return target

@@ -1,12 +1,12 @@
-"""Build TensorRT plans on the GPU that will run them, check them against ONNX, and put them into the repository.
+"""Build TensorRT plans on the GPU that will run them, verify them against ONNX, and install them in the repository.
 
-python -m pipeline.plan                     the U-Net's
-python -m pipeline.plan --all               the autoencoder's too
+python -m pipeline.plan                     the U-Net and the fused model
+python -m pipeline.plan --all               also the other networks
 python -m pipeline.plan --precision fp32 --model-repository my/repository
-python -m pipeline.plan --keep-others       beside the plans of other kinds of GPUs
+python -m pipeline.plan --keep-others       keep the plans for other kinds of GPUs
 
-A plan belongs to one kind of GPU and one version of TensorRT, so none is in git. trtexec builds it where there is one,
-else the Python package tensorrt. A JSON file beside the plan says what it was built from and on.
+A plan is specific to one kind of GPU and one version of TensorRT, so none is in git. trtexec builds it if available,
+else the Python package tensorrt. A JSON file beside the plan records its source, GPU and versions.
 """
 
 from __future__ import annotations
@@ -37,41 +37,41 @@ from pipeline.triton_config import MODEL_FILE, config_text, preset_of, read_conf
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU that a plan is built on and for."""
+    """The GPU on and for which a plan is built."""
 
     name: str
     driver: str
     compute_capability: str
     cuda: str | None
-    """the newest CUDA that the driver runs"""
+    """Newest CUDA version supported by the driver."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to build, and how."""
+    """The plans to build and how to build them."""
 
     repository: Path
     preset: Preset
     pairs: tuple[tuple[Model, Model], ...]
-    """(network, its plan), the denoiser first"""
+    """(network, its plan), the denoiser first."""
     precision: Precision
     timing_cache: Path | None
     keep_others: bool
-    """Whether plans of other kinds of GPUs stay, which Triton tells apart by their compute capability."""
+    """Whether to keep plans for other kinds of GPUs, which Triton selects by compute capability."""
 
     def onnx(self, network: Model) -> Path:
         return self.repository / network.name / "1" / MODEL_FILE[network.backend]
 
     def file(self, gpu: Gpu) -> str:
-        """The plan's name."""
+        """Return the plan's file name."""
         return f"model_sm{gpu.compute_capability.replace('.', '')}.plan" if self.keep_others else "model.plan"
 
 
 def ask_nvidia_smi(*arguments: str) -> str:
-    """What the driver's tool prints.
+    """Run the driver's tool nvidia-smi and return its output.
 
     Raises:
-        PlanError: it is not there, or sees no GPU.
+        PlanError: nvidia-smi is not installed or finds no GPU.
     """
     try:
         return subprocess.run(
@@ -79,18 +79,18 @@ def ask_nvidia_smi(*arguments: str) -> str:
         ).stdout.strip()
     except FileNotFoundError:
         raise PlanError(
-            "no NVIDIA GPU here (there is no nvidia-smi): build the plan on the GPU that will run it"
+            "no NVIDIA GPU here (nvidia-smi not found): build the plan on the GPU that will run it"
         ) from None
     except (subprocess.SubprocessError, OSError) as error:
-        said = (getattr(error, "stderr", "") or getattr(error, "stdout", "") or str(error)).strip().splitlines()
-        raise PlanError(f"no NVIDIA GPU can be used: nvidia-smi says '{said[-1] if said else error}'") from error
+        lines = (getattr(error, "stderr", "") or getattr(error, "stdout", "") or str(error)).strip().splitlines()
+        raise PlanError(f"no NVIDIA GPU can be used: nvidia-smi says '{lines[-1] if lines else error}'") from error
 
 
 def find_gpu() -> Gpu:
-    """The GPU that CUDA takes: the first of CUDA_VISIBLE_DEVICES, else the first that the driver shows.
+    """Return the GPU that CUDA uses: the first of CUDA_VISIBLE_DEVICES, else the driver's first.
 
     Raises:
-        PlanError: there is none.
+        PlanError: there is no GPU.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if not visible:
@@ -104,9 +104,9 @@ def find_gpu() -> Gpu:
 
 
 def stage(order: Order, gpu: Gpu, builder: Builder, staging: Path) -> None:
-    """Copy the repository to ``staging`` with new plans in the place of the old ones.
+    """Copy the repository to ``staging`` with new plans replacing the old ones.
 
-    A server on the copy can then be asked what the plans make of images, before anything is replaced.
+    A server on the copy allows the plans to be checked before anything is replaced.
 
     Raises:
         PlanError: a plan cannot be built.
@@ -130,27 +130,27 @@ def check(order: Order, staging: Path, log: Path) -> Parity:
     """Compare the plans in ``staging`` with the ONNX files, on a server.
 
     Raises:
-        PlanError: no server runs them.
-        ParityError: they are not the networks that the ONNX files are.
+        PlanError: the server cannot run the plans.
+        ParityError: the plans differ too much from the ONNX files.
     """
     try:
-        # what images the plans make is for the gate to judge
+        # the plans' images are checked by the parity gate
         with running_server(log, staging, ["--runtime=onnxruntime"], check=False) as url:
             for _, model in order.pairs:
                 if reason := not_ready(url, model.name):
                     raise PlanError(f"the server cannot load '{model.name}': {reason}")
             parity = measure_parity(url, order.preset, onnx_networks(order.repository, order.preset), order.pairs)
     except ServerError as error:
-        raise PlanError(f"no server takes the plan: {' '.join(str(error).split())}") from error
+        raise PlanError(f"the server cannot run the plan: {' '.join(str(error).split())}") from error
     print(report(parity))
     judge(parity)
     return parity
 
 
 def describe(order: Order, network: Model, model: Model, gpu: Gpu, version: str, parity: Parity) -> str:
-    """The JSON text beside a plan."""
+    """Return the text of the JSON file beside a plan."""
     onnx = order.onnx(network)
-    about = {
+    metadata = {
         "onnx": onnx.relative_to(order.repository).as_posix(),
         "onnx_sha256": hashlib.sha256(onnx.read_bytes()).hexdigest(),
         "preset": order.preset.name,
@@ -160,15 +160,15 @@ def describe(order: Order, network: Model, model: Model, gpu: Gpu, version: str,
         "profile": {name: asdict(profile) for name, profile in profiles(model, order.preset).items()},
         "parity": asdict(parity),
     }
-    return json.dumps(about, indent=2) + "\n"
+    return json.dumps(metadata, indent=2) + "\n"
 
 
 def install(staging: Path, repository: Path, names: list[str], shelter: str) -> None:
-    """Put models' folders in the place of the old ones: all of them or, where one cannot be moved, none.
+    """Replace models' folders, all or, on failure, none.
 
-    They are copied to the repository's filesystem first, which may begin at the repository itself: into the folder of
-    its model ``shelter``, where a server takes only numbers for versions, whereas it takes every folder of the
-    repository for a model, hidden or not.
+    They are first copied within the repository, which may be a mount point, to the folder of its model ``shelter``:
+    there a server ignores folders that are not numbers, whereas it takes every folder of the repository for a model,
+    even a hidden one.
     """
     with tempfile.TemporaryDirectory(dir=repository / shelter, prefix=".plan-") as folder:
         beside = Path(folder)
@@ -186,11 +186,11 @@ def install(staging: Path, repository: Path, names: list[str], shelter: str) -> 
 
 
 def make_plans(order: Order, gpu: Gpu, builder: Builder) -> None:
-    """Build, check and install plans, each with a JSON file on where it comes from.
+    """Build, verify and install plans, each with a JSON file on its origin.
 
     Raises:
-        PlanError: one cannot be built here.
-        ParityError: one is built, but is not the network that the ONNX file is; nothing is replaced.
+        PlanError: a plan cannot be built here.
+        ParityError: a plan differs too much from its ONNX file; nothing is replaced.
     """
     with tempfile.TemporaryDirectory() as folder:
         staging = Path(folder) / "repository"
@@ -209,17 +209,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m pipeline.plan")
     add = parser.add_argument
     add("--model-repository", type=Path, default=Path("model_repository"), help="default: %(default)s")
-    add("--all", action="store_true", help="plans of encoder, decoder and restorer too")
+    add("--all", action="store_true", help="also build plans for encoder, decoder and restorer")
     add("--precision", choices=get_args(Precision), default="fp16", help="default: %(default)s")
-    add("--builder", choices=get_args(BuilderName), default="auto", help="default: trtexec where it is, else the API")
-    add("--timing-cache", type=Path, help="file that makes the next build faster; read and written")
-    add("--keep-others", action="store_true", help="keep the plans of other kinds of GPUs, for a shared repository")
+    add("--builder", choices=get_args(BuilderName), default="auto", help="default: trtexec if available, else the API")
+    add("--timing-cache", type=Path, help="file that speeds up later builds; read and written")
+    add("--keep-others", action="store_true", help="keep plans for other kinds of GPUs, for a shared repository")
     args = parser.parse_args(argv)
-    # nvidia-smi's order, so that the GPU it describes is the one that CUDA takes
+    # nvidia-smi's order, so that the GPU it describes is the one that CUDA uses
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     try:
         if not args.model_repository.is_dir():
-            raise PlanError(f"'{args.model_repository}' is no directory: name the repository with --model-repository")
+            raise PlanError(f"'{args.model_repository}' is not a directory: set the repository with --model-repository")
         preset = preset_of(args.model_repository)
         models = onnx_models(preset)
         each = dict(zip(models, plan_models(preset), strict=True))

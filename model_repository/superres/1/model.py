@@ -1,8 +1,7 @@
-"""Triton model ``superres``: decodes requests, runs them together through the networks, answers each.
+"""Triton model ``superres``: decodes requests, runs them together through the networks, and answers each.
 
-The method itself is ``pipeline.method.upscale``; its networks are the models of this server that
-``pipeline.models.onnx_models`` names, or their TensorRT plans, called by BLS. The preset is a parameter in
-``config.pbtxt``.
+The method is in ``pipeline.method.upscale``; its networks are this server's models in ``pipeline.models.onnx_models``,
+or their TensorRT plans, called by BLS. The preset is a parameter in ``config.pbtxt``.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from pipeline.backends.batches import given
+from pipeline.backends.batches import required_input
 from pipeline.backends.failures import Failures, Unavailable
 from pipeline.method.options import (
     STOPPING,
@@ -42,7 +41,7 @@ OPTIONS = ("steps", "sampler", "start", "samples", "output", "faithful", "degrad
 
 @dataclass(frozen=True)
 class Job:
-    """Image ``row`` of request ``request`` of a batch."""
+    """Image ``row`` of request ``request`` in a batch."""
 
     request: int
     row: int
@@ -53,41 +52,40 @@ class Job:
 
 
 def values(request: Any, name: str, count: int) -> list[Any]:
-    """The values of an optional [B, 1] tensor, one an image, as Python objects; None where it was not sent."""
+    """Return the values of an optional [B, 1] tensor, one per image, as Python objects; None if it was not sent."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
         return [None] * count
     return [v.decode(errors="replace") if isinstance(v, bytes) else v for v in tensor.as_numpy().reshape(-1).tolist()]
 
 
-server_stops = Event()
-"""Set once Triton said so. It must then not be asked whether a model is ready: Triton 2.51 dies of the answer."""
+server_stopping = Event()
+"""Set once Triton reports that it is stopping. Asking it for a model's readiness would then crash Triton 2.51."""
 
-
-LOOK_AGAIN = 1.0
-"""Seconds for which a model is taken to be as ready as it was: asking takes a tenth of a millisecond."""
-ready: dict[str, tuple[float, bool]] = {}
-"""By model, when this server was asked and what it said."""
+READINESS_LIFETIME = 1.0
+"""Seconds for which a model's readiness is cached: a query takes 0.1 ms."""
+readiness: dict[str, tuple[float, bool]] = {}
+"""Model ⇒ (time of the last query, its result)."""
 
 
 def is_ready(model: Model) -> bool:
-    """Whether this server runs the model, as of ``LOOK_AGAIN`` seconds ago at most.
+    """Whether this server runs the model, at most ``READINESS_LIFETIME`` seconds ago.
 
     Raises:
-        Unavailable: the server stops.
+        Unavailable: the server is stopping.
     """
-    if server_stops.is_set():
+    if server_stopping.is_set():
         raise Unavailable(STOPPING)
     now = time.monotonic()
-    asked, found = ready.get(model.name, (-math.inf, False))
-    if now - asked < LOOK_AGAIN:
+    asked, found = readiness.get(model.name, (-math.inf, False))
+    if now - asked < READINESS_LIFETIME:
         return found
     try:
         found = pb_utils.is_model_ready(model_name=model.name)
     except pb_utils.TritonModelException as error:
-        server_stops.set()
+        server_stopping.set()
         raise Unavailable(str(error)) from error
-    ready[model.name] = now, found
+    readiness[model.name] = now, found
     return found
 
 
@@ -95,12 +93,12 @@ def call(model: Model, **inputs: Array) -> tuple[Array, ...]:
     """Run a model of this server and return its outputs in CPU memory.
 
     Args:
-        model: what to run; inputs that it does not have are ignored.
-        inputs: its inputs by name.
+        model: model to run; unknown inputs are ignored.
+        inputs: inputs by name.
 
     Raises:
-        Unavailable: it is not served now, because it is being unloaded or the server stops.
-        TritonModelException: it failed.
+        Unavailable: the model is being unloaded, or the server is stopping.
+        TritonModelException: the model failed.
     """
     outputs = [tensor.name for tensor in model.outputs]
     response = pb_utils.InferenceRequest(
@@ -112,16 +110,16 @@ def call(model: Model, **inputs: Array) -> tuple[Array, ...]:
     if response.has_error():
         message = f"{model.name}: {response.error().message()}"
         if STOPPING in message:
-            server_stops.set()
-        # Triton calls it an internal error
+            server_stopping.set()
+        # for Triton, this is an internal error
         raise Unavailable(message) if is_not_serving(message) else pb_utils.TritonModelException(message)
     return tuple(pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs)
 
 
 def networks(preset: Preset, denoiser: str) -> Networks:
-    """The networks as models of this server: the plans that it runs unless ``denoiser`` is "onnx", else ONNX.
+    """Return the networks as models of this server: available plans unless ``denoiser`` is "onnx", else ONNX models.
 
-    A plan of the U-Net goes before a fused model that is none.
+    Prefer a U-Net plan to a fused ONNX model.
     """
     models, plans = onnx_models(preset), plan_models(preset)
     calls = {
@@ -139,7 +137,7 @@ class TritonPythonModel:
         self.failures = Failures(args["model_name"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Upscale all images, together where shape and options agree; an error answers its own requests only."""
+        """Upscale all images, together if shape and options agree; an error only affects its own requests."""
         try:
             with working():
                 return self._execute(requests)
@@ -153,13 +151,13 @@ class TritonPythonModel:
             try:
                 for job in self._decode(index, request):
                     groups[job.image.shape, job.options].append(job)
-            except Exception as error:  # whatever is wrong with a request is its own answer, not the batch's
+            except Exception as error:  # an invalid request must not affect the batch
                 errors[index] = error
         results: dict[int, dict[int, Result]] = defaultdict(dict)
         for (_, options), jobs in groups.items():
             try:
                 found = self._upscale(jobs, options)
-            except Exception as error:  # whatever fails is these requests' answer, and the server lives on
+            except Exception as error:  # a failure only affects these requests
                 errors.update({job.request: error for job in jobs})
             else:
                 for job, result in zip(jobs, found, strict=True):
@@ -167,7 +165,7 @@ class TritonPythonModel:
         return [self._respond(request, errors.get(i), results[i]) for i, request in enumerate(requests)]
 
     def _upscale(self, jobs: list[Job], options: Options) -> list[Result]:
-        """Jobs of one shape with the same options."""
+        """Upscale jobs of one shape with the same options."""
         return upscale(
             [job.image for job in jobs],
             [job.seed for job in jobs],
@@ -178,7 +176,7 @@ class TritonPythonModel:
         )
 
     def _decode(self, index: int, request: Any) -> list[Job]:
-        images = given(request, "image").as_numpy()
+        images = required_input(request, "image").as_numpy()
         check_image(images)
         seeds, sizes, *options = (values(request, n, len(images)) for n in ("seed", "pixel_mm", *OPTIONS))
         jobs = []
@@ -190,7 +188,7 @@ class TritonPythonModel:
         if any(job.options.denoiser == "trt" for job in jobs) and not is_ready(plan):
             raise InvalidRequest(
                 f"'denoiser' is 'trt', but the server runs no TensorRT plan '{plan.name}': build it on the server's "
-                "GPU with `make plan` and start the server again; if it is built, the server's log says what it lacks"
+                "GPU with `make plan` and start the server again; if it is built, see the server's log"
             )
         return jobs
 
@@ -198,7 +196,7 @@ class TritonPythonModel:
         if error is not None:
             return self.failures.answer(error, request, str(error))
         rows = [results[row] for row in sorted(results)]
-        # made when asked for: a spread is as large as the image
+        # made on request only: a spread is as large as the image
         outputs: dict[str, Callable[[], list[Any]]] = {
             "upscaled": lambda: [r.upscaled for r in rows],
             "spread": lambda: [np.full_like(r.upscaled, UNKNOWN) if r.spread is None else r.spread for r in rows],

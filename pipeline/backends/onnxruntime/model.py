@@ -1,8 +1,8 @@
-"""A Triton backend for ONNX models, written on the Python backend, for servers without the native one.
+"""A Triton backend for ONNX models, based on the Python backend, for servers without the native one.
 
-Triton takes it for every model with ``backend: "onnxruntime"`` where it finds no ``libtriton_onnxruntime.so``.
-Names and dtypes come from the model's configuration; these ``parameters`` have the native backend's names and
-meaning: ``intra_op_thread_count``, ``inter_op_thread_count``, ``execution_mode`` (0 sequential, 1 parallel).
+Triton uses it for every model with ``backend: "onnxruntime"`` if it finds no ``libtriton_onnxruntime.so``. Names and
+dtypes come from the model's configuration; these ``parameters`` are the same as in the native backend:
+``intra_op_thread_count``, ``inter_op_thread_count``, ``execution_mode`` (0 sequential, 1 parallel).
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
-from pipeline.backends.batches import Batches, Feed, check_names, joined, model_file, number, warmup_shapes
+from pipeline.backends.batches import Batches, Feed, check_names, int_parameter, join_feeds, model_file, warmup_shapes
 from pipeline.runtimes import cuda
 
 
 def session_options(parameters: dict[str, Any]) -> ort.SessionOptions:
-    """onnxruntime's options from the ``parameters`` of the model's configuration."""
+    """Return onnxruntime's options from the ``parameters`` of the model's configuration."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = number(parameters, "intra_op_thread_count")
-    options.inter_op_num_threads = number(parameters, "inter_op_thread_count")
-    # threads that spin between calls take the cores from Triton and from the caller, which prepares the next call
+    options.intra_op_num_threads = int_parameter(parameters, "intra_op_thread_count")
+    options.inter_op_num_threads = int_parameter(parameters, "inter_op_thread_count")
+    # spinning threads would take cores from Triton and from the caller preparing the next call
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if number(parameters, "execution_mode") == 1:
+    if int_parameter(parameters, "execution_mode") == 1:
         options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
     return options
 
@@ -35,7 +35,7 @@ def session_options(parameters: dict[str, Any]) -> ort.SessionOptions:
 def load(
     path: Path, config: dict[str, Any], kind: str, device: str
 ) -> tuple[ort.InferenceSession, Callable[[Feed], dict[str, Any]]]:
-    """The model's session, and its function to outputs by name: on the instance's GPU where onnxruntime can use one."""
+    """Return the model's session and a function from feed to outputs by name, on the instance's GPU if possible."""
     options = session_options(config.get("parameters", {}))
     if kind == "GPU" and "CUDAExecutionProvider" in ort.get_available_providers():
         session, run, without_graph = cuda.load(path, options, int(device), warmup_shapes(config))
@@ -51,7 +51,7 @@ def load(
 
 
 def as_onnx(tensor: Any) -> Any:
-    """The tensor's array; strings are bytes for Triton and str for onnxruntime."""
+    """Return the tensor's array, with Triton's bytes decoded to str for onnxruntime."""
     array = tensor.as_numpy()
     if array.dtype != np.object_:
         return array
@@ -59,7 +59,7 @@ def as_onnx(tensor: Any) -> Any:
 
 
 class TritonPythonModel:
-    """One instance of one ONNX model."""
+    """An instance of an ONNX model."""
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -68,7 +68,7 @@ class TritonPythonModel:
             session, run = load(path, config, args["model_instance_kind"], args["model_instance_device_id"])
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise pb_utils.TritonModelException(f"onnxruntime cannot load '{path}': {error}") from error
-        self.batches = Batches("onnxruntime", config, lambda feeds: run(joined(feeds)))
+        self.batches = Batches("onnxruntime", config, lambda feeds: run(join_feeds(feeds)))
         check_names("input", self.batches.inputs, [i.name for i in session.get_inputs()], exact=True)
         check_names("output", list(self.batches.outputs), [o.name for o in session.get_outputs()], exact=False)
 

@@ -1,9 +1,9 @@
-"""A Triton backend for ONNX models by OpenVINO on the CPU, on the Python backend, for servers without the native one.
+"""A Triton backend that runs ONNX models with OpenVINO on the CPU, for servers without the native one.
 
-Triton takes it for every model with ``backend: "openvino"`` where it finds no ``libtriton_openvino.so``. Names and
-dtypes come from the model's configuration; these ``parameters`` have the native backend's names and meaning:
-``INFERENCE_NUM_THREADS``, ``HINT_BF16`` ("YES": bfloat16 where the processor has it; else float32). One is its own:
-``ONE_A_CALL`` ("YES": the items of a batch one after another, on all cores).
+It is based on the Python backend. Triton uses it for every model with ``backend: "openvino"`` if it finds no
+``libtriton_openvino.so``. Names and dtypes come from the model's configuration; these ``parameters`` are the same
+as in the native backend: ``INFERENCE_NUM_THREADS``, ``HINT_BF16`` ("YES": bfloat16 if the processor supports it; else
+float32). ``ONE_A_CALL`` is specific to this backend ("YES": process a batch sequentially, on all cores).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from pipeline.backends.batches import Batches, check_names, joined, model_file, number, warmup_shapes
+from pipeline.backends.batches import Batches, check_names, int_parameter, join_feeds, model_file, warmup_shapes
 from pipeline.runtimes import openvino
 
 
 class TritonPythonModel:
-    """One instance of one ONNX model."""
+    """An instance of an ONNX model."""
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -29,13 +29,15 @@ class TritonPythonModel:
                 path,
                 bf16=parameters.get("HINT_BF16", {}).get("string_value") == "YES",
                 usual=warmup_shapes(config),
-                alone=parameters.get("ONE_A_CALL", {}).get("string_value") == "YES",
-                threads=number(parameters, "INFERENCE_NUM_THREADS"),
+                sequential=parameters.get("ONE_A_CALL", {}).get("string_value") == "YES",
+                threads=int_parameter(parameters, "INFERENCE_NUM_THREADS"),
             )
         except openvino.OpenVINOError as error:
             raise pb_utils.TritonModelException(f"OpenVINO cannot load '{path}': {error}") from error
 
-        self.batches = Batches("OpenVINO", config, lambda feeds: dict(zip(outputs, run(joined(feeds)), strict=True)))
+        self.batches = Batches(
+            "OpenVINO", config, lambda feeds: dict(zip(outputs, run(join_feeds(feeds)), strict=True))
+        )
         check_names("input", self.batches.inputs, inputs, exact=True)
         check_names("output", list(self.batches.outputs), outputs, exact=False)
 

@@ -1,7 +1,7 @@
-"""A Triton backend for TensorRT plans, written on the Python backend, for servers without the native one.
+"""A Triton backend for TensorRT plans, based on the Python backend, for servers without the native one.
 
-Triton takes it for every model with ``backend: "tensorrt"`` where it finds no ``libtriton_tensorrt.so``. Names and
-dtypes come from the model's configuration, as does ``cc_model_filenames``, the plan of each kind of GPU. It needs the
+Triton uses it for every model with ``backend: "tensorrt"`` if it finds no ``libtriton_tensorrt.so``. Names and dtypes
+come from the model's configuration, as does ``cc_model_filenames``, the plan for each kind of GPU. It requires the
 packages ``tensorrt`` (10.1 or newer) and ``cuda-python`` (12 or newer).
 """
 
@@ -26,15 +26,15 @@ Array = NDArray[Any]
 Shapes = dict[str, tuple[int, ...]]
 
 MAX_SHAPES = 32
-"""Input shapes whose execution context and CUDA graph are kept."""
+"""Maximum number of input shapes with a cached execution context and CUDA graph."""
 
 
 class CudaError(Exception):
-    """A call of the CUDA runtime failed."""
+    """A call to the CUDA runtime failed."""
 
 
 def load_packages() -> tuple[Any, Any]:
-    """TensorRT and the CUDA runtime."""
+    """Import TensorRT and the CUDA runtime."""
     try:
         tensorrt = importlib.import_module("tensorrt")
     except (ImportError, OSError) as error:
@@ -50,7 +50,7 @@ def load_packages() -> tuple[Any, Any]:
 
 
 class Cuda:
-    """The CUDA runtime with errors as exceptions: ``cuda.Malloc(n)`` is ``cudaMalloc(n)``'s value."""
+    """The CUDA runtime with errors as exceptions: ``cuda.Malloc(n)`` returns the value of ``cudaMalloc(n)``."""
 
     def __init__(self, cudart: Any) -> None:
         self.cudart = cudart
@@ -69,14 +69,14 @@ class Cuda:
 
 
 class Buffer:
-    """A tensor's memory on the device and, pinned, on the host; ``pinned=False``: on the device only."""
+    """A tensor's memory on the device and, if ``pinned``, on the host."""
 
     def __init__(self, cuda: Cuda, pinned: bool = True) -> None:
         self.cuda, self.pinned = cuda, pinned
         self.size = self.device = self.host = 0
 
     def reserve(self, size: int) -> None:
-        """Have at least ``size`` bytes; larger ones lie elsewhere than before."""
+        """Ensure at least ``size`` bytes; growing changes the address."""
         if size > self.size:
             self.free()
             self.device = int(self.cuda.Malloc(size))
@@ -91,30 +91,30 @@ class Buffer:
         self.size = self.device = self.host = 0
 
     def view(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """The host's memory as an array."""
+        """Return the host memory as an array."""
         count = int(np.prod(shape)) * np.dtype(dtype).itemsize
         return np.ndarray(shape, dtype, memoryview((ctypes.c_char * count).from_address(self.host)))
 
 
 @dataclass
 class Prepared:
-    """What is kept for inputs of one shape."""
+    """Cached resources for inputs of one shape."""
 
     context: Any
     outputs: Shapes
     graph: Any
-    """A CUDA graph of copies and execution; None where TensorRT cannot be captured, as in networks with loops."""
+    """A CUDA graph of copies and execution; None if it cannot be captured, as in networks with loops."""
 
 
 class Engine:
     """A plan on one device, with its stream and memory.
 
-    Every shape has an execution context of its own, because a captured graph must not outlive a change of its context's
-    shapes. All of them share the memory of the activations.
+    Every shape has its own execution context, because changing a context's shapes invalidates its captured graph. All
+    contexts share the memory of the activations.
     """
 
     def __init__(self, trt: Any, cuda: Cuda, path: Path, dtypes: dict[str, Any], rows: int) -> None:
-        """``dtypes``: of every tensor, by name; ``rows``: the largest batch, for which memory is reserved."""
+        """``dtypes``: dtype of every tensor by name; ``rows``: maximum batch size, for which memory is reserved."""
         self.trt, self.cuda, self.dtypes, self.rows = trt, cuda, dtypes, rows
         self.log = trt.Logger(trt.Logger.WARNING)
         self.runtime = trt.Runtime(self.log)
@@ -130,7 +130,7 @@ class Engine:
         self.prepared: OrderedDict[Any, Prepared] = OrderedDict()
 
     def tensors(self, mode: Any) -> dict[str, Any]:
-        """The plan's own inputs or outputs, with their dtypes."""
+        """Return the dtypes of the plan's inputs or outputs by name."""
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         return {
             name: self.trt.nptype(self.engine.get_tensor_dtype(name))
@@ -142,8 +142,8 @@ class Engine:
         """Run feeds, joined along the first axis.
 
         Raises:
-            ValueError: the plan does not take the shape.
-            CudaError: the device fails.
+            ValueError: the plan does not support the shape.
+            CudaError: the device failed.
         """
         shapes = {n: (sum(len(feed[n]) for feed in feeds), *a.shape[1:]) for n, a in feeds[0].items()}
         prepared = self._prepare(shapes)
@@ -157,14 +157,14 @@ class Engine:
         return {n: self.buffers[n].view(shape, self.dtypes[n]).copy() for n, shape in prepared.outputs.items()}
 
     def _prepare(self, shapes: Shapes) -> Prepared:
-        """What is kept for inputs of these shapes, made where it is not."""
+        """Return the resources for inputs of these shapes, creating them if not cached."""
         key = tuple(shapes.items())
         if key in self.prepared:
             self.prepared.move_to_end(key)
             return self.prepared[key]
         context = self.engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if context is None:
-            raise CudaError("TensorRT makes no execution context; the server's log says why")
+            raise CudaError("TensorRT cannot create an execution context; see the server's log")
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 low, _, high = (tuple(s) for s in self.engine.get_tensor_profile_shape(name, 0))
@@ -177,22 +177,22 @@ class Engine:
             context.set_tensor_address(name, buffer.device)
         context.set_device_memory(self.activations.device, self.activations.size)
         for name, shape in shapes.items():
-            self.buffers[name].view(shape, self.dtypes[name])[...] = 0  # a valid index, unlike what memory holds
-        self._enqueue(context, shapes, outputs)  # TensorRT's first run of a shape does what cannot be captured
+            self.buffers[name].view(shape, self.dtypes[name])[...] = 0  # a valid index, unlike uninitialised memory
+        self._enqueue(context, shapes, outputs)  # TensorRT's first run of a shape cannot be captured
         self.cuda.StreamSynchronize(self.stream)
-        self._forget(MAX_SHAPES - 1)
+        self._evict(MAX_SHAPES - 1)
         self.prepared[key] = Prepared(context, outputs, self._capture(context, shapes, outputs))
         return self.prepared[key]
 
     def _reserve(self, shapes: Shapes, activations: int) -> None:
-        """Memory for the largest batch of tensors and, as that is far more, for the activations of this batch only."""
+        """Reserve memory for the largest batch of tensors; for activations, which are far larger, this batch's only."""
         needed = [
             (self.buffers[name], max(self.rows, shape[0]) * self._bytes(name, (1, *shape[1:])))
             for name, shape in shapes.items()
         ]
         needed.append((self.activations, activations))
         if any(size > buffer.size for buffer, size in needed):
-            self._forget(0)  # graphs and contexts hold the old addresses
+            self._evict(0)  # graphs and contexts refer to the old addresses
             for buffer, size in needed:
                 buffer.reserve(size)
 
@@ -200,12 +200,12 @@ class Engine:
         return int(np.prod(shape)) * int(self.dtypes[name].itemsize)
 
     def _enqueue(self, context: Any, inputs: Shapes, outputs: Shapes) -> None:
-        """Put copies to the device, execution, and copies back onto the stream."""
+        """Enqueue copies to the device, execution, and copies back."""
         for name, shape in inputs.items():
             buffer, kind = self.buffers[name], self.cuda.kind.cudaMemcpyHostToDevice
             self.cuda.MemcpyAsync(buffer.device, buffer.host, self._bytes(name, shape), kind, self.stream)
         if not context.execute_async_v3(int(self.stream)):
-            raise CudaError("TensorRT cannot execute the plan; the server's log says why")
+            raise CudaError("TensorRT cannot execute the plan; see the server's log")
         for name, shape in outputs.items():
             buffer, kind = self.buffers[name], self.cuda.kind.cudaMemcpyDeviceToHost
             self.cuda.MemcpyAsync(buffer.host, buffer.device, self._bytes(name, shape), kind, self.stream)
@@ -227,23 +227,23 @@ class Engine:
             self.log.log(self.trt.Logger.WARNING, f"no CUDA graph, running without: {error}")
             return None
 
-    def _forget(self, keep: int) -> None:
-        """Drop the shapes used longest ago until ``keep`` are left."""
+    def _evict(self, keep: int) -> None:
+        """Drop the least recently used shapes until ``keep`` are left."""
         while len(self.prepared) > keep:
             _, oldest = self.prepared.popitem(last=False)
             if oldest.graph is not None:
                 self.cuda.GraphExecDestroy(oldest.graph)
 
     def close(self) -> None:
-        """Give all memory back."""
-        self._forget(0)
+        """Free all memory."""
+        self._evict(0)
         for buffer in (*self.buffers.values(), self.activations):
             buffer.free()
         self.cuda.StreamDestroy(self.stream)
 
 
 def choose_plan(config: dict[str, Any], folder: Path, cuda: Cuda, device: int) -> Path:
-    """The plan for the device's compute capability, else the default one."""
+    """Return the plan for the device's compute capability, else the default one."""
     major, minor = (
         cuda.DeviceGetAttribute(getattr(cuda.cudart.cudaDeviceAttr, f"cudaDevAttrComputeCapability{part}"), device)
         for part in ("Major", "Minor")
@@ -258,7 +258,7 @@ def choose_plan(config: dict[str, Any], folder: Path, cuda: Cuda, device: int) -
 
 
 class TritonPythonModel:
-    """One instance of one plan."""
+    """An instance of a plan."""
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -276,11 +276,11 @@ class TritonPythonModel:
         except CudaError as error:
             raise pb_utils.TritonModelException(f"no GPU can be used: {error}") from error
         modes = (trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT)
-        for what, configured, mode in zip(("input", "output"), dtypes, modes, strict=True):
+        for kind, configured, mode in zip(("input", "output"), dtypes, modes, strict=True):
             found = {name: np.dtype(dtype) for name, dtype in self.engine.tensors(mode).items()}
             if found != configured:
                 raise pb_utils.TritonModelException(
-                    f"the configuration's {what}s are {listed(configured)}, the plan's are {listed(found)}"
+                    f"the configuration's {kind}s are {describe(configured)}, the plan's are {describe(found)}"
                 )
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -290,6 +290,6 @@ class TritonPythonModel:
         self.engine.close()
 
 
-def listed(dtypes: dict[str, Any]) -> str:
-    """Names and dtypes for people."""
+def describe(dtypes: dict[str, Any]) -> str:
+    """Return a readable list of names and dtypes."""
     return ", ".join(f"{name} ({dtype})" for name, dtype in sorted(dtypes.items()))

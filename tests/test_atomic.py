@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.whole import whole_file
+from pipeline.atomic import atomic_write
 
 
 def test_the_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("new")
         assert not path.exists()
     assert path.read_text() == "new"
@@ -19,7 +19,7 @@ def test_the_file_appears_when_it_is_whole(tmp_path: Path) -> None:
 
 
 def write_half(path: Path) -> None:
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("half")
         raise OSError("the disk is full")
 
