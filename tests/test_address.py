@@ -28,20 +28,20 @@ def test_host_and_port(url: str, expected: tuple[str, int]) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("http://host:8000", "'http://' must not stand before it: give host:port alone, as host:8000"),
-        ("grpc://", "'grpc://' must not stand before it: give host:port alone, as localhost:8000"),
-        ("host", "it names no port: give host:port, as host:8000"),
-        ("host:", "it names no port: give host:port, as host:8000"),
-        (":8000", "it names no host: give host:port, as localhost:8000"),
-        ("host:http", "its port is 'http', allowed are 1 to 65535"),
-        ("host:8000/v2", "its port is '8000/v2', allowed are 1 to 65535"),
-        ("host:0", "its port is '0', allowed are 1 to 65535"),
-        ("host:65536", "its port is '65536', allowed are 1 to 65535"),
-        ("host:-1", "its port is '-1', allowed are 1 to 65535"),
-        ("host:²", "its port is '²', allowed are 1 to 65535"),
+        ("http://host:8000", "it must not begin with 'http://': give only host:port, such as host:8000"),
+        ("grpc://", "it must not begin with 'grpc://': give only host:port, such as localhost:8000"),
+        ("host", "it has no port: give host:port, such as host:8000"),
+        ("host:", "it has no port: give host:port, such as host:8000"),
+        (":8000", "it has no host: give host:port, such as localhost:8000"),
+        ("host:http", "its port must be 1–65535, got 'http'"),
+        ("host:8000/v2", "its port must be 1–65535, got '8000/v2'"),
+        ("host:0", "its port must be 1–65535, got '0'"),
+        ("host:65536", "its port must be 1–65535, got '65536'"),
+        ("host:-1", "its port must be 1–65535, got '-1'"),
+        ("host:²", "its port must be 1–65535, got '²'"),
         ("::1", "an IPv6 address must be in brackets, such as [::1]:8000"),
         ("::1:8000", "an IPv6 address must be in brackets, such as [::1]:8000"),
-        ("[::1]", "it names no port: give host:port, as [::1]:8000"),
+        ("[::1]", "it has no port: give host:port, such as [::1]:8000"),
     ],
 )
 def test_what_is_no_address(url: str, message: str) -> None:
@@ -141,5 +141,5 @@ def test_a_proxy_and_what_is_there_without_it(monkeypatch: pytest.MonkeyPatch) -
     with answering(HTTP) as port:
         assert diagnose("127.0.0.1", port, "grpc", 1) == (
             "gRPC calls it through the proxy of the variable http_proxy: add 127.0.0.1 to no_proxy to call it "
-            "directly; so called, that port speaks HTTP: give the gRPC port, or choose protocol http"
+            "directly; without it, that port speaks HTTP: give the gRPC port, or choose protocol http"
         )

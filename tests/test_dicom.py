@@ -148,7 +148,7 @@ def test_a_number_that_is_none_is_ignored() -> None:
     data = to_bytes(make_dataset(RAMP, 12), WindowCenter="2048.5", WindowWidth="4096.5").replace(b"2048.5", b"centre")
     source = read(data)
     np.testing.assert_allclose(source.image, UNIT, atol=1e-6)
-    assert "WindowCenter is 'centre', which is no number: ignored" in source.notes
+    assert "WindowCenter is 'centre', which is not a number: ignored" in source.notes
 
 
 @pytest.mark.parametrize("per_frame", [False, True])
@@ -236,7 +236,7 @@ def test_pixels_beyond_what_the_file_declares_are_told() -> None:
     dataset.PixelData = dataset.PixelData * 2
     source = read(to_bytes(dataset))
     np.testing.assert_allclose(source.image, UNIT, atol=1e-6)
-    assert "128 bytes of pixels more than rows, columns and frames say: ignored" in source.notes
+    assert "128 more bytes of pixels than rows, columns and frames require: ignored" in source.notes
 
 
 def test_an_unknown_transfer_syntax_is_taken_for_what_the_pixels_are() -> None:

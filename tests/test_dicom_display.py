@@ -141,8 +141,8 @@ def full_range(image: NDArray[np.float32]) -> bool:
 @pytest.mark.parametrize(
     ("tags", "note"),
     [
-        ({"WindowCenter": "2048", "WindowWidth": "0"}, "window ignored: its width is 0"),
-        ({"WindowCenter": "2048", "WindowWidth": "-5"}, "window ignored: its width is -5"),
+        ({"WindowCenter": "2048", "WindowWidth": "0"}, "window ignored: its width must be more than 0, got 0"),
+        ({"WindowCenter": "2048", "WindowWidth": "-5"}, "window ignored: its width must be more than 0, got -5"),
         ({"WindowCenter": "", "WindowWidth": ""}, "no window"),
         ({"WindowCenter": "2048"}, "no window"),
         ({"RescaleSlope": "0", "RescaleIntercept": "0"}, "RescaleSlope is 0: taken as 1"),
@@ -190,7 +190,7 @@ def test_a_table_that_is_too_short_and_one_that_is_empty() -> None:
     notes: list[str] = []
     image = read(notes, VOILUTSequence=[short])
     np.testing.assert_allclose(image, np.minimum(RAMP.astype(int), 999) * 4 / 4095, atol=1e-5)
-    assert "LUT has 1000 of 4096 entries: its last goes for the rest" in notes
+    assert "LUT has 1000 of 4096 entries: its last is used for the rest" in notes
     empty = lut(0, np.arange(4), 12)
     empty.LUTData = b""
     assert full_range(read(VOILUTSequence=[empty]))

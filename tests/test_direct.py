@@ -32,15 +32,15 @@ IMAGE = np.full((16, 16), 0.5, np.float32)
     [
         ([IMAGE * np.nan], [0], "NaN or infinite"),
         ([(IMAGE * 255).astype(np.uint8)], [0], "'image' is uint8, .*: divide by 255"),
-        (None, [0], "'images' is a NoneType, needed is a list"),
-        ([IMAGE], 0, "'seeds' is a int, needed is a list"),
-        (IMAGE, [0], r"'image' has shape \(16,\), needed is \[H, W\]"),
+        (None, [0], "'images' must be a list, got a NoneType"),
+        ([IMAGE], 0, "'seeds' must be a list, got a int"),
+        (IMAGE, [0], r"'image' must be one gray image \[H, W\], got shape \(16,\)"),
         ([], [], "there are no images"),
-        ([IMAGE], [0, 1], "there are 2 seeds for 1 images, needed is one for each"),
+        ([IMAGE], [0, 1], "there must be one seed per image, got 2 for 1"),
         ([IMAGE, IMAGE], [0], "there are 1 seeds for 2 images"),
-        ([IMAGE], [-1], "'seed' is -1, allowed are 0 to"),
+        ([IMAGE], [-1], "'seed' must be 0–"),
         ([IMAGE], [True], "'seed' is True"),
-        ([IMAGE, IMAGE[:8]], [0, 1], "the images are 8×16, 16×16 pixels, needed is one shape for all"),
+        ([IMAGE, IMAGE[:8]], [0, 1], "all images must have the same shape, got 8×16, 16×16 pixels"),
     ],
 )
 def test_arguments_that_are_not_allowed(server: RunningServer, images: Any, seeds: Any, message: str) -> None:

@@ -61,13 +61,13 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     for path in (tmp_path / "a.png", Path("/dev/zero")):
-        with pytest.raises(FileError, match="is no regular file"):
+        with pytest.raises(FileError, match="is not a regular file"):
             read_image(path)
 
 
 def test_choices_that_do_not_go_with_the_file(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
-    with pytest.raises(FileError, match="a.png' is no DICOM file, which --window needs"):
+    with pytest.raises(FileError, match="a.png' must be a DICOM file for --window"):
         read_image(tmp_path / "a.png", Choice(window=(1, 2)))
 
 

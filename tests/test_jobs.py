@@ -103,14 +103,14 @@ def test_an_output_folder_that_is_an_input_is_refused(tmp_path: Path) -> None:
     folder = tree(tmp_path / "in", "a.png")
     assert found(Finder([folder], out=folder)) == (
         {},
-        [f"'{folder}' is a folder of inputs: give -o another for the outputs"],
+        [f"'{folder}' is a folder of inputs: give -o another folder for the outputs"],
     )
 
 
 def test_a_folder_without_images_says_what_it_looked_for(tmp_path: Path) -> None:
     tree(tmp_path / "in", "notes.txt")
     (problem,) = found(Finder([tmp_path / "in"]))[1]
-    assert problem.startswith(f"'{tmp_path / 'in'}' holds no images (.png, .jpg")
+    assert problem.startswith(f"'{tmp_path / 'in'}' has no images (.png, .jpg")
     tree(tmp_path / "in", "sub/a.png")
     assert found(Finder([tmp_path / "in"]))[1][0].endswith("with --recursive, its folders are read too")
 

@@ -105,5 +105,5 @@ def test_pickles_are_not_opened() -> None:
 
 def test_a_header_that_promises_too_much() -> None:
     data = write(np.zeros((4, 4))).replace(b"(4, 4), ", b"(999999, 999999), "[:8])
-    with pytest.raises(FormatError, match="is no readable .npy file"):
+    with pytest.raises(FormatError, match="is not a readable .npy file"):
         npy.read(data[:90], Choice(), [])

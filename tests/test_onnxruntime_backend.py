@@ -140,7 +140,7 @@ def test_a_failing_run_is_an_error_and_the_next_one_works(client: triton.Inferen
     ("model", "message"),
     [
         ("wrong_name", "the configuration's inputs are ['z'], the model file's are ['x']"),
-        ("wrong_thread_count", "parameter 'intra_op_thread_count' is 'many', allowed is a whole number"),
+        ("wrong_thread_count", "parameter 'intra_op_thread_count' must be a whole number, got 'many'"),
         ("damaged", "onnxruntime cannot load"),
     ],
 )

@@ -88,7 +88,9 @@ def test_the_same_network_passes_in_single_calls_and_whole_images(url: str) -> N
 def test_whole_images_tell_what_the_recorded_calls_do_not(url: str) -> None:
     found = measure(url, "unet_late")
     assert max(found.calls.values()) < 1e-4
-    with pytest.raises(ParityError, match="whole images: PSNR against ONNX is .* dB, needed is 52: use --precision"):
+    with pytest.raises(
+        ParityError, match="whole images: PSNR against ONNX must be above 52 dB, got .*: use --precision"
+    ):
         judge(found)
 
 
@@ -97,7 +99,9 @@ def test_whole_images_tell_what_the_recorded_calls_do_not(url: str) -> None:
 def test_nan_and_another_encoder_fail(url: str) -> None:
     found = measure(url, "unet_nan", "encoder_far")
     assert np.isnan([found.psnr, found.dark]).all()
-    with pytest.raises(ParityError, match=r"off \(unet_nan at t = 299: nan%, .*, encoder_far: 20.0%\), allowed is 5%"):
+    with pytest.raises(
+        ParityError, match=r"error must be below 5%, got unet_nan at t = 299: nan%, .*, encoder_far: 20.0%"
+    ):
         judge(found)
 
 
@@ -114,10 +118,10 @@ def test_a_model_that_the_server_lacks_is_named(url: str) -> None:
     [
         ({"calls": {"unet_trt at t = 1": 0.051}}, "unet_trt at t = 1: 5.1%"),
         ({"calls": {"unet_trt at t = 1": float("nan")}}, "unet_trt at t = 1: nan%"),
-        ({"psnr": 51.9}, "PSNR against ONNX is 51.9 dB, needed is 52"),
-        ({"psnr": float("nan")}, "PSNR against ONNX is nan dB"),
-        ({"dark": 0.51}, "dark areas are shifted by 0.51 gray levels, allowed is 0.5"),
-        ({"dark": float("nan")}, "dark areas are shifted by nan gray levels"),
+        ({"psnr": 51.9}, "PSNR against ONNX must be above 52 dB, got 51.9"),
+        ({"psnr": float("nan")}, "PSNR against ONNX must be above 52 dB, got nan"),
+        ({"dark": 0.51}, "the shift of dark areas must be below 0.5 gray levels, got 0.51"),
+        ({"dark": float("nan")}, "the shift of dark areas must be below 0.5 gray levels, got nan"),
     ],
 )
 def test_each_bound_and_nan_is_judged(change: dict[str, Any], message: str) -> None:

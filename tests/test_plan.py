@@ -117,7 +117,7 @@ def test_no_driver(
     repository: Path, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(path))
-    assert "there is no nvidia-smi): build the plan on the GPU that will run it" in assert_refused(repository, capsys)
+    assert "nvidia-smi not found): build the plan on the GPU that will run it" in assert_refused(repository, capsys)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_damaged_repository(repository: Path, capsys: pytest.CaptureFixture[st
     assert "vae_decoder/1/model.onnx' is missing: restore it with git" in assert_refused(repository, capsys, "--all")
     missing = repository.with_name("missing")
     assert main(["--model-repository", str(missing)]) == 1
-    assert "missing' is no directory: name the repository with --model-repository" in capsys.readouterr().err
+    assert "missing' is not a directory: set the repository with --model-repository" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_no_server_at_all_is_one_line(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(gpu / "nvidia-smi"))
     message = assert_refused(repository, capsys)
-    assert "no server takes the plan: the server stopped with status 1: " in message
+    assert "the server cannot run the plan: the server stopped with status 1: " in message
     assert "cannot write the backend directory" in message
 
 

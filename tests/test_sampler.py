@@ -209,13 +209,13 @@ def test_timesteps_fall_from_the_last_and_never_repeat(T: int, data: st.DataObje
 
 @pytest.mark.parametrize("steps", [0, -1, 301])
 def test_steps_out_of_range(steps: int) -> None:
-    with pytest.raises(ValueError, match=f"steps is {steps}, allowed are 1 to 300"):
+    with pytest.raises(ValueError, match=f"'steps' must be 1–300, got {steps}"):
         trajectory(SCHEDULE, steps, 1.0)
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
 def test_eta_out_of_range(eta: float) -> None:
-    with pytest.raises(ValueError, match="allowed are 0 to 1"):
+    with pytest.raises(ValueError, match="'eta' must be 0–1"):
         trajectory(SCHEDULE, 10, eta)
 
 

@@ -162,7 +162,7 @@ def test_a_numpy_that_the_stub_cannot_use_is_refused(package: Path, monkeypatch:
     ("make", "words"),
     [
         (lambda _: None, ["is not a directory"]),
-        (lambda p: p.mkdir(), ["is no model repository", "config.pbtxt"]),
+        (lambda p: p.mkdir(), ["is not a model repository", "config.pbtxt"]),
     ],
 )
 def test_wrong_repository(tmp_path: Path, make: object, words: list[str]) -> None:
@@ -221,8 +221,10 @@ def test_a_plan_of_another_network_is_refused(repository: Path) -> None:
     onnx.write_bytes(onnx.read_bytes() + b" ")
     assert_one_line(
         run("--model-repository", repository),
-        "unet_trt/1/model.plan' was built from another", "unet_onnx/1/model.onnx", "build it again with `make plan`",
-    )  # fmt: skip
+        "unet_trt/1/model.plan' was not built from the current",
+        "unet_onnx/1/model.onnx",
+        "build it again with `make plan`",
+    )
 
 
 @pytest.mark.parametrize("about", ["{", "[]", "{}", '{"onnx": 1, "onnx_sha256": ""}'])
@@ -299,9 +301,9 @@ PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
 @pytest.mark.parametrize(
     ("ports", "extra", "message"),
     [
-        ({"http": 0}, [], "--http-port is 0, allowed are 1 to 65535"),
+        ({"http": 0}, [], "--http-port must be 1–65535, got 0"),
         ({"http": 8001}, [], "port 8001 is given twice: --grpc-port, --http-port"),
-        ({}, ["--metrics-port", "x"], "--metrics-port is x, allowed"),
+        ({}, ["--metrics-port", "x"], "--metrics-port must be 1–65535, got x"),
         ({}, ["--metrics-port=8001"], "port 8001 is given twice"),
     ],
 )
@@ -323,7 +325,7 @@ def test_flags_behind_the_dashes_say_where_the_server_listens() -> None:
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "::1", "203.0.113.1", "", "x" * 80])
 def test_a_wrong_host_is_one_line(host: str) -> None:
-    with pytest.raises(ServeError, match=f"--host is '{host}', needed is an IPv4 address or name of this machine"):
+    with pytest.raises(ServeError, match=f"--host must be an IPv4 address or name of this machine, .*, got '{host}'"):
         checks.find_host(host)
 
 
@@ -466,7 +468,7 @@ def test_a_containers_64_mb_are_enough_to_start_but_not_for_large_images(
 ) -> None:
     monkeypatch.setattr(checks, "free_shared_memory", lambda: free)
     checks.check_shared_memory(REPOSITORY, [])
-    assert ("images of 512×512 may need 263 MB and fail without" in capsys.readouterr().err) == warned
+    assert ("images of 512×512 may need 263 MB and otherwise fail" in capsys.readouterr().err) == warned
 
 
 def test_free_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,7 +483,7 @@ def test_flags_behind_the_dashes_reach_the_server() -> None:
     result = run(*ports, "--", "--no-such-flag")
     assert result.returncode != 0
     assert "no-such-flag" in result.stdout + result.stderr
-    assert result.stderr.endswith("error: the server ended with status 1; its own messages stand above\n")
+    assert result.stderr.endswith("error: the server ended with status 1; see its messages above\n")
 
 
 def processes_of_session(session: int) -> list[int]:

@@ -140,12 +140,12 @@ def test_pixels_of_a_size_not_trained_on_widen_the_band(client: triton.Inference
 
 @pytest.mark.parametrize("mm", [0.0, -1.0, 1e6, np.nan])
 def test_a_size_that_pixels_cannot_have_is_refused(client: triton.InferenceServerClient, mm: float) -> None:
-    with pytest.raises(InferenceServerException, match="'pixel_mm' is .*, allowed are 0.01 to 50 mm from pixel"):
+    with pytest.raises(InferenceServerException, match="'pixel_mm' must be 0.01–50 .*, got"):
         request(client, smooth_images(16, 16), pixel_mm=[mm])
 
 
 def test_what_the_reduction_cannot_be_is_refused(client: triton.InferenceServerClient) -> None:
-    with pytest.raises(InferenceServerException, match="'degradation' is 'blur', allowed are auto, cubic, area,"):
+    with pytest.raises(InferenceServerException, match="'degradation' must be one of auto, cubic, area,, got 'blur'"):
         request(client, smooth_images(16, 16), degradation=["blur"])
 
 
@@ -230,31 +230,31 @@ def test_requests_are_batched_in_the_unet(client: triton.InferenceServerClient) 
 
 IMAGE = random_images(16, 16)
 BAD = [
-    (lambda a: a[:, :1], {}, "'image' is 1×16 pixels, allowed are 2 to 512 a side"),
+    (lambda a: a[:, :1], {}, "'image' must be 2–512 pixels per side, got 1×16"),
     (lambda a: a[:, :1, :1], {}, "'image' is 1×1 pixels"),
-    (lambda _: np.zeros((1, 513, 16), np.float32), {}, "'image' is 513×16 pixels, allowed are 2 to 512 a side"),
-    (lambda a: np.where(a > 0.9, np.nan, a), {}, "NaN or infinite values, allowed are 0 to 1"),
-    (lambda a: np.where(a > 0.9, np.inf, a), {}, "NaN or infinite values, allowed are 0 to 1"),
-    (lambda a: a * 255, {}, "'image' has values from .* allowed are 0 to 1"),
-    (lambda a: a - 0.5, {}, "'image' has values from .* allowed are 0 to 1"),
+    (lambda _: np.zeros((1, 513, 16), np.float32), {}, "'image' must be 2–512 pixels per side, got 513×16"),
+    (lambda a: np.where(a > 0.9, np.nan, a), {}, "'image' must be 0–1, got NaN or infinite values"),
+    (lambda a: np.where(a > 0.9, np.inf, a), {}, "'image' must be 0–1, got NaN or infinite values"),
+    (lambda a: a * 255, {}, "'image' must be 0–1, got values from"),
+    (lambda a: a - 0.5, {}, "'image' must be 0–1, got values from"),
     (lambda a: a[0], {}, "unexpected shape for input 'image'"),
     (lambda a: a[None], {}, "unexpected shape for input 'image'"),
     (lambda a: np.repeat(a, 17, axis=0), {}, "batch-size must be <= 16"),
     (lambda a: (a * 255).astype(np.uint8), {}, "data-type is 'UINT8', but model 'superres' expects 'FP32'"),
     (lambda a: a.astype(np.float64), {}, "data-type is 'FP64', but model 'superres' expects 'FP32'"),
-    (lambda a: a, {"steps": [0]}, "'steps' is 0, allowed are 1 to 300"),
-    (lambda a: a, {"steps": [301]}, "'steps' is 301, allowed are 1 to 300"),
-    (lambda a: a, {"steps": [-1]}, "'steps' is -1, allowed are 1 to 300"),
-    (lambda a: a, {"seed": [-1]}, "'seed' is -1, allowed are 0 to"),
-    (lambda a: a, {"sampler": ["euler"]}, "'sampler' is 'euler', allowed are ddpm, ddim"),
-    (lambda a: a, {"sampler": [b"\xff\xfe"]}, "'sampler' is '.*', allowed are ddpm, ddim"),
-    (lambda a: a, {"start": ["middle"]}, "'start' is 'middle', allowed are noise"),
-    (lambda a: a, {"start": ["lr"]}, "'start' is 'lr', allowed are noise"),
-    (lambda a: a, {"samples": [0]}, "'samples' is 0, allowed are 1 to 16"),
-    (lambda a: a, {"samples": [17]}, "'samples' is 17, allowed are 1 to 16"),
-    (lambda a: a, {"output": ["median"]}, "'output' is 'median', allowed are sample, mean"),
+    (lambda a: a, {"steps": [0]}, "'steps' must be 1–300, got 0"),
+    (lambda a: a, {"steps": [301]}, "'steps' must be 1–300, got 301"),
+    (lambda a: a, {"steps": [-1]}, "'steps' must be 1–300, got -1"),
+    (lambda a: a, {"seed": [-1]}, "'seed' must be 0–"),
+    (lambda a: a, {"sampler": ["euler"]}, "'sampler' must be one of ddpm, ddim, got 'euler'"),
+    (lambda a: a, {"sampler": [b"\xff\xfe"]}, "'sampler' must be one of ddpm, ddim, got '.*'"),
+    (lambda a: a, {"start": ["middle"]}, "'start' must be one of noise, got 'middle'"),
+    (lambda a: a, {"start": ["lr"]}, "'start' must be one of noise, got 'lr'"),
+    (lambda a: a, {"samples": [0]}, "'samples' must be 1–16, got 0"),
+    (lambda a: a, {"samples": [17]}, "'samples' must be 1–16, got 17"),
+    (lambda a: a, {"output": ["median"]}, "'output' must be one of sample, mean, got 'median'"),
     (lambda a: a, {"output": ["mean"]}, "'output' is 'mean', which needs 'samples' of 2 or more"),
-    (lambda a: a, {"denoiser": ["tpu"]}, "'denoiser' is 'tpu', allowed are auto, onnx, trt"),
+    (lambda a: a, {"denoiser": ["tpu"]}, "'denoiser' must be one of auto, onnx, trt, got 'tpu'"),
     (lambda a: a, {"denoiser": ["trt"]}, "the server runs no TensorRT plan 'unet_trt': build it .*`make plan`"),
     (lambda a: a, {"seed": [1, 2]}, "batch-size|unexpected shape|batch size"),
 ]

@@ -48,8 +48,8 @@ def supervise(*command: str, check: str = "passes") -> subprocess.Popen[str]:
     ("script", "status", "line"),
     [
         ("exit 0", 0, ""),
-        ("exit 3", 3, "error: the server ended with status 3; its own messages stand above\n"),
-        ("kill -9 $$", 137, "error: the server ended with signal 9; its own messages stand above\n"),
+        ("exit 3", 3, "error: the server ended with status 3; see its messages above\n"),
+        ("kill -9 $$", 137, "error: the server ended with signal 9; see its messages above\n"),
     ],
 )
 def test_the_servers_status_is_the_commands(script: str, status: int, line: str) -> None:
@@ -146,8 +146,8 @@ def test_a_port_that_another_process_took_meanwhile_is_named() -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (np.full((1, 256, 256), np.nan), "becomes one with values from nan to nan, allowed are 0 to 1"),
-        (np.full((1, 256, 256), 1.5), r"values from 1\.5 to 1\.5, allowed"),
+        (np.full((1, 256, 256), np.nan), "must be 0–1, got values from nan to nan"),
+        (np.full((1, 256, 256), 1.5), r"must be 0–1, got values from 1\.5 to 1\.5"),
         (np.zeros((1, 64, 64)), r"becomes one of shape \(64, 64\), not 4 times the size"),
     ],
 )

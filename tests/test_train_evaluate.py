@@ -188,8 +188,8 @@ def test_measured_values_reach_the_record(tmp_path: Path) -> None:
         (["--shares", "70/30"], "the split must be three percentages such as 70/20/10, got '70/30'"),
         (["--weights", "nowhere"], "nowhere"),
         (["--model-repository", "nowhere"], "'nowhere/unet_onnx/1/model.onnx'"),
-        (["--run", "ddim:4:lr"], "preset 'best': 'start' is 'lr', allowed are noise"),
-        (["--run", "ddim:301:noise"], "preset 'best': 'steps' is 301, allowed are 1 to 300"),
+        (["--run", "ddim:4:lr"], "preset 'best': 'start' must be one of noise, got 'lr'"),
+        (["--run", "ddim:301:noise"], "preset 'best': 'steps' must be 1–300, got 301"),
         (["--index", "nowhere.csv"], "nowhere.csv"),
     ],
 )

@@ -97,9 +97,7 @@ def test_dicom(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert radiograph is not None
     out = tmp_path / "out.png"
     assert main([radiograph, "-o", str(out), *at]) == 1
-    assert (
-        "is 1841×1955, allowed are 2 to 512 pixels a side (--downscale N makes it smaller)" in capsys.readouterr().err
-    )
+    assert "must be 2–512 pixels per side, got 1841×1955 (--downscale N makes it smaller)" in capsys.readouterr().err
     assert main([radiograph, "-o", str(out), "--downscale", "16", *at]) == 0
     source = read_image(out)
     assert (source.bits, source.image.shape) == (16, (488, 460))
@@ -225,7 +223,7 @@ def test_networks_that_tell_no_doubt_need_several_samples_for_the_map(samples: l
     args = parse(["a.png", "--uncertainty", "u.png", *samples])
     assert options_of(args, PAPER)["samples"] == drawn
     args = parse(["a.png", "--uncertainty", "u.png", "--samples", "1"])
-    with pytest.raises(InvalidRequest, match="preset 'paper' tells it from --samples of 2 or more"):
+    with pytest.raises(InvalidRequest, match="preset 'paper' needs --samples of 2 or more"):
         options_of(args, PAPER)
 
 
@@ -278,7 +276,7 @@ def test_outputs_of_one_name_are_refused(
     image = picture(tmp_path / "a.png", 64, 64)
     options = ["--downscale", "4", "--compare", str(image), "--uncertainty", str(tmp_path / name)]
     assert main([str(image), *options, *at]) == 1
-    assert f"{name}' is the name of another output too" in capsys.readouterr().err
+    assert f"{name}' is also the name of another output" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -288,7 +286,7 @@ def test_an_option_that_the_servers_preset_does_not_take(
     picture(tmp_path / "in" / "a.png")
     picture(tmp_path / "in" / "b.png")
     assert main([str(tmp_path / "in"), "--start", "lr", *at]) == 1
-    assert error_lines(capsys) == ["error: 'start' is 'lr', allowed are noise"]
+    assert error_lines(capsys) == ["error: 'start' must be one of noise, got 'lr'"]
 
 
 @pytest.mark.parametrize("name", ["results", "results.v2", "results-0.1", "results.jpg/", "results.png/"])
@@ -306,7 +304,7 @@ def test_an_input_named_twice_is_done_once(at: list[str], tmp_path: Path, capsys
 def test_compare_with_another_size(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image, other = picture(tmp_path / "a.png"), picture(tmp_path / "hr.png", 60, 60)
     assert main([str(image), "--compare", str(other), *at]) == 1
-    assert "is 60×60, needed is 80×64 to compare" in capsys.readouterr().err
+    assert "must be 80×64 to compare, got 60×60" in capsys.readouterr().err
     assert not (tmp_path / "a_x4.png").exists()
 
 
@@ -496,19 +494,22 @@ def test_empty_folder(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "0"], "'steps' is 0, allowed are 1 to 300"),
-        (["--steps", "301"], "'steps' is 301, allowed are 1 to 300"),
-        (["--steps", "-1"], "'steps' is -1, allowed are 1 to 300"),
-        (["--seed", "-1"], "'seed' is -1"),
+        (["--steps", "0"], "'steps' must be 1–300, got 0"),
+        (["--steps", "301"], "'steps' must be 1–300, got 301"),
+        (["--steps", "-1"], "'steps' must be 1–300, got -1"),
+        (["--seed", "-1"], "'seed' must be 0–9223372036854775807, got -1"),
         (["--sampler", "euler"], "--sampler: invalid choice: 'euler'"),
         (["--start", "middle"], "--start: invalid choice: 'middle'"),
         (["--denoiser", "tpu"], "--denoiser: invalid choice: 'tpu'"),
-        (["--downscale", "1"], "--downscale: 1, allowed are 2 and more"),
-        (["-o", "out.jpg"], "-o: 'out.jpg', outputs are PNG files or a folder (for a folder of that name: 'out.jpg/')"),
-        (["-o", "out.bmp"], "-o: 'out.bmp', outputs are PNG files or a folder"),
-        (["-o", "/dev/null"], "-o: '/dev/null' is no folder, outputs are PNG files or a folder"),
-        (["another.png", "-o", "out.png"], "-o: 'out.png' is one file, for several inputs it must be a folder"),
-        (["-o", "out.png", "--name", "{stem}.png"], "--name: goes with outputs in folders"),
+        (["--downscale", "1"], "--downscale: must be 2 or more, got 1"),
+        (
+            ["-o", "out.jpg"],
+            "-o: must be a .png file or a folder, got 'out.jpg' (for a folder of that name",
+        ),
+        (["-o", "out.bmp"], "-o: must be a .png file or a folder, got 'out.bmp'"),
+        (["-o", "/dev/null"], "-o: must be a .png file or a folder, got the file '/dev/null'"),
+        (["another.png", "-o", "out.png"], "-o: must be a folder for several inputs, got 'out.png'"),
+        (["-o", "out.png", "--name", "{stem}.png"], "--name: requires outputs in folders"),
         (["--name", "x.png"], "--name: must be a file name that ends in .png and has {stem} or {name}"),
         (["--force", "--skip-existing"], "--skip-existing: not allowed with argument --force"),
         (["--frame", "0"], "--frame: must be 1 or more, got 0"),
@@ -516,16 +517,16 @@ def test_empty_folder(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--window", "100", "0"], "--window: the width must be more than 0, got 100 0"),
         (["--window", "nan", "5"], "--window: the width must be more than 0, got nan 5"),
         (["--no-such-option"], "--no-such-option"),
-        (["--compare", "hr.png", "another.png"], "--compare: goes with one image"),
-        (["--samples", "0"], "'samples' is 0, allowed are 1 to 16"),
-        (["--samples", "17"], "'samples' is 17, allowed are 1 to 16"),
+        (["--compare", "hr.png", "another.png"], "--compare: requires a single image"),
+        (["--samples", "0"], "'samples' must be 1–16, got 0"),
+        (["--samples", "17"], "'samples' must be 1–16, got 17"),
         (["--samples", "1", "--mean"], "'output' is 'mean', which needs 'samples' of 2 or more"),
         (["--degradation", "blur"], "--degradation: invalid choice: 'blur' (choose from"),
         (["--pixel-mm", "0"], "--pixel-mm: must be 0.01 to 50, got 0"),
         (["--pixel-mm", "nan"], "--pixel-mm: must be 0.01 to 50, got nan"),
-        (["--samples", "3"], "--samples: goes with --mean or --uncertainty"),
-        (["--uncertainty", "u.jpg"], "--uncertainty: 'u.jpg', needed is a name that ends in .png"),
-        (["--uncertainty", "u.png", "another.png"], "--uncertainty: goes with one image"),
+        (["--samples", "3"], "--samples: requires --mean or --uncertainty"),
+        (["--uncertainty", "u.jpg"], "--uncertainty: must end in .png, got 'u.jpg'"),
+        (["--uncertainty", "u.png", "another.png"], "--uncertainty: requires a single image"),
     ],
 )
 def test_options_not_allowed(

@@ -87,7 +87,7 @@ def test_a_path_is_never_looked_up_on_the_hub(tmp_path: Path) -> None:
 
 def test_autoencoder_with_other_latents(tmp_path: Path) -> None:
     tiny_vae(levels=3).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"\(3, 4, 4\), needed is \(3, 4, 8\)"):
+    with pytest.raises(ValueError, match=r"\(3, 4, 8\), got \(3, 4, 4\)"):
         load_vae(tmp_path, SPEC)
 
 

@@ -32,8 +32,8 @@ def test_answers_of_a_server_that_does_not_serve_now(status: str, message: str) 
 @pytest.mark.parametrize(
     ("status", "message", "kind"),
     [
-        ("INVALID_ARGUMENT", "'sampler' is 'Server not ready', allowed are ddpm, ddim", wire.Invalid),
-        ("400", "'sampler' is 'Server not ready', allowed are ddpm, ddim", wire.Invalid),
+        ("INVALID_ARGUMENT", "'sampler' must be one of ddpm, ddim, got 'Server not ready'", wire.Invalid),
+        ("400", "'sampler' must be one of ddpm, ddim, got 'Server not ready'", wire.Invalid),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", wire.TimedOut),
         ("INTERNAL", "unet_onnx: out of memory", wire.Failed),
         ("500", "unet_onnx: out of memory", wire.Failed),
