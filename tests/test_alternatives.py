@@ -86,7 +86,7 @@ def test_steps_out_of_range(
 ) -> None:
     monkeypatch.setattr(alternatives, "running_server", lambda *_: nullcontext(server.url("grpc")))
     assert alternatives.main(["--steps", "301", "--way", "diffusers", "--rounds", "1"]) == 1
-    assert "'steps' is 301" in capsys.readouterr().err
+    assert "'steps' must be 1–300, got 301" in capsys.readouterr().err
 
 
 def test_a_model_repository_is_completed_not_changed(tmp_path: Path) -> None:

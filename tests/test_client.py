@@ -73,7 +73,7 @@ def test_a_server_of_an_unknown_preset(
     server: RunningServer, protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("client.api.PRESETS", {"other": DEFAULT})
-    with pytest.raises(ServerError, match=f"runs preset '{DEFAULT.name}', known here are other"):
+    with pytest.raises(ServerError, match=f"must run one of the presets other, got '{DEFAULT.name}'"):
         Client(server.url(protocol), protocol=protocol)
 
 
@@ -147,30 +147,30 @@ def test_numpys_numbers_are_options(server: RunningServer, protocol: Protocol) -
     [
         (np.zeros((1, 16, 16)), {}, r"'image' must be one gray image \[H, W\], got shape \(1, 16, 16\)"),
         (np.zeros((16, 16), np.uint8), {}, "'image' must be floating point, 0–1, got uint8"),
-        (np.zeros((1, 16)), {}, "'image' is 1×16 pixels"),
+        (np.zeros((1, 16)), {}, "'image' must be 2–512 pixels per side, got 1×16"),
         (np.full((16, 16), np.nan), {}, "NaN or infinite"),
         (np.full((16, 16), 7.0), {}, "'image' must be 0–1, got values from 7 to 7"),
         (IMAGE, {"steps": 301}, "'steps' must be 1–300, got 301"),
         (IMAGE, {"sampler": "x"}, "'sampler' must be one of ddpm, ddim, got 'x'"),
-        (IMAGE, {"seed": -1}, "'seed' is -1"),
+        (IMAGE, {"seed": -1}, "'seed' must be 0–.*, got -1"),
         (IMAGE, {"samples": 17}, "'samples' must be 1–16, got 17"),
         (IMAGE, {"output": "mean"}, "'output' is 'mean', which needs 'samples' of 2 or more"),
-        (IMAGE, {"seed": MAX_SEED + 1}, "'seed' is"),
+        (IMAGE, {"seed": MAX_SEED + 1}, "'seed' must be 0–"),
         (IMAGE, {"seed": False}, "'seed' must be 0–"),
         (IMAGE, {"steps": True}, "'steps' must be 1–300, got True"),
         (IMAGE, {"samples": 2.0}, "'samples' must be 1–16, got 2.0"),
         (IMAGE, {"sampler": b"ddim"}, "'sampler' must be one of ddpm, ddim, got b'ddim'"),
         (IMAGE, {"faithful": 1}, "'faithful' must be true or false, got 1"),
         (None, {}, "'image' must be floating point, 0–1, got a NoneType without numbers"),
-        ("scan.png", {}, "'image' is a str of no numbers"),
-        ({"image": IMAGE}, {}, "'image' is a dict of no numbers"),
-        (IMAGE.astype(object), {}, "'image' is a ndarray of no numbers"),
-        ([[0.1, 0.2], [0.3]], {}, "'image' is a list that makes no array"),
+        ("scan.png", {}, "'image' must be floating point, 0–1, got a str without numbers"),
+        ({"image": IMAGE}, {}, "'image' must be floating point, 0–1, got a dict without numbers"),
+        (IMAGE.astype(object), {}, "'image' must be floating point, 0–1, got a ndarray without numbers"),
+        ([[0.1, 0.2], [0.3]], {}, r"'image' must be floating point \[H, W\], 0–1, got a list"),
         (IMAGE * 1j, {}, "'image' must be floating point, 0–1, got complex128"),
         (IMAGE > 0.5, {}, "'image' must be floating point, 0–1, got bool"),
-        (MASKED, {}, "'image' has masked values"),
+        (MASKED, {}, "'image' must not have masked values"),
         (Image.new("L", (16, 16)), {}, "'image' must be floating point, 0–1, got uint8: divide by 255"),
-        (Image.new("I;16", (16, 16)), {}, "'image' is uint16, .*: divide by 65535"),
+        (Image.new("I;16", (16, 16)), {}, "'image' must be .*, got uint16: divide by 65535"),
         (0.5, {}, r"'image' must be one gray image \[H, W\], got shape \(\)"),
     ],
 )

@@ -112,7 +112,7 @@ def test_a_folder_without_images_says_what_it_looked_for(tmp_path: Path) -> None
     (problem,) = found(Finder([tmp_path / "in"]))[1]
     assert problem.startswith(f"'{tmp_path / 'in'}' has no images (.png, .jpg")
     tree(tmp_path / "in", "sub/a.png")
-    assert found(Finder([tmp_path / "in"]))[1][0].endswith("with --recursive, its folders are read too")
+    assert found(Finder([tmp_path / "in"]))[1][0].endswith("use --recursive to read its folders too")
 
 
 def test_links_that_lead_nowhere_end_no_listing(tmp_path: Path) -> None:

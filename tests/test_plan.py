@@ -205,7 +205,7 @@ def test_a_plan_that_is_not_the_network_replaces_nothing(
     )
     (repository / "unet_trt" / "1").mkdir(parents=True)
     (repository / "unet_trt" / "1" / "model.plan").write_text("the old plan")
-    assert "the plan is off (unet_trt at t = 299: 50.0%" in assert_refused(repository, capsys)
+    assert "error must be below 5%, got unet_trt at t = 299: 50.0%" in assert_refused(repository, capsys)
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def test_a_file_that_is_cut_off(suffix: str, colour: bool, share: float, capfd: 
 def test_what_goes_with_other_formats_is_refused() -> None:
     with pytest.raises(FormatError, match="must be a DICOM file for --window"):
         read(opencv(EIGHT), Choice(window=(1, 2)))
-    with pytest.raises(FormatError, match="is no TIFF or .npy file, which --page needs"):
+    with pytest.raises(FormatError, match="must be a TIFF or .npy file for --page"):
         read(opencv(EIGHT), Choice(page=2))
     with pytest.raises(FormatError, match="is no DICOM file, which --frame needs"):
         read(opencv(EIGHT), Choice(frame=2))

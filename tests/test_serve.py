@@ -248,7 +248,7 @@ def test_a_plan_that_does_not_load_leaves_the_rest_served(start_server: StartSer
     with Client(server.url("grpc")) as client:
         image = np.full((16, 16), 0.5, np.float32)
         np.testing.assert_array_equal(client.upscale(image).image, client.upscale(image, denoiser="onnx").image)
-        with pytest.raises(BadRequest, match="'denoiser' is 'trt', but the server runs no .* the server's log says"):
+        with pytest.raises(BadRequest, match="'denoiser' is 'trt', but the server runs no .* see the server's log"):
             client.upscale(image, denoiser="trt")
     assert "TensorRT" in (not_ready(server.url("grpc"), "unet_trt") or "")
     assert "failed to load 'unet_trt'" in server.log.read_text()

@@ -82,5 +82,5 @@ def test_missing_damaged_and_foreign_ranges_are_one_line(system: eager.Eager, tm
         load_ranges(tmp_path, networks)
     shutil.copy(WEIGHTS / RANGES_FILE, tmp_path)
     torch.manual_seed(0)
-    with pytest.raises(ValueError, match="tells of other weights than those beside it"):
+    with pytest.raises(ValueError, match="was recorded from other weights than those beside it"):
         load_ranges(tmp_path, {**networks, "unet": UNet(BEST.unet)})

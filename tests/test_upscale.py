@@ -488,7 +488,7 @@ def test_missing_file(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_empty_folder(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), *at]) == 1
     (line,) = error_lines(capsys)
-    assert line.startswith(f"error: '{tmp_path}' holds no images")
+    assert line.startswith(f"error: '{tmp_path}' has no images")
 
 
 @pytest.mark.parametrize(
