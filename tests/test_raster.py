@@ -134,5 +134,5 @@ def test_what_goes_with_other_formats_is_refused() -> None:
         read(opencv(EIGHT), Choice(window=(1, 2)))
     with pytest.raises(FormatError, match="must be a TIFF or .npy file for --page"):
         read(opencv(EIGHT), Choice(page=2))
-    with pytest.raises(FormatError, match="is no DICOM file, which --frame needs"):
+    with pytest.raises(FormatError, match="must be a DICOM file for --frame"):
         read(opencv(EIGHT), Choice(frame=2))
