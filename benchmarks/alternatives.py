@@ -20,7 +20,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -36,6 +35,7 @@ from tqdm import tqdm
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
+from benchmarks.interleave import interleave, median_ratio
 from benchmarks.peers import CACHE, PeerError, real_esrgan
 from client import Client, UpscaleError
 from pipeline import ROOT
@@ -47,6 +47,7 @@ from pipeline.method.schedule import make_schedule
 from pipeline.method.upscale import Array, condition, upscale
 from pipeline.networks import eager
 from pipeline.presets import Preset
+from pipeline.remote import infer
 from pipeline.serving.local_server import ServerError, running_server
 from pipeline.triton_config import preset_of
 
@@ -133,8 +134,7 @@ def write_in_process(repository: Path, preset: Preset, steps: int) -> None:
 
 
 def ask_in_process(client: tritonclient.grpc.InferenceServerClient, image: Image) -> Image:
-    tensor = tritonclient.grpc.InferInput("image", image.shape, "FP32").set_data_from_numpy(image)
-    upscaled: Image = client.infer("in_process", [tensor]).as_numpy("upscaled")
+    (upscaled,) = infer(client, "in_process", {"image": image}, ["upscaled"])
     return upscaled
 
 
@@ -158,17 +158,17 @@ def compare(variants: dict[str, Variant], image: Image, rounds: int, concurrency
     """
     results = {name: variant(image) for name, variant in tqdm(variants.items(), desc="first images", leave=False)}
     first = next(iter(variants))
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
     with ThreadPoolExecutor(concurrency) as pool:
-        for _ in tqdm(range(rounds), desc=f"rounds, {concurrency} at once"):
-            for name, variant in variants.items():
-                began = time.perf_counter()
-                list(pool.map(variant, [image] * concurrency))
-                seconds[name].append((time.perf_counter() - began) / concurrency)
+
+        def at_once(variant: Variant) -> Callable[[], object]:
+            return lambda: list(pool.map(variant, [image] * concurrency))
+
+        runs = {name: at_once(variant) for name, variant in variants.items()}
+        seconds = interleave(runs, rounds, f"rounds, {concurrency} at once")
     return {
         name: Compared(
-            statistics.median(times),
-            statistics.median(mine / ours for mine, ours in zip(times, seconds[first], strict=True)),
+            statistics.median(times) / concurrency,
+            median_ratio(times, seconds[first]),
             255 * float(np.abs(results[name] - results[first]).max()),
         )
         for name, times in seconds.items()

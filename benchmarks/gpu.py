@@ -18,17 +18,16 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.gpu_networks import Unavailable, load
 from benchmarks.gpu_variants import PACKAGES, VARIANTS, Variant, make_job, make_variants
+from benchmarks.interleave import interleave, median_ratio
 from pipeline.command_line import make_parser
 from pipeline.method.images import Image, psnr
 from pipeline.presets import PAPER, PRESETS
@@ -58,21 +57,16 @@ def min_psnr(found: list[Image], reference: list[Image]) -> float:
 
 def compare(jobs: list[dict[str, Variant]], rounds: int) -> list[dict[str, Timed]]:
     """Time each job's variants by name; in each round, all variants of all jobs take turns."""
-    seconds: list[dict[str, list[float]]] = [{name: [] for name in variants} for variants in jobs]
     images = [{name: variant() for name, variant in variants.items()} for variants in jobs]
-    for _ in tqdm(range(rounds), desc="rounds"):
-        for variants, times in zip(jobs, seconds, strict=True):
-            for name, variant in variants.items():
-                began = time.perf_counter()
-                variant()
-                times[name].append(time.perf_counter() - began)
+    seconds = interleave({(i, name): run for i, variants in enumerate(jobs) for name, run in variants.items()}, rounds)
 
-    def timed(name: str, times: dict[str, list[float]], made: dict[str, list[Image]]) -> Timed:
-        median = statistics.median(times[name])
-        speedup = statistics.median(e / s for e, s in zip(times["eager"], times[name], strict=True))
+    def timed(job: int, name: str) -> Timed:
+        times, made = seconds[job, name], images[job]
+        median = statistics.median(times)
+        speedup = median_ratio(seconds[job, "eager"], times)
         return Timed(1e3 * median, len(made[name]) / median, speedup, min_psnr(made[name], made["eager"]))
 
-    return [{name: timed(name, s, made) for name in s} for s, made in zip(seconds, images, strict=True)]
+    return [{name: timed(i, name) for name in variants} for i, variants in enumerate(jobs)]
 
 
 Found = dict[int, dict[str, Timed]]

@@ -25,6 +25,7 @@ import numpy as np
 import tritonclient.grpc
 from tqdm import tqdm
 
+from benchmarks.interleave import median_ratio
 from client import Client, UpscaleError
 from client.direct import connect
 from pipeline import ROOT
@@ -96,7 +97,7 @@ def measure(
     medians = {name: statistics.median(times) for name, times in seconds.items()}
 
     def ratio(a: str, b: str) -> float:
-        return statistics.median(x / y for x, y in zip(seconds[a], seconds[b], strict=True))
+        return median_ratio(seconds[a], seconds[b])
 
     return {
         **{f"{name}_s": value for name, value in medians.items()},

@@ -27,6 +27,7 @@ import tritonclient.grpc
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from benchmarks.interleave import median_ratio
 from benchmarks.perf_analyzer import Measurement, PerfAnalyzerError, measure
 from client import Client, UpscaleError
 from pipeline import ROOT
@@ -196,11 +197,11 @@ def summary(case: Case, found: Sequence[Measurement], first: Sequence[Measuremen
     row: Row = {"part": case.part, "load": case.load, "variant": case.variant}
     if not found:
         return {**row, "note": NO_PLAN}
-    ratios = (mine.throughput / other.throughput for mine, other in zip(found, first, strict=True))
+    ratio = median_ratio([m.throughput for m in found], [m.throughput for m in first])
     return {
         **row,
         "per_s": round(statistics.median(m.throughput for m in found), 3),
-        "of_first": round(statistics.median(ratios), 3),
+        "of_first": round(ratio, 3),
         "p50_ms": round(statistics.median(m.p50_ms for m in found), 2),
         "p99_ms": round(statistics.median(m.p99_ms for m in found), 2),
         "p99/p50": round(statistics.median(m.p99_ms / m.p50_ms for m in found), 2),

@@ -32,7 +32,7 @@ from train.config import DEVICES
 from train.degrade import Gray
 from train.loop import Run, Task, to_device
 from train.losses import FewStepLoss, Perceptual
-from train.plan import PRECISION, SWITCH, compiles, machine, make_accelerator, preset_of, split_files, workers_of
+from train.plan import SWITCH, compiles, machine, make_accelerator, preset_of, split_files, workers_of
 from train.scans import Scans, read_scans
 from train.tune import Tuning, draw_batch, parse_sampler_steps, regions
 
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         "--crop", type=int, default=given.crop, help="side of the squares in HR pixels (default: %(default)s)"
     )
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto uses a GPU if there is one")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default=PRECISION, help="default: %(default)s")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=-1, help="threads that prepare data; -1: up to 12 with a GPU")
     parser.add_argument("--compile", choices=SWITCH, default="auto", help="auto: on a GPU")
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each kind (default: %(default)s)")

@@ -60,3 +60,23 @@ def test_workers_and_compilation_are_for_gpus(monkeypatch: pytest.MonkeyPatch) -
     assert not compiles(Training(compile="off"))
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert not compiles(Training()), "PyTorch compiles with a C compiler"
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu", "processor", "precision"),
+    [
+        ("auto", True, False, "bf16"),
+        ("cuda", True, False, "bf16"),
+        ("cpu", True, False, "fp32"),
+        ("cpu", True, True, "bf16"),
+        ("auto", False, False, "fp32"),
+        ("auto", False, True, "bf16"),
+    ],
+)
+def test_the_precision_is_that_of_the_device(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpu: bool, processor: bool, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(plan, "cpu_supports", lambda _: processor)
+    assert Training(device=device).precision == precision
+    assert Training(device=device, precision="fp16").precision == "fp16"

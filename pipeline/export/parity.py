@@ -20,6 +20,7 @@ from pipeline.method.options import Options
 from pipeline.method.upscale import Array, Call, Networks, generator, network_lr, upsample_all, upscale
 from pipeline.models import fused_model
 from pipeline.presets import Preset
+from pipeline.remote import infer
 from pipeline.spec import Model
 
 RECORDED = (299, 150, 1)
@@ -89,11 +90,8 @@ def remote(server: triton.InferenceServerClient, name: str, model: Model) -> Cal
     """Return a function that calls model ``name`` on the server with the inputs of ``model``, ignoring others."""
 
     def run(**inputs: Array) -> tuple[Array, ...]:
-        tensors = [triton.InferInput(tensor.name, inputs[tensor.name].shape, tensor.dtype) for tensor in model.inputs]
-        for tensor in tensors:
-            tensor.set_data_from_numpy(inputs[tensor.name()])
-        result = server.infer(name, tensors)
-        return tuple(result.as_numpy(tensor.name) for tensor in model.outputs)
+        own = {tensor: inputs[tensor] for tensor in model.input_names}
+        return infer(server, name, own, [tensor.name for tensor in model.outputs])
 
     return run
 

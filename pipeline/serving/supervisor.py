@@ -20,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from pipeline.models import superres_model
 from pipeline.presets import Preset
+from pipeline.remote import infer
 from pipeline.serving.drain import Door
 from pipeline.spec import SCALE
 
@@ -93,13 +94,10 @@ def upscale_one(address: Address, preset: Preset) -> float:
     # never use a proxy for a local server
     arguments = [("grpc.enable_http_proxy", 0)]
     with tritonclient.grpc.InferenceServerClient(f"{host}:{port}", channel_args=arguments) as client:
-        tensor = tritonclient.grpc.InferInput("image", image.shape, "FP32").set_data_from_numpy(image)
-        wanted = [tritonclient.grpc.InferRequestedOutput("upscaled")]
         try:
-            answer = client.infer(superres_model(preset).name, [tensor], outputs=wanted, client_timeout=ANSWER_LIMIT)
+            (upscaled,) = infer(client, superres_model(preset).name, {"image": image}, ["upscaled"], ANSWER_LIMIT)
         except InferenceServerException as error:
             raise NotReady(f"a {side}×{side} image fails: {' '.join(error.message().split())}") from error
-    upscaled = answer.as_numpy("upscaled")
     if upscaled.shape != (1, SCALE * side, SCALE * side):
         raise NotReady(f"a {side}×{side} image becomes one of shape {upscaled.shape[1:]}, not {SCALE} times the size")
     low, high = upscaled.min(), upscaled.max()
