@@ -24,6 +24,7 @@ from client.pictures import CAUTION, comparison, uncertainty_map
 from client.png import write_png
 from client.reader import Reader
 from client.terminal import on_one_line
+from pipeline.method.images import Image
 from pipeline.method.options import InvalidRequest
 from pipeline.presets import Preset
 from pipeline.spec import MAX_SIDE, MIN_SIDE, SCALE
@@ -81,11 +82,9 @@ def is_done(job: Job, args: argparse.Namespace) -> bool:
     return all(os.path.isfile(path) and path.stat().st_size for path in outputs_of(job, args))
 
 
-def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namespace) -> Outcome:
-    """Read, upscale and write an image; return None if it is skipped because its outputs exist."""
+def check_outputs(job: Job, args: argparse.Namespace) -> None:
+    """Raises FileError if an output is an input, has the name of another, or exists and may not be overwritten."""
     outputs = outputs_of(job, args)
-    if args.skip_existing and is_done(job, args):
-        return None
     inputs = [job.path, *([args.compare] if args.compare else [])]
     for path_in, path_out in itertools.product(filter(os.path.exists, inputs), filter(os.path.exists, outputs)):
         if path_in.samefile(path_out):
@@ -95,18 +94,33 @@ def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namesp
     for path_out in outputs:
         if os.path.exists(path_out) and not args.force:
             raise FileError(f"'{path_out}' exists already: give --force to overwrite it")
-    source = reader.read(job.path, args.choice, args.downscale)
-    height, width = source.image.shape
+
+
+def check_sides(path: Path, image: Image) -> None:
+    """Raises FileError if the image is too small or too large to upscale."""
+    height, width = image.shape
     if max(height, width) > MAX_SIDE or min(height, width) < MIN_SIDE:
         hint = " (--downscale N makes it smaller)" if max(height, width) > MAX_SIDE else ""
-        raise FileError(f"'{job.path}' must be {MIN_SIDE}–{MAX_SIDE} pixels per side, got {width}×{height}{hint}")
-    hr = None
-    if args.compare:
-        hr = reader.read(args.compare, args.choice if args.compare == job.path else None).image
-        high, wide = SCALE * height, SCALE * width
-        if not (0 <= hr.shape[0] - high < SCALE and 0 <= hr.shape[1] - wide < SCALE):
-            raise FileError(f"'{args.compare}' must be {wide}×{high} to compare, got {hr.shape[1]}×{hr.shape[0]}")
-        hr = hr[:high, :wide]
+        raise FileError(f"'{path}' must be {MIN_SIDE}–{MAX_SIDE} pixels per side, got {width}×{height}{hint}")
+
+
+def read_reference(reader: Reader, job: Job, args: argparse.Namespace, lr: Image) -> Image:
+    """Return the image to compare with, [4H, 4W]; raises FileError if it is not of that size."""
+    hr = reader.read(args.compare, args.choice if args.compare == job.path else None).image
+    height, width = (SCALE * side for side in lr.shape)
+    if not (0 <= hr.shape[0] - height < SCALE and 0 <= hr.shape[1] - width < SCALE):
+        raise FileError(f"'{args.compare}' must be {width}×{height} to compare, got {hr.shape[1]}×{hr.shape[0]}")
+    return hr[:height, :width]
+
+
+def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namespace) -> Outcome:
+    """Read, upscale and write an image; return None if it is skipped because its outputs exist."""
+    if args.skip_existing and is_done(job, args):
+        return None
+    check_outputs(job, args)
+    source = reader.read(job.path, args.choice, args.downscale)
+    check_sides(job.path, source.image)
+    hr = read_reference(reader, job, args, source.image) if args.compare else None
     try:
         options = options_of(args, client.preset)
         result = client.upscale(source.image, seed=args.seed, pixel_mm=source.pixel_mm, **options)
@@ -115,7 +129,7 @@ def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namesp
     text = provenance(source, result)
     write_png(job.target, result.image, source.bits, text)
     if hr is not None:
-        write_png(outputs[1], comparison(source.image, result.image, hr), text=text)
+        write_png(outputs_of(job, args)[1], comparison(source.image, result.image, hr), text=text)
     if args.uncertainty and result.spread is not None:
         write_png(args.uncertainty, uncertainty_map(result.image, result.spread), text=text)
     return source, result
@@ -123,6 +137,13 @@ def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namesp
 
 Outcome = tuple[Source, Upscaled] | None
 """The source and its result; None if skipped because the outputs exist."""
+
+
+def line_of(job: Job, source: Source, result: Upscaled) -> str:
+    """Return the line that reports an upscaled image."""
+    notes, (height, width) = notes_of(source, result), result.image.shape
+    line = f"{job.path} → {job.target}: {width}×{height} in {result.seconds:.1f} s"
+    return on_one_line(f"{line} ({notes})" if notes else line)
 
 
 @dataclass
@@ -190,13 +211,8 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
                 tally.skipped += 1
                 bar.update()
                 continue
-            source, result = outcome
             tally.done += 1
-            notes = notes_of(source, result)
-            height, width = result.image.shape
-            line = f"{job.path} → {job.target}: {width}×{height} in {result.seconds:.1f} s"
-            line += f" ({notes})" if notes else ""
-            bar.write(on_one_line(line), file=sys.stdout)
+            bar.write(line_of(job, *outcome), file=sys.stdout)
             bar.update()
 
     def connect() -> Client:

@@ -186,6 +186,38 @@ def _make_pairs(paths: list[Path], out: Path, size: int, workers: int) -> Iterat
         pool.shutdown(cancel_futures=True)
 
 
+def prepare_folders(src: Path, out: Path, hr_size: int) -> None:
+    """Create the pairs' folders, and remove what a killed run left half-written in them.
+
+    Raises:
+        ValueError: ``out`` would put pairs among the originals.
+    """
+    names, ours, theirs = folders(hr_size), out.resolve(), src.resolve()
+    if ours == theirs or theirs in ours.parents or {ours / name for name in names} & {theirs, *theirs.parents}:
+        raise ValueError(f"'{out}' would put pairs among the originals in '{src}': use another folder")
+    for folder in (out / name for name in names):
+        folder.mkdir(parents=True, exist_ok=True)
+        for partial in folder.glob(".*.partial"):
+            partial.unlink()
+
+
+def make_all(paths: list[Path], out: Path, hr_size: int, workers: int) -> dict[Path, str]:
+    """Make the pairs of all files; return those without a pair, and why.
+
+    Raises:
+        OSError: a pair cannot be written, or a worker was killed.
+    """
+    skipped: dict[Path, str] = {}
+    try:
+        with _make_pairs(paths, out, hr_size, workers) as reasons:
+            for path, reason in zip(paths, tqdm(reasons, "pairs", len(paths), unit="image"), strict=True):
+                if reason is not None:
+                    skipped[path] = reason
+    except BrokenProcessPool:
+        raise OSError("a worker was killed, perhaps out of memory: try fewer --workers") from None
+    return skipped
+
+
 def generate_downsampled_pairs(src: Path, out: Path, *, hr_size: int = HR_SIZE, workers: int | None = None) -> Pairs:
     """Write OUT/HR_256/NAME.png and OUT/LR_64/NAME.png, 8-bit gray, for every PNG and JPEG file below ``src``.
 
@@ -203,29 +235,17 @@ def generate_downsampled_pairs(src: Path, out: Path, *, hr_size: int = HR_SIZE, 
         raise ValueError(f"--workers must be 1 or more, got {workers}")
     if hr_size < 64 or hr_size % 64:
         raise ValueError(f"--hr-size must be a multiple of 64, got {hr_size}")
-    names = folders(hr_size)
-    ours, theirs = out.resolve(), src.resolve()
-    if ours == theirs or theirs in ours.parents or {ours / name for name in names} & {theirs, *theirs.parents}:
-        raise ValueError(f"'{out}' would put pairs among the originals in '{src}': use another folder")
     paths = find_images(src)
-    for folder in (out / name for name in names):
-        folder.mkdir(parents=True, exist_ok=True)
-        for partial in folder.glob(".*.partial"):  # left by a killed run
-            partial.unlink()
+    prepare_folders(src, out, hr_size)
     done = finished(out, hr_size)
     todo = [path for path in paths if path.stem not in done]
-    skipped: dict[Path, str] = {}
-    if todo:
-        try:
-            with _make_pairs(todo, out, hr_size, workers or os.cpu_count() or 1) as reasons:
-                for path, reason in zip(todo, tqdm(reasons, "pairs", len(todo), unit="image"), strict=True):
-                    if reason is not None:
-                        skipped[path] = reason
-        except BrokenProcessPool:
-            raise OSError("a worker was killed, perhaps out of memory: try fewer --workers") from None
-        except OSError as error:
-            state = f"{len(finished(out, hr_size))} of {len(paths)} pairs made; run the same command to continue"
-            raise OSError(f"'{error.filename}' cannot be written: {error.strerror}; {state}") from error
+    try:
+        skipped = make_all(todo, out, hr_size, workers or os.cpu_count() or 1) if todo else {}
+    except OSError as error:
+        if error.filename is None:
+            raise
+        state = f"{len(finished(out, hr_size))} of {len(paths)} pairs made; run the same command to continue"
+        raise OSError(f"'{error.filename}' cannot be written: {error.strerror}; {state}") from error
     (out / SKIPPED).write_text("".join(f"'{path}' {reason}\n" for path, reason in skipped.items()), encoding="utf-8")
     if len(skipped) == len(paths):
         raise ValueError(f"none of the {len(paths)} images in '{src}' makes a pair: see '{out / SKIPPED}'")
