@@ -58,7 +58,7 @@ VARIANTS = {
     "esrgan": "Real-ESRGAN x4plus, ncnn",
 }
 CONCURRENCY = 8
-PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}
 
 Variant = Callable[[Image], Image]
 """Upscaler, [H, W] ⇒ [4H, 4W], both in [0, 1]."""

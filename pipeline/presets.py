@@ -71,7 +71,7 @@ class DetailVAESpec:
 
 @dataclass(frozen=True)
 class UNetSpec:
-    """The denoiser: noisy HR latent ⊕ condition and a timestep in, ε, v or z_0 out. By default the paper's."""
+    """The denoiser: noisy HR latent ⊕ condition and a timestep in, ε or v out. By default the paper's."""
 
     in_channels: int = 8
     out_channels: int = 4
@@ -81,8 +81,6 @@ class UNetSpec:
     time_features: int = 32
     time_width: int = 128
     norm_groups: int = 8
-    attention_heads: int = 0
-    """Heads of the cross-attention to the condition between the middle blocks; 0: none."""
 
     @property
     def factor(self) -> int:
@@ -95,8 +93,8 @@ class DiffusionSpec:
     """The schedule, the U-Net's prediction type, and the default sampling options.
 
     "linear" is the paper's: β from ``beta_start`` to ``beta_end`` over T steps. "cosine" is Nichol & Dhariwal's (2021)
-    ᾱ_t = cos²(π/2·(t+1)/T), which ends in pure noise. There v = √ᾱ_t·ε - √(1-ᾱ_t)·z_0 (Salimans & Ho 2022) and z_0
-    itself ("x0") are still informative; ε is not.
+    ᾱ_t = cos²(π/2·(t+1)/T), which ends in pure noise. There v = √ᾱ_t·ε - √(1-ᾱ_t)·z_0 (Salimans & Ho 2022) is still
+    informative; ε is not.
 
     The paper takes all T steps of DDPM from pure noise. With its schedule √ᾱ_T ≈ 0.22, so the network never saw pure
     noise in training, and the result is darker than the scan. Starting from the LR latent noised to T-1 fixes that, and

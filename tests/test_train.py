@@ -32,7 +32,6 @@ from pipeline.serving.local_server import free_ports
 from tests.recipes import run_recipe
 from tests.tiny import BEST, PAPER
 from train import loop, tune, unet, vae
-from train.losses import AdversaryLoss, Discriminator
 from train.schedule import learning_rate
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tiny_presets")]
@@ -95,25 +94,6 @@ def test_a_pretrained_autoencoder_is_taken_as_it_is(data: Path, weights: Path, t
     vae.train_vae(vae_config(data, tmp_path, vae=str(weights / "vae"), steps=0))
     ours, given = (load_vae(folder / "vae", PAPER.vae).state_dict() for folder in (tmp_path, weights))
     assert_equal(ours, given)
-
-
-def test_an_adversary_learns_along_and_is_resumed_to_the_same_bits(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    straight = vae_config(data, tmp_path / "straight", adversarial=0.1, steps=3, validate_every=1)
-    vae.train_vae(straight)
-    stopped = replace(straight, out=tmp_path / "stopped", run_dir=tmp_path / "stopped" / "vae")
-    interrupt_after_the_first_checkpoint(monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        vae.train_vae(stopped)
-    monkeypatch.undo()
-    vae.train_vae(replace(stopped, resume=True))
-    one, other = (torch.load(config.run_dir / "checkpoint.pt", weights_only=True) for config in (straight, stopped))
-    untouched = AdversaryLoss(Discriminator(3)).state_dict()
-    assert one["adversary"].keys() == untouched.keys()
-    assert one["optimisers"]["adversary"]["state"][0]["step"] == 3
-    assert_equal(one["adversary"], other["adversary"])
-    assert_equal(one["network"], other["network"])
 
 
 def test_unet_training_learns_and_writes_weights_logs_and_pictures(data: Path, weights: Path, tmp_path: Path) -> None:
@@ -186,7 +166,7 @@ def gradients_of(config: unet.UNetTraining) -> list[torch.Tensor]:
     """Of the first step, by Adam's first moment, which is then a tenth of them; unclipped."""
     state = torch.load(config.run_dir / "checkpoint.pt", weights_only=True)
     assert state["step"] == 1
-    return [parameter["exp_avg"] for parameter in state["optimisers"]["loss"]["state"].values()]
+    return [parameter["exp_avg"] for parameter in state["optimiser"]["state"].values()]
 
 
 def assert_same_training(a: unet.UNetTraining, b: unet.UNetTraining) -> None:
@@ -353,7 +333,6 @@ def test_the_whole_recipe_trains_all_networks_and_continues(
         ({"latent_drop": 1.1}, r"--latent-drop must be 0–1, got 1\.1"),
         ({"latent_noise": -1.0}, r"--latent-noise must be at least 0, got -1"),
         ({"latent_drop": 0.1}, r"--latent-drop must be 0 for preset 'paper', whose decoder sees only the latent"),
-        ({"adversarial": 0.1, "precision": "fp16"}, r"--precision must be bf16 or fp32 with --adversarial, got fp16"),
     ],
 )
 def test_impossible_settings_of_the_autoencoder(

@@ -19,37 +19,37 @@ from train.vae import VAETraining
 
 
 def test_every_stage_begins_with_its_base_and_names_are_unique() -> None:
-    assert len({lead.name for lead in ABLATIONS}) == len(ABLATIONS)
+    assert len({ablation.name for ablation in ABLATIONS}) == len(ABLATIONS)
     for stage in STEPS:
         base = base_of(stage)
         assert base.name == f"{stage}-base"
         assert (base.options, base.preset) == ({}, BEST)
-    order = [lead.stage for lead in ABLATIONS]
+    order = [ablation.stage for ablation in ABLATIONS]
     assert order == sorted(order, key=list(STEPS).index), "a stage starts from the base of the one before"
 
 
 def test_every_other_lead_changes_something() -> None:
-    for lead in ABLATIONS:
-        if lead is not base_of(lead.stage):
-            training = {"vae": VAETraining, "unet": UNetTraining, "tune": Tuning}[lead.stage]
-            base = {f.name: f.default for f in fields(training)} | sweep.BASE[lead.stage]
-            changed = {name for name, value in lead.options.items() if base[name] != value}
-            assert changed or replace(lead.preset, name="best") != BEST
-            assert lead.preset == BEST or lead.preset.name.startswith("best-")
+    for ablation in ABLATIONS:
+        if lead is not base_of(ablation.stage):
+            training = {"vae": VAETraining, "unet": UNetTraining, "tune": Tuning}[ablation.stage]
+            base = {f.name: f.default for f in fields(training)} | sweep.BASE[ablation.stage]
+            changed = {name for name, value in ablation.options.items() if base[name] != value}
+            assert changed or replace(ablation.preset, name="best") != BEST
+            assert ablation.preset == BEST or ablation.preset.name.startswith("best-")
 
 
-def test_every_lead_sees_as_many_samples() -> None:
+def test_every_ablation_sees_as_many_samples() -> None:
     plan = sweep.Sweep(Path(), None, Path(), "cpu", scale=1.0, seed=0, limit=1)
-    for lead in ABLATIONS:
-        batch = lead.options.get("batch", sweep.BASE[lead.stage]["batch"])
-        assert plan.steps(lead) * batch == STEPS[lead.stage] * sweep.BASE[lead.stage]["batch"]
+    for ablation in ABLATIONS:
+        batch = ablation.options.get("batch", sweep.BASE[ablation.stage]["batch"])
+        assert plan.steps(ablation) * batch == STEPS[ablation.stage] * sweep.BASE[ablation.stage]["batch"]
 
 
-def test_a_lead_that_fails_is_logged_and_the_sweep_goes_on(
+def test_an_ablation_that_fails_is_logged_and_the_sweep_goes_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train_ablation(lead: sweep.Ablation, _: object) -> int:
-        if lead.name == "vae-gan":
+    def train_ablation(ablation: sweep.Ablation, _: object) -> int:
+        if ablation.name == "vae-kl":
             raise FloatingPointError("the loss is nan at step 3")
         return 7
 
@@ -57,16 +57,18 @@ def test_a_lead_that_fails_is_logged_and_the_sweep_goes_on(
     monkeypatch.setattr(sweep, "train_ablation", train_ablation)
     monkeypatch.setattr(sweep, "figures", lambda *_: {"ONNX": row})
     log = tmp_path / "leads.csv"
-    assert sweep.main(["--data", str(data), "--log", str(log), "--only", "vae-gan"]) == 0
+    assert sweep.main(["--data", str(data), "--log", str(log), "--only", "vae-kl"]) == 0
     with open(log, newline="", encoding="utf-8") as file:
         found = {row["lead"]: row for row in csv.DictReader(file)}
-    assert found["vae-gan"]["run"] == "failed: the loss is nan at step 3"
+    assert found["vae-kl"]["run"] == "failed: the loss is nan at step 3"
     assert found["vae-base"]["seconds"] == "7"
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep.main(["--list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [lead.name for lead in ABLATIONS]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        ablation.name for ablation in ABLATIONS
+    ]
 
 
 @pytest.mark.slow
@@ -74,7 +76,9 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_sweep_trains_measures_logs_and_continues(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "ABLATIONS", tuple(replace(lead, preset=shrink(lead.preset)) for lead in ABLATIONS))
+    monkeypatch.setattr(
+        sweep, "ABLATIONS", tuple(replace(ablation, preset=shrink(ablation.preset)) for ablation in ABLATIONS)
+    )
     monkeypatch.setattr(sweep, "STEPS", {"vae": 1, "unet": 1, "tune": 1})
     monkeypatch.setattr(sweep, "STEPS_MEASURED", {"unet": (1,), "tune": (1,)})
     small = {"vae": {"batch": 1, "crop": 64}, "unet": {"batch": 2}, "tune": {"batch": 1, "crop": 64}}
@@ -86,11 +90,11 @@ def test_a_sweep_trains_measures_logs_and_continues(
         assert sweep.main([*command, "vae-8ch"]) == 0
         first = log.read_text(encoding="utf-8")
         assert "unet" not in first, "only the bases that a lead needs"
-        assert sweep.main([*command, "unet-x0", "tune-same"]) == 0
+        assert sweep.main([*command, "unet-plain", "tune-same"]) == 0
     assert log.read_text(encoding="utf-8").startswith(first), "what is logged is not run again"
     with open(log, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    expected = ["vae-base", "vae-8ch", "unet-base", "tune-base", "tune-base", "tune-base", "unet-x0"]
+    expected = ["vae-base", "vae-8ch", "unet-base", "tune-base", "tune-base", "tune-base", "unet-plain"]
     expected += ["tune-same", "tune-same", "tune-same"]
     assert sorted(row["lead"] for row in rows) == sorted(expected)
     assert all(float(row["lpips_alex"]) > 0 and float(row["seconds"]) >= 0 for row in rows)

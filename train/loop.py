@@ -55,9 +55,6 @@ class Task:
     """Averaged network ⇒ sample image for inspection."""
     inputs: dict[str, Any]
     """Everything besides the options that the result depends on."""
-    adversary: nn.Module | None = None
-    """Module whose ``forward(real, reconstruction)`` returns "loss"; alternates with ``loss``, which takes its
-    ``discriminator`` as last argument and returns the "reconstruction"."""
     regions: tuple[tuple[nn.Module, str], ...] = ()
     """(module, method) pairs to compile separately, as a loss that calls its networks several times would take too long
     to compile. (): the ``forward`` of ``loss``."""
@@ -144,22 +141,18 @@ class Run:
     def __init__(self, task: Task, config: Training, accelerator: Accelerator) -> None:
         self.task, self.config, self.accelerator = task, config, accelerator
         self.network = task.loss.get_submodule(task.network)
-        self.modules = {"loss": task.loss} | ({"adversary": task.adversary} if task.adversary else {})
-        for module in self.modules.values():
-            module.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        task.loss.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = EMA(self.network, config.ema)
-        self.wrapped, self.optimisers = {}, {}
-        for name, module in self.modules.items():
-            learning = [p for p in module.parameters() if p.requires_grad]
-            optimiser = torch.optim.AdamW(
-                learning, lr=config.rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=self.on_gpu or None
-            )
-            self.wrapped[name], self.optimisers[name] = accelerator.prepare(module, optimiser)
+        learning = [p for p in task.loss.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(
+            learning, lr=config.rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=self.on_gpu or None
+        )
+        self.loss, self.optimiser = accelerator.prepare(task.loss, optimiser)
         self.step, self.seconds = 0, 0.0
         self.best: dict[str, Any] = {"step": 0, "value": math.inf, "weights": self.ema.module.state_dict()}
         self.path = config.run_dir / CHECKPOINT
         self.key = settings(config) | task.inputs
-        if compiles(config) and task.adversary is None:
+        if compiles(config):
             for module, method in task.regions or ((task.loss, "forward"),):
                 setattr(module, method, torch.compile(getattr(module, method), dynamic=False))
         self.batches: Iterator[Arguments] = iter(())
@@ -181,12 +174,9 @@ class Run:
             return False
         self.network.load_state_dict(state["network"])
         self.ema.module.load_state_dict(state["ema"])
-        if self.task.adversary:
-            self.task.adversary.load_state_dict(state["adversary"])
-        for name, optimiser in self.optimisers.items():
-            for group in state["optimisers"][name]["param_groups"]:
-                group["fused"] = self.on_gpu or None  # it may have been saved on another device
-            optimiser.load_state_dict(state["optimisers"][name])
+        for group in state["optimiser"]["param_groups"]:
+            group["fused"] = self.on_gpu or None  # it may have been saved on another device
+        self.optimiser.load_state_dict(state["optimiser"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
@@ -197,8 +187,7 @@ class Run:
         state = {
             "network": self.network.state_dict(),
             "ema": self.ema.module.state_dict(),
-            "adversary": self.task.adversary.state_dict() if self.task.adversary else None,
-            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "optimiser": self.optimiser.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "step": self.step,
             "seconds": self.seconds,
@@ -223,34 +212,20 @@ class Run:
         terms: dict[str, Any] = {}
         for given in islice(self.batches, self.config.accumulate):
             batch = to_device(given, self.accelerator.device)
-            with self.accelerator.accumulate(*self.wrapped.values()):
-                if self.task.adversary is None:
-                    terms = self.wrapped["loss"](*batch)
-                    self.accelerator.backward(terms["loss"])
-                else:
-                    discriminator = self.task.adversary.get_submodule("discriminator").requires_grad_(False)
-                    terms = self.wrapped["loss"](*batch, discriminator)
-                    self.accelerator.backward(terms["loss"])
-                    discriminator.requires_grad_(True)
-                    judged = self.wrapped["adversary"](batch[0], terms["reconstruction"])
-                    self.accelerator.backward(judged["loss"])
-                    terms["adversary"] = judged["loss"]
+            with self.accelerator.accumulate(self.loss):
+                terms = self.loss(*batch)
+                self.accelerator.backward(terms["loss"])
         return {name: term.detach() for name, term in terms.items() if term.ndim == 0}
 
     def zero_grad(self) -> None:
-        for module in self.modules.values():
-            module.zero_grad(set_to_none=True)
+        self.task.loss.zero_grad(set_to_none=True)
 
     def update(self) -> Tensor | None:
-        """Step the optimisers; return the gradient norm, without waiting for a GPU."""
-        norm = None
-        rate = learning_rate(self.step, self.config.steps, self.config.rate, self.config.warmup)
-        for name, optimiser in self.optimisers.items():
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            found = self.accelerator.clip_grad_norm_(self.wrapped[name].parameters(), self.config.clip)
-            norm = found if name == "loss" else norm
-            optimiser.step()
+        """Step the optimiser; return the gradient norm, without waiting for a GPU."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.step, self.config.steps, self.config.rate, self.config.warmup)
+        norm: Tensor | None = self.accelerator.clip_grad_norm_(self.loss.parameters(), self.config.clip)
+        self.optimiser.step()
         self.zero_grad()
         self.ema.update(self.network, self.step)
         return norm

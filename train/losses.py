@@ -34,23 +34,6 @@ HISTORY_WEIGHT = 0.3
 DiffusionLossKind = Literal["mse", "eps-lpips", "eps-image"]
 
 
-class Discriminator(nn.Sequential):
-    """Patch discriminator (Isola et al. 2017, receptive field 34×34): [B, C, H, W] ⇒ one logit per patch, real > 0."""
-
-    def __init__(self, channels: int, width: int = 32) -> None:
-        super().__init__(
-            nn.Conv2d(channels, width, 4, 2, 1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(width, 2 * width, 4, 2, 1),
-            nn.GroupNorm(8, 2 * width),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(2 * width, 4 * width, 4, 1, 1),
-            nn.GroupNorm(8, 4 * width),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(4 * width, 1, 4, 1, 1),
-        )
-
-
 class Perceptual(nn.Module):
     """LPIPS of images [B, C, H, W] in [-1, 1] by AlexNet on all images and VGG16, which is slow, on some.
 
@@ -123,7 +106,7 @@ def total(weights: Mapping[str, float], terms: dict[str, Tensor]) -> dict[str, T
 
 
 class AutoencoderLoss(nn.Module):
-    """L1 + LPIPS + KL of a reconstruction through a sampled latent, plus the adversarial loss if there is an adversary.
+    """L1 + LPIPS + KL of a reconstruction through a sampled latent.
 
     Latents may be corrupted, so that a decoder that sees the LR image does not rely on details that a denoiser will get
     wrong: by noise with a deviation up to ``latent_noise``, or by zeroing with probability ``latent_drop``.
@@ -134,7 +117,6 @@ class AutoencoderLoss(nn.Module):
         vae: VAE,
         perceptual: Perceptual,
         kl_weight: float,
-        adversarial_weight: float = 0.0,
         *,
         faithful: bool = False,
         latent_noise: float = 0.0,
@@ -143,15 +125,13 @@ class AutoencoderLoss(nn.Module):
         super().__init__()
         self.vae, self.perceptual, self.faithful = vae, perceptual, faithful
         self.latent_noise, self.latent_drop = latent_noise, latent_drop
-        self.weights = {"l1": 1.0, **perceptual.weights, "kl": kl_weight, "adversarial": adversarial_weight}
+        self.weights = {"l1": 1.0, **perceptual.weights, "kl": kl_weight}
 
     def corrupt(self, latent: Tensor, noise: Tensor, chance: Tensor) -> Tensor:
         strength, kept = self.latent_noise * chance[:, 0], (chance[:, 1] >= self.latent_drop).float()
         return (latent + strength[:, None, None, None] * noise) * kept[:, None, None, None]
 
-    def forward(
-        self, x: Tensor, lr: Tensor, noise: Tensor, chance: Tensor, where: Tensor, adversary: nn.Module | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, lr: Tensor, noise: Tensor, chance: Tensor, where: Tensor) -> dict[str, Tensor]:
         """Return the loss of a batch.
 
         Args:
@@ -160,11 +140,10 @@ class AutoencoderLoss(nn.Module):
             noise: standard normal, [2, B, 4, H/8, W/8]: for the posterior, and for corrupting latents.
             chance: uniform in [0, 1), [B, 2]: strength of the noise, and whether the latent is dropped.
             where: see ``Perceptual``.
-            adversary: discriminator of the reconstruction.
 
         Returns:
-            "l1", "lpips", "vgg" if it has a weight, "kl" (mean over latent elements), "adversarial" if there is one,
-            "loss", and the image, "reconstruction".
+            "l1", "lpips", "vgg" if it has a weight, "kl" (mean over latent elements), "loss", and the image,
+            "reconstruction".
         """
         mean, logvar = posterior(self.vae, x, lr)
         latent = mean + torch.exp(0.5 * logvar) * noise[0]
@@ -176,21 +155,7 @@ class AutoencoderLoss(nn.Module):
             **self.perceptual(y, x, where),
             "kl": 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean(),
         }
-        if adversary is not None:
-            terms["adversarial"] = -adversary(y).float().mean()
         return {**total(self.weights, terms), "reconstruction": y.detach()}
-
-
-class AdversaryLoss(nn.Module):
-    """Hinge loss of the discriminator (Lim & Ye 2017)."""
-
-    def __init__(self, discriminator: Discriminator) -> None:
-        super().__init__()
-        self.discriminator = discriminator
-
-    def forward(self, real: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        real_logits, fake_logits = self.discriminator(torch.cat([real, reconstruction])).float().chunk(2)
-        return {"loss": F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()}
 
 
 def eps_lpips(lpips: LPIPS, eps: Tensor, noise: Tensor) -> Tensor:
@@ -202,7 +167,7 @@ def eps_lpips(lpips: LPIPS, eps: Tensor, noise: Tensor) -> Tensor:
 class DiffusionLoss(nn.Module):
     """Loss of the prediction at random timesteps.
 
-    "mse" is the squared error of the preset's prediction: ε (Ho et al. 2020, eq. 14), v (Salimans & Ho 2022) or z_0;
+    "mse" is the squared error of the preset's prediction: ε (Ho et al. 2020, eq. 14) or v (Salimans & Ho 2022);
     "eps-lpips" follows the paper's wording. "eps-image" adds to "mse" the error in pixels, through the frozen decoder:
     √ᾱ_t·(L1 + LPIPS) between the decoded ẑ_0 = (z_t - √(1-ᾱ_t)·ε_θ)/√ᾱ_t and the HR image.
     """
@@ -241,7 +206,7 @@ class DiffusionLoss(nn.Module):
         a = self.alpha_bar[t][:, None, None, None]
         z_t = a.sqrt() * z_0 + (1 - a).sqrt() * noise
         v = a.sqrt() * noise - (1 - a).sqrt() * z_0
-        target = {"eps": noise, "v": v, "x0": z_0}[self.prediction]
+        target = {"eps": noise, "v": v}[self.prediction]
         predicted = self.unet(torch.cat([z_t, condition], dim=1), t).float()
         if self.kind == "eps-lpips":
             assert self.lpips is not None

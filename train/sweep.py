@@ -78,13 +78,9 @@ ABLATIONS = (
     Ablation("vae-no-kl", "no KL term", "vae", {"kl": 0.0}),
     Ablation("vae-kl", "a hundred times the KL term", "vae", {"kl": 1e-2}),
     Ablation("vae-no-vgg", "no LPIPS of VGG16", "vae", {"vgg": 0.0}),
-    Ablation("vae-gan", "a patch discriminator, 0.02", "vae", {"adversarial": 0.02}),
     Ablation("vae-clean", "latents not spoilt in training", "vae", {"latent_noise": 0.0, "latent_drop": 0.0}),
     Ablation("vae-unprojected", "not trained with the projection", "vae", preset=variant("free", faithful=False)),
     Ablation("unet-base", "as in best.sh: v, cosine to pure noise", "unet"),
-    Ablation(
-        "unet-x0", "predicts z_0", "unet", preset=variant("x0", diffusion=replace(BEST.diffusion, prediction="x0"))
-    ),
     Ablation(
         "unet-linear",
         "the paper's schedule, which ends short of pure noise",
@@ -97,12 +93,6 @@ ABLATIONS = (
     ),
     Ablation(
         "unet-deep", "5 middle blocks, not 2", "unet", preset=variant("deep", unet=replace(BEST.unet, middle_blocks=5))
-    ),
-    Ablation(
-        "unet-attention",
-        "cross-attention to the folded LR image",
-        "unet",
-        preset=variant("attention", unet=replace(BEST.unet, attention_heads=4)),
     ),
     Ablation("tune-base", "as in best.sh: U-Net and decoder, 1, 2 and 4 steps", "tune"),
     Ablation("tune-frozen", "the U-Net alone, decoder frozen", "tune", {"freeze_decoder": True}),

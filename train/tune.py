@@ -151,6 +151,7 @@ def tune(config: Tuning) -> None:
             part.requires_grad_(True)
     vae.encoder.requires_grad_(False)
     vae.doubt.requires_grad_(False)
+    vae.presentation.requires_grad_(False)
     perceptual = Perceptual(config.lpips, config.vgg)
     loss = FewStepLoss(
         unet, vae, perceptual, preset, config.diversity, config.faithful_share, config.averaged, config.changed

@@ -1,4 +1,4 @@
-"""Train the denoising U-Net on cached latents, to predict ε, v or z_0, depending on the preset.
+"""Train the denoising U-Net on cached latents, to predict ε or v, depending on the preset.
 
 python -m train.unet --data data/nih --augment
 python -m train.unet --data data/nih --resume

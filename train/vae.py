@@ -1,8 +1,7 @@
-"""Train the autoencoder with L1 + LPIPS + KL on random crops, optionally adversarial, or use a pretrained one.
+"""Train the autoencoder with L1 + LPIPS + KL on random crops, or use a pretrained one.
 
 python -m train.vae --data data/nih --vgg 0.1 --latent-noise 0.5 --latent-drop 0.15
 python -m train.vae --data data/nih --resume
-python -m train.vae --data data/nih --preset paper --adversarial 0.05 --run-dir runs/vae-gan
 python -m train.vae --data data/nih --preset paper --vae stabilityai/sd-vae-ft-mse --steps 0
 accelerate launch --num_processes 4 -m train.vae --data data/nih --batch 64
 """
@@ -27,7 +26,7 @@ from train import checkpoint
 from train.config import option, run_command
 from train.data import PairDataset, draw_squares, validation_images
 from train.loop import Task, device_of, train
-from train.losses import AdversaryLoss, AutoencoderLoss, Discriminator, Perceptual, project_cubic
+from train.losses import AutoencoderLoss, Perceptual, project_cubic
 from train.lpips import LPIPS
 from train.plan import (
     Training,
@@ -62,7 +61,6 @@ class VAETraining(Training):
     kl: float = option(1e-4, "weight of the KL divergence, averaged over latent elements")
     latent_noise: float = option(0.0, "maximum standard deviation of noise on the decoder's latents")
     latent_drop: float = option(0.0, "share of latents replaced by zeros for the decoder; best only")
-    adversarial: float = option(0.0, "weight of the adversarial loss; 0: none")
 
 
 def draw_crops(images: PairDataset, config: VAETraining, step: int, share: slice) -> tuple[Tensor, ...]:
@@ -125,8 +123,6 @@ def check(config: VAETraining) -> None:
         raise ValueError(f"--latent-noise must be at least 0, got {config.latent_noise:g}")
     if config.latent_drop and not preset.vae.sees_lr:
         raise ValueError(f"--latent-drop must be 0 for preset '{preset.name}', whose decoder sees only the latent")
-    if config.adversarial and config.precision == "fp16":
-        raise ValueError("--precision must be bf16 or fp32 with --adversarial, got fp16")
 
 
 def train_vae(config: VAETraining) -> None:
@@ -144,6 +140,7 @@ def train_vae(config: VAETraining) -> None:
     if isinstance(vae, DetailVAE):  # trained separately, later
         vae.restorer.requires_grad_(False)
         vae.doubt.requires_grad_(False)
+        vae.presentation.requires_grad_(False)
     validation = validation_images(files["val"], preset.data)
     images = PairDataset(files["train"], preset.data)
     found: dict[str, object] = {}
@@ -155,7 +152,6 @@ def train_vae(config: VAETraining) -> None:
             vae,
             perceptual,
             config.kl,
-            config.adversarial,
             faithful=preset.faithful,
             latent_noise=config.latent_noise,
             latent_drop=config.latent_drop,
@@ -168,7 +164,6 @@ def train_vae(config: VAETraining) -> None:
             validate=lambda vae: validation_loss(vae, validation, perceptual.alex, config.lpips, preset.faithful),
             picture=lambda vae: reconstructions(vae, validation, preset.faithful),
             inputs=inputs,
-            adversary=AdversaryLoss(Discriminator(preset.data.channels)) if config.adversarial else None,
         )
         result = train(task, config, accelerator)
         vae, found = result.network, result.metadata

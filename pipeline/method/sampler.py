@@ -64,8 +64,7 @@ def trajectory(schedule: Schedule, steps: int, eta: float, prediction: Predictio
 
     With ᾱ' = ᾱ of the next timestep (1 after the last), σ² = η²·(1-ᾱ')/(1-ᾱ)·(1-ᾱ/ᾱ') and
     z_prev = √ᾱ'·ẑ_0 + √(1-ᾱ'-σ²)·ε + σ·noise. A network that predicts ε gives ẑ_0 = (z_t - √(1-ᾱ)·ε)/√ᾱ; one that
-    predicts v gives ẑ_0 = √ᾱ·z_t - √(1-ᾱ)·v and ε = √(1-ᾱ)·z_t + √ᾱ·v, even at pure noise (ᾱ = 0); one that predicts
-    ẑ_0 gives ε = (z_t - √ᾱ·ẑ_0)/√(1-ᾱ).
+    predicts v gives ẑ_0 = √ᾱ·z_t - √(1-ᾱ)·v and ε = √(1-ᾱ)·z_t + √ᾱ·v, even at pure noise (ᾱ = 0).
 
     Raises:
         ValueError: ``steps`` is not in 1 … T, or ``eta`` not in 0 … 1.
@@ -82,8 +81,6 @@ def trajectory(schedule: Schedule, steps: int, eta: float, prediction: Predictio
         signal_prev, direction = alpha_bar_prev**0.5, (1 - alpha_bar_prev - variance) ** 0.5
         if prediction == "eps":
             z, predicted = signal_prev / signal, direction - signal_prev * sigma / signal
-        elif prediction == "x0":
-            z, predicted = direction / sigma, signal_prev - direction * signal / sigma
         else:
             z, predicted = signal_prev * signal + direction * sigma, direction * signal - signal_prev * sigma
         result.append(Step(t, z, predicted, variance**0.5))
@@ -124,7 +121,7 @@ def sample(
     """Draw HR latents.
 
     Args:
-        denoise: (z_t, t) ⇒ ε, v or z_0, of z_t's shape.
+        denoise: (z_t, t) ⇒ ε or v, of z_t's shape.
         schedule: ᾱ_t.
         noise: return fresh standard normal noise of z_t's shape on every call.
         steps: denoising steps, 1 … T.

@@ -42,7 +42,7 @@ class Networks:
     encode: Callable[[Array, Array], Array]
     """(image [B, C, H, W], lr [B, C, H/4, W/4]) ⇒ latent [B, 4, H/8, W/8]."""
     denoise: Callable[[Array, Array], Array]
-    """(x [B, 8, h, w], t [B, 1]) ⇒ ε, v or z_0 [B, 4, h, w]."""
+    """(x [B, 8, h, w], t [B, 1]) ⇒ ε or v [B, 4, h, w]."""
     decode: Callable[[Array, Array], tuple[Array, ...]]
     """(latent [B, 4, h, w], lr [B, C, 2h, 2w]) ⇒ image [B, C, 8h, 8w] and, if estimated, doubt [B, 8h, 8w]."""
     restore: Callable[[Array], tuple[Array, Array]] | None = None

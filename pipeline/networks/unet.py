@@ -1,4 +1,4 @@
-"""The denoising U-Net: noisy HR latent ⊕ condition and a timestep in, ε, v or z_0 out.
+"""The denoising U-Net: noisy HR latent ⊕ condition and a timestep in, ε or v out.
 
 The paper states the parameter count, 813,220, but not the widths; the default configuration has exactly that many.
 """
@@ -40,28 +40,6 @@ class ResidualBlock(nn.Module):
         return F.silu(h + self.shortcut(x))
 
 
-class CrossAttention(nn.Module):
-    """Attention of features to the whole condition, folded to twice their resolution; the paper's "cross-attention"."""
-
-    def __init__(self, width: int, spec: UNetSpec) -> None:
-        super().__init__()
-        self.fold = spec.factor // 2
-        self.heads = spec.attention_heads
-        self.norm = nn.GroupNorm(spec.norm_groups, width)
-        self.query = nn.Conv2d(width, width, 1)
-        condition = spec.in_channels - spec.out_channels
-        self.key_value = nn.Conv2d(condition * self.fold**2, 2 * width, 1)
-        self.out = nn.Conv2d(width, width, 1)
-
-    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
-        def tokens(x: Tensor) -> Tensor:  # [B, C, H, W] ⇒ [B, heads, H·W, C / heads]
-            return x.reshape(len(x), self.heads, x.shape[1] // self.heads, -1).transpose(2, 3)
-
-        key, value = self.key_value(F.pixel_unshuffle(condition, self.fold)).chunk(2, dim=1)
-        found = F.scaled_dot_product_attention(tokens(self.query(self.norm(h))), tokens(key), tokens(value))
-        return h + self.out(found.transpose(2, 3).reshape(h.shape))
-
-
 class UNet(nn.Module):
     """Encoder–decoder with skips; fully convolutional for any H and W divisible by ``spec.factor``."""
 
@@ -80,7 +58,6 @@ class UNet(nn.Module):
             ResidualBlock(c_in, c_out, spec) for c_in, c_out in zip([spec.base, *widths], widths, strict=False)
         )
         self.middle = nn.ModuleList(ResidualBlock(widths[-1], widths[-1], spec) for _ in range(spec.middle_blocks))
-        self.attention = CrossAttention(widths[-1], spec) if spec.attention_heads else None
         self.upsample = nn.ModuleList()
         self.up = nn.ModuleList()
         below = widths[-1]
@@ -92,7 +69,7 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(widths[0], spec.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Predict ε, v or z_0, depending on the preset.
+        """Predict ε or v, depending on the preset.
 
         Args:
             x: [B, in_channels, H, W] float32, the noisy HR latent z_t followed by the condition.
@@ -102,17 +79,14 @@ class UNet(nn.Module):
             [B, out_channels, H, W].
         """
         time = self.time(timestep_embedding(t.reshape(-1), self.spec.time_features))
-        condition = x[:, self.spec.out_channels :]
         h = self.stem(x)
         skips = []
         for block in self.down:
             h = block(h, time)
             skips.append(h)
             h = F.avg_pool2d(h, 2)
-        for i, block in enumerate(self.middle):
+        for block in self.middle:
             h = block(h, time)
-            if i == 0 and self.attention is not None:
-                h = self.attention(h, condition)
         for upsample, block in zip(self.upsample, self.up, strict=True):
             h = block(torch.cat([upsample(h), skips.pop()], dim=1), time)
         return self.out(F.silu(self.norm(h)))
