@@ -28,9 +28,9 @@ def test_every_stage_begins_with_its_base_and_names_are_unique() -> None:
     assert order == sorted(order, key=list(STEPS).index), "a stage starts from the base of the one before"
 
 
-def test_every_other_lead_changes_something() -> None:
+def test_every_other_ablation_changes_something() -> None:
     for ablation in ABLATIONS:
-        if lead is not base_of(ablation.stage):
+        if ablation is not base_of(ablation.stage):
             training = {"vae": VAETraining, "unet": UNetTraining, "tune": Tuning}[ablation.stage]
             base = {f.name: f.default for f in fields(training)} | sweep.BASE[ablation.stage]
             changed = {name for name, value in ablation.options.items() if base[name] != value}
