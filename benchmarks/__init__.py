@@ -1,4 +1,4 @@
-"""Benchmarks; every file is a command, ``python -m benchmarks.NAME``."""
+"""Benchmarks: most modules are commands, ``python -m benchmarks.NAME``; the others support them."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Parsing of a server's address, host:port, and diagnosis of connection problems."""
+"""Parse a server's address, host:port, and diagnose connection problems."""
 
 from __future__ import annotations
 

@@ -303,7 +303,7 @@ class Client:
             start: "noise" or, for preset paper, "lr", the noised LR latent.
             samples: number of samples, 1 … 16; the spread of two or more shows where detail was guessed.
             output: "sample" (the first) or "mean".
-            faithful: whether the result must reduce to ``image``, exactly if that is clean; default: the preset's.
+            faithful: whether reducing the result must give ``image``, exactly if it is clean; default: the preset's.
             degradation: how the image was reduced, one of ``pipeline.spec.DEGRADATIONS``; "auto" (default): detected.
             pixel_mm: pixel spacing of the image, in mm, if known; outside the trained range, the band is wider.
             denoiser: "auto", "onnx" or "trt".

@@ -1,4 +1,4 @@
-"""Concurrent execution of the command's jobs: read, upscale, write, and report each result."""
+"""Run the command's jobs concurrently: read, upscale, write, and report each result."""
 
 from __future__ import annotations
 

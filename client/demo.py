@@ -1,4 +1,4 @@
-"""Demo for `make demo`: upscale a radiograph, reduced as in the paper and as by viewers, on a real server."""
+"""Demo for `make demo`: upscale a radiograph, reduced as in the paper and as viewers do, on a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Upscaling by one call of the server's model ``superres_onnx``, bypassing the Python model ``superres``.
+"""Upscale with a single call to the server's model ``superres_onnx``, bypassing the Python model ``superres``.
 
 With a native backend for the networks, the server runs no Python. Noise, padding and error estimates are computed here,
 so that images equal those of ``Client`` with default options.

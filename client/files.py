@@ -1,4 +1,4 @@
-"""Reading of PNG, JPEG, TIFF, DICOM and .npy files: gray image, depth, and notes for the user."""
+"""Read PNG, JPEG, TIFF, DICOM and .npy files: gray image, depth, and notes for the user."""
 
 from __future__ import annotations
 

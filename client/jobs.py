@@ -1,4 +1,4 @@
-"""Mapping of input files and folders to jobs, yielded while folders are still being read."""
+"""Turn input files and folders into jobs, yielded while folders are still being read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Atomic writing of PNG files in 8 or 16 bits, with text chunks."""
+"""Write 8-bit and 16-bit PNG files atomically, with text chunks."""
 
 from __future__ import annotations
 

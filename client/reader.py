@@ -1,4 +1,4 @@
-"""Reading of image files in a separate process, to isolate decoders that crash, hang or print."""
+"""Read image files in a separate process, to isolate decoders that crash, hang or print."""
 
 from __future__ import annotations
 

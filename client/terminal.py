@@ -1,4 +1,4 @@
-"""Robust printing to terminals and pipes that lack characters, are closed, or are no longer read."""
+"""Print safely to terminals and pipes that lack characters, are closed, or are no longer read."""
 
 from __future__ import annotations
 

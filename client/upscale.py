@@ -62,7 +62,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="PATTERN",
         help=f"names of outputs in folders; {{stem}}, {{suffix}} and {{name}} are the input's (default: {PATTERN})",
     )
-    add("--recursive", action="store_true", help="read subfolders too, and keep their tree")
+    add("--recursive", action="store_true", help="also read subfolders, and mirror them in the output folder")
     add("--window", nargs=2, type=float, metavar=("C", "W"), help="DICOM window center and width, replacing the file's")
     add("--frame", type=int, metavar="N", help="frame of a multi-frame DICOM file (default: 1)")
     add("--page", type=int, metavar="N", help="page of a multi-page TIFF or .npy file (default: 1)")
@@ -96,7 +96,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--faithful",
         action=argparse.BooleanOptionalAction,
-        help="make the result reduce to the image again, exactly if that is clean (default: the preset's)",
+        help="make sure that reducing the result gives the image, exactly if it is clean (default: the preset's)",
     )
     add(
         "--degradation",
@@ -118,7 +118,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--downscale",
         type=int,
         metavar="N",
-        help="first reduce a full-size image by N to the LR image: 4 as in the paper, others by area",
+        help="first reduce a full-size image by a factor of N: 4 as in the paper, other factors by area",
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--force", action="store_true", help="overwrite existing outputs")
@@ -129,7 +129,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=float,
         default=10,
         metavar="S",
-        help="maximum seconds to wait for the server, also if it goes away (default: %(default)s)",
+        help="maximum seconds to wait for the server, at the start or if it goes away (default: %(default)s)",
     )
     add(
         "--timeout",
@@ -242,7 +242,7 @@ def interrupt(number: int, _frame: FrameType | None) -> None:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Interruption by the signal of this number."""
+    """Interrupted by the signal with this number."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Calls to a Triton server over gRPC or HTTP, with all failures mapped to four errors.
+"""Call a Triton server over gRPC or HTTP, mapping all failures to four errors.
 
 Both protocols are thread-safe. gRPC shares one connection between threads. HTTP opens one per request: an idle one
 would delay a server's shutdown by half a minute, and a new one costs 0.3 ms.

@@ -101,7 +101,7 @@ def average_folders(
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m train.average")
     presets = [name for name, preset in PRESETS.items() if isinstance(preset.vae, DetailVAESpec)]
-    parser.add_argument("folders", type=Path, nargs="+", metavar="WEIGHTS", help="weights folders")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="WEIGHTS", help="weights folders to average")
     parser.add_argument("--shares", type=float, nargs="+", default=[], help="one per folder (default: equal shares)")
     parser.add_argument(
         "--restorer-shares", type=float, nargs="+", default=[], help="the restorer's shares (default: --shares)"

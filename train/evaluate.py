@@ -133,7 +133,7 @@ def add_choice(parser: argparse.ArgumentParser, split: str = "test") -> None:
     """Add the options for ``choose``; ``split`` is the default side."""
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder written by train.pairs")
-    add("--split", choices=(*SPLITS, "all"), default=split, help="side of the split by patient (default: %(default)s)")
+    add("--split", choices=(*SPLITS, "all"), default=split, help="part of the split by patient (default: %(default)s)")
     add("--shares", default=SHARES, help="shares of the split in percent, as in training (default: %(default)s)")
     add("--index", type=Path, help="CSV file with the columns file and patient, for file names without a patient ID")
     add("--limit", type=int, help="maximum number of images, evenly spaced")

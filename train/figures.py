@@ -88,7 +88,7 @@ def curves_figure(runs: Sequence[Path]) -> Figure:
         if "validation" in log.Tags()["scalars"]:
             steps, values = np.array([(event.step, event.value) for event in log.Scalars("validation")]).T
             axes.plot(steps, values, "o-", color="C1", label="validation")
-        # an adversarial term can make the loss negative
+        # the subtracted diversity term of train.tune can make the loss negative
         axes.set(title=run.name, xlabel="step", ylabel="loss", yscale="log" if losses.min() > 0 else "linear")
         axes.legend()
     return figure

@@ -2,7 +2,7 @@
 
 python -m train.restore --data data/nih
 python -m train.restore --data data/nih --resume
-python -m train.restore --data data/nih --only-history --weights weights/best-tuned --out weights/best-told
+python -m train.restore --data data/nih --only-history --weights weights/best-tuned --out weights/best-history
 """
 
 from __future__ import annotations

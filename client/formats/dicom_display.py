@@ -1,4 +1,4 @@
-"""Conversion of stored values to gray as in DICOM (PS3.3 C.11): modality, values of interest (VOI), presentation.
+"""Convert stored values to gray as DICOM specifies (PS3.3 C.11): modality, values of interest (VOI), presentation.
 
 pydicom's functions are not used: they invert the range for a negative slope, and misread tables of 8-bit entries and
 indices beyond a table. Deviations from the standard that common viewers accept are read, with a note.

@@ -1,4 +1,4 @@
-"""Detection of file formats by their first bytes."""
+"""Detect file formats from their first bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handling of failed requests in Python models: error response, log line, failure counter.
+"""Handle failed requests in Python models: error response, log line, failure counter.
 
 Triton's metrics port exposes the counter as
 ``cxr_superres_failures_total{model=…, reason="bad_request" | "unavailable" | "internal"}``. No pixels or other contents

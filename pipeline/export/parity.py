@@ -1,4 +1,4 @@
-"""Parity of TensorRT plans with their ONNX files, for single calls and whole images, through a server.
+"""Check that TensorRT plans match their ONNX files, in single calls and whole images, through a server.
 
 ``MIN_PSNR`` is a proxy for LPIPS, which needs PyTorch: noise at 45 dB changes an image's LPIPS by 0.013–0.018, at 52 dB
 by less than 0.002 (docs/decisions.md). ``python -m train.evaluate --runtimes onnx,trt`` measures the actual change.

@@ -1,4 +1,4 @@
-"""Upscaling of rotated or inverted images in the presentation that the networks were trained on."""
+"""Upscale rotated or inverted images in the presentation that the networks were trained on."""
 
 from __future__ import annotations
 

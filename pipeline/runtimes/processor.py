@@ -1,4 +1,4 @@
-"""Detection of fast number formats from the processor flags that Linux reports."""
+"""Detect fast number formats from the processor flags that Linux reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting a Triton Inference Server: find it, check its setup, supervise it, drain it."""
+"""Start a Triton Inference Server: find it, check its setup, supervise it, drain it."""
 
 
 class ServeError(Exception):

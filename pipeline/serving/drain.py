@@ -43,7 +43,7 @@ class Door:
 
 @contextlib.contextmanager
 def working() -> Iterator[None]:
-    """Delay the server's stop until the block ends; the models' side.
+    """Keep the server from stopping until the block ends; used by models.
 
     Raises:
         Closed: the server is stopping, or its supervisor is gone.

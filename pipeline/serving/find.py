@@ -1,4 +1,4 @@
-"""Selection of a tritonserver and of the networks' runtime on the CPU."""
+"""Select a tritonserver and the networks' CPU runtime."""
 
 from __future__ import annotations
 

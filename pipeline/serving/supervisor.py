@@ -1,4 +1,4 @@
-"""Supervision of a server as a child process: start, check with a test image, signal forwarding, cleanup."""
+"""Supervise a server as a child process: start it, check it with a test image, forward signals, clean up."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Address = tuple[str, int]
 ANSWER_LIMIT = 60
 """Maximum seconds for the test image."""
 DRAIN_LIMIT = 25
-"""Maximum seconds for requests in progress to finish before the server is told to stop."""
+"""Maximum seconds for requests in progress to finish before stopping the server."""
 EXIT_LIMIT = 60
 """Maximum seconds for the server to exit; Triton itself gives requests in progress another 30."""
 POLL = 0.02

@@ -1,4 +1,4 @@
-"""Building of TensorRT plans from ONNX files, with trtexec or the Python package tensorrt."""
+"""Build TensorRT plans from ONNX files, with trtexec or the Python package tensorrt."""
 
 from __future__ import annotations
 
