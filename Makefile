@@ -74,7 +74,7 @@ serve: $(VENV)/serving ## start the server on model_repository/ in the foregroun
 export: $(VENV)/testing ## write the ONNX files and config.pbtxt of model_repository/ from weights/PRESET (best or paper)
 	$(BIN)/python -m pipeline.export --preset $(PRESET)
 
-plan: $(VENV)/serving ## build the U-Net's TensorRT plan on this machine's GPU and put it into model_repository/
+plan: $(VENV)/serving ## build the TensorRT plans on this machine's GPU and put them into model_repository/
 	$(BIN)/python -m pipeline.plan
 
 train: $(VENV)/testing ## train PRESET on DATA (default: data/nih), on a GPU or, by DEVICE=cpu, in hours
