@@ -28,7 +28,7 @@ from pipeline.presets import BEST
 from train.config import DEVICES, choose_device
 from train.data import read_index
 from train.evaluate import add_choice, choose, measure
-from train.methods import Method, Run, make_methods, options_of, run_generator
+from train.methods import Method, Sampling, make_methods, options_of, run_generator
 from train.report import table
 
 MIN_SIGNAL = 2.0**-24
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
         system = eager.load(args.weights, BEST, device=choose_device(args.device))
-        runs = [Run("ddim", steps, "noise") for steps in args.steps]
+        runs = [Sampling("ddim", steps, "noise") for steps in args.steps]
         methods: dict[str, Method] = make_methods(("torch",), runs, system, Path(), "")
         for run in runs:
             name = f"DPM-Solver++(2M), {run.steps} step{'s' if run.steps > 1 else ''}"

@@ -30,10 +30,10 @@ from pipeline.networks.unet import UNet
 from pipeline.networks.vae import make_vae
 from train.config import DEVICES
 from train.degrade import Gray
-from train.loop import Run, Task, to_device
+from train.loop import Task, TrainingRun, to_device
 from train.losses import FewStepLoss, Perceptual
-from train.plan import SWITCH, compiles, machine, make_accelerator, preset_of, split_files, workers_of
 from train.scans import Scans, read_scans
+from train.setup import SWITCH, compiles, machine, make_accelerator, preset_of, split_files, workers_of
 from train.tune import Tuning, draw_batch, parse_sampler_steps, regions
 
 MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
@@ -75,7 +75,7 @@ def scans_of(config: Tuning, data: Path | None) -> Scans:
     return synthetic_scans(SYNTHETIC_SIZE) if data is None else read_scans(config, split_files(config)[0])["train"]
 
 
-def make_run(config: Tuning, scans: Scans) -> Run:
+def make_run(config: Tuning, scans: Scans) -> TrainingRun:
     """Return a run with untrained networks, as weights do not affect the speed."""
     preset = preset_of(config)
     vae, unet = make_vae(preset.vae).train(), UNet(preset.unet).train()
@@ -94,16 +94,16 @@ def make_run(config: Tuning, scans: Scans) -> Run:
         inputs={},
         regions=regions(loss),
     )
-    return Run(task, config, make_accelerator(config))
+    return TrainingRun(task, config, make_accelerator(config))
 
 
-def wait(run: Run) -> None:
+def wait(run: TrainingRun) -> None:
     """Wait for the device to finish."""
     if run.on_gpu:
         torch.cuda.synchronize()
 
 
-def seconds(run: Run, work: Callable[[], object], times: int) -> float:
+def seconds(run: TrainingRun, work: Callable[[], object], times: int) -> float:
     """Return the mean seconds per call."""
     wait(run)
     began = time.perf_counter()
@@ -113,14 +113,14 @@ def seconds(run: Run, work: Callable[[], object], times: int) -> float:
     return (time.perf_counter() - began) / times
 
 
-def learn(run: Run) -> None:
+def learn(run: TrainingRun) -> None:
     """Run one training step."""
     run.gradients()
     run.update()
     run.step += 1
 
 
-def tflop_per_step(run: Run, steps: int) -> float:
+def tflop_per_step(run: TrainingRun, steps: int) -> float:
     """Return the mean 10¹² operations per forward and backward pass, counting a multiply-add as two."""
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         for _ in range(steps):
@@ -129,7 +129,7 @@ def tflop_per_step(run: Run, steps: int) -> float:
     return float(counter.get_total_flops()) / steps / 1e12
 
 
-def matmul_tflops(run: Run) -> float:
+def matmul_tflops(run: TrainingRun) -> float:
     """Return 10¹² operations per second of a plain matrix product."""
     side = MATRIX_SIDE[run.accelerator.device.type]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[run.config.precision]

@@ -32,7 +32,7 @@ from pipeline.serving.local_server import free_ports
 from tests.recipes import run_recipe
 from tests.tiny import BEST, PAPER
 from train import loop, tune, unet, vae
-from train.schedule import learning_rate
+from train.learning_rate import learning_rate
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tiny_presets")]
 
@@ -71,14 +71,14 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
 
 def interrupt_after_the_first_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever trains now is stopped where the second checkpoint would be written."""
-    save = loop.Run.save
+    save = loop.TrainingRun.save
 
-    def stop_after_the_first(run: loop.Run) -> None:
+    def stop_after_the_first(run: loop.TrainingRun) -> None:
         if run.step > 1:
             raise KeyboardInterrupt
         save(run)
 
-    monkeypatch.setattr(loop.Run, "save", stop_after_the_first)
+    monkeypatch.setattr(loop.TrainingRun, "save", stop_after_the_first)
 
 
 def test_vae_training_writes_a_loadable_autoencoder_with_its_scale(weights: Path) -> None:

@@ -23,7 +23,7 @@ from tests.conftest import RunningServer
 from train import evaluate, methods
 from train.data import PairDataset, list_pairs
 from train.evaluate import choose, inner, lr_error, measure, seconds_per_image
-from train.methods import Method, Run, bicubic, options_of, parse_run, parse_runtimes
+from train.methods import Method, Sampling, bicubic, options_of, parse_run, parse_runtimes
 from train.report import Measured
 
 WEIGHTS = ROOT / "weights" / DEFAULT.name
@@ -69,9 +69,9 @@ def test_choose_takes_one_side_evenly_spread(data: Path) -> None:
 
 
 def test_run_on_the_command_line() -> None:
-    assert parse_run("ddim:50:lr") == Run("ddim", 50, "lr")
+    assert parse_run("ddim:50:lr") == Sampling("ddim", 50, "lr")
     assert str(parse_run("ddpm:300:noise")) == "DDPM, 300 steps, from pure noise"
-    assert parse_run("ddim:4:noise:mean16:free") == Run("ddim", 4, "noise", 16, "mean", False)
+    assert parse_run("ddim:4:noise:mean16:free") == Sampling("ddim", 4, "noise", 16, "mean", False)
     assert str(parse_run("ddim:1:noise:mean2:free")) == "DDIM, 1 step, from pure noise, mean of 2, not projected"
     assert parse_run("ddim:4:noise:faithful").faithful
     assert parse_run("ddim:1:noise:area").degradation == "area"
@@ -221,7 +221,7 @@ def test_tensorrt_is_asked_of_the_server_with_each_images_seed(
 
     monkeypatch.setattr(methods, "Client", Server)
     system = eager.load(WEIGHTS, DEFAULT)
-    run = Run("ddim", 4, "noise", 8, "mean")
+    run = Sampling("ddim", 4, "noise", 8, "mean")
     made = methods.make_methods(("trt",), [run], system, ROOT / "model_repository", "gpu-server:8001")
     lr = [pairs.unit_images(i)[0] for i in range(2)]
     images = made["TensorRT: DDIM, 4 steps, from pure noise, mean of 8"](lr, [], [3, 4])
@@ -283,9 +283,9 @@ def test_the_lr_error_is_that_of_eight_bits(pairs: PairDataset) -> None:
 
 
 def test_runs_are_checked_against_the_preset() -> None:
-    assert options_of(Run("ddim", 4, "lr"), PAPER) == Options.of(PAPER, steps=4)
+    assert options_of(Sampling("ddim", 4, "lr"), PAPER) == Options.of(PAPER, steps=4)
     with pytest.raises(ValueError, match="'output' is 'mean', which needs 'samples' of 2 or more"):
-        options_of(Run("ddim", 4, "noise", 1, "mean"), BEST)
+        options_of(Sampling("ddim", 4, "noise", 1, "mean"), BEST)
 
 
 @pytest.mark.parametrize("text", ["ddim", "ddim:x:lr", "euler:5:lr", "ddim:5:zero", "ddim:5:lr:mean", "ddim:5:lr:x"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from train import loop
 from train.config import Paused, option, run_command
 from train.loop import Batches, Task, load_batches
-from train.plan import Training, make_accelerator, step_generator
+from train.setup import Training, make_accelerator, step_generator
 
 STEPS = 5
 
@@ -82,14 +82,14 @@ def test_weights_are_the_same_to_the_bit_whatever_the_number_of_workers(tmp_path
 def test_and_so_they_are_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = train(config(tmp_path / "straight"))
     stopped = config(tmp_path / "stopped", workers=2)
-    save = loop.Run.save
+    save = loop.TrainingRun.save
 
-    def stop_after_the_first(run: loop.Run) -> None:
+    def stop_after_the_first(run: loop.TrainingRun) -> None:
         if run.step > 2:
             raise KeyboardInterrupt
         save(run)
 
-    monkeypatch.setattr(loop.Run, "save", stop_after_the_first)
+    monkeypatch.setattr(loop.TrainingRun, "save", stop_after_the_first)
     with pytest.raises(KeyboardInterrupt):
         train(stopped)
     monkeypatch.undo()
@@ -124,7 +124,7 @@ def test_a_pause_is_a_success_that_says_how_to_go_on(tmp_path: Path, capsys: pyt
 
 def test_trial_steps_change_nothing_and_take_no_batch_away(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    run = loop.Run(task(settings), settings, make_accelerator(settings))
+    run = loop.TrainingRun(task(settings), settings, make_accelerator(settings))
     run.prepare()
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
     assert run.seconds_per_step() > 0

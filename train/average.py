@@ -22,7 +22,7 @@ from pipeline.networks.unet import UNet
 from pipeline.networks.vae import load_detail_vae, vae_path
 from pipeline.networks.weights import check_pair, digest, load_unet, save_unet, save_vae
 from pipeline.presets import DEFAULT, PRESETS, DetailVAESpec, Preset
-from train.plan import origin
+from train.setup import origin
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -20,7 +20,8 @@ from pipeline.method.images import from_network
 from train.config import option, run_command
 from train.loop import Task, device_of, to_device, train
 from train.losses import DoubtLoss
-from train.plan import (
+from train.scans import Batch, draw_samples, read_scans
+from train.setup import (
     Training,
     announce,
     detail_networks,
@@ -31,7 +32,6 @@ from train.plan import (
     step_generator,
     weights_of,
 )
-from train.scans import Batch, draw_samples, read_scans
 
 HELD_OUT = 64
 """Number of squares from validation patients."""

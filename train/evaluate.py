@@ -47,7 +47,7 @@ from train.data import (
 from train.degrade import DEGRADATION_ROWS
 from train.figures import runtimes_figure, upscaled_figure
 from train.lpips import LPIPS, LPIPSNet
-from train.methods import RUNTIMES, Method, Run, default_run, make_methods, name_of, parse_run, parse_runtimes
+from train.methods import RUNTIMES, Method, Sampling, default_run, make_methods, name_of, parse_run, parse_runtimes
 from train.pairs import HR_SIZE
 from train.paper import REPORTED
 from train.report import Measured, overview, table, write_csv
@@ -234,7 +234,7 @@ def write_report(
     patients: Sequence[str],
     results: dict[str, Measured],
     methods: dict[str, Method],
-    run: Run,
+    run: Sampling,
 ) -> None:
     """Write the table, the results of each image, and sample images of the run."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -27,8 +27,8 @@ from tqdm import tqdm
 from train import checkpoint
 from train.checkpoint import EMA
 from train.config import Paused, settings
-from train.plan import CHECKPOINT, Training, compiles, samples_per_part, workers_of
-from train.schedule import learning_rate
+from train.learning_rate import learning_rate
+from train.setup import CHECKPOINT, Training, compiles, samples_per_part, workers_of
 
 LOG_STEPS = 10
 AHEAD = 2
@@ -135,7 +135,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min" if minutes else "a minute"
 
 
-class Run:
+class TrainingRun:
     """Training run: a task on its device, with the complete state of a checkpoint."""
 
     def __init__(self, task: Task, config: Training, accelerator: Accelerator) -> None:
@@ -283,13 +283,13 @@ def train(task: Task, config: Training, accelerator: Accelerator) -> Result:
     """Train a task to the end, from the start or its checkpoint.
 
     Raises:
-        ValueError: see ``Run.load``.
+        ValueError: see ``TrainingRun.load``.
         Paused: --minutes have passed, and a checkpoint is written.
         FloatingPointError: the loss is not finite; the last checkpoint is kept.
         OSError: a checkpoint cannot be written; the previous one is kept.
     """
     began = time.monotonic()
-    run = Run(task, config, accelerator)
+    run = TrainingRun(task, config, accelerator)
     resumed = run.load()
     main = accelerator.is_main_process
     if main and resumed:

@@ -31,7 +31,7 @@ Method = Callable[[list[Image], list[Image], list[int]], list[Image]]
 
 
 @dataclass(frozen=True)
-class Run:
+class Sampling:
     """Settings of a run of the system."""
 
     sampler: SamplerName
@@ -55,17 +55,17 @@ class Run:
         return ", ".join(parts)
 
 
-def default_run(preset: Preset) -> Run:
+def default_run(preset: Preset) -> Sampling:
     d = preset.diffusion
-    return Run(d.sampler, d.default_steps(d.sampler), d.start)
+    return Sampling(d.sampler, d.default_steps(d.sampler), d.start)
 
 
-def name_of(runtime: str, run: Run) -> str:
+def name_of(runtime: str, run: Sampling) -> str:
     """Return the title of a row."""
     return f"{RUNTIMES[runtime]}: {run}"
 
 
-def parse_run(text: str) -> Run:
+def parse_run(text: str) -> Sampling:
     """Parse ``SAMPLER:STEPS:START`` and any of ``meanN``, ``faithful``, ``free`` and a reduction."""
     error = argparse.ArgumentTypeError(
         f"must be ddpm|ddim:STEPS:noise|lr, such as ddim:4:noise, followed by any of :mean16, :faithful, :free and "
@@ -84,10 +84,10 @@ def parse_run(text: str) -> Run:
             options |= {"samples": int(word[4:]), "output": "mean"}
         else:
             raise error
-    return Run(sampler, int(steps), start, **options)  # type: ignore[arg-type]
+    return Sampling(sampler, int(steps), start, **options)  # type: ignore[arg-type]
 
 
-def options_of(run: Run, preset: Preset) -> Options:
+def options_of(run: Sampling, preset: Preset) -> Options:
     """Return the run's options.
 
     Raises:
@@ -141,7 +141,7 @@ def run_on_server(
 
 
 def make_methods(
-    runtimes: Sequence[str], runs: Sequence[Run], system: Eager, repository: Path, url: str
+    runtimes: Sequence[str], runs: Sequence[Sampling], system: Eager, repository: Path, url: str
 ) -> dict[str, Method]:
     """Return bicubic, the autoencoder alone, and each run on each runtime, by title.
 

@@ -26,7 +26,8 @@ from train.config import option, run_command
 from train.degrade import Degradation, Gray, degrade, draw
 from train.loop import Task, device_of, to_device, train
 from train.losses import PresentationLoss
-from train.plan import (
+from train.scans import PAGES, Scans, as_tensor, mark, page, read_scans
+from train.setup import (
     Training,
     announce,
     detail_networks,
@@ -36,7 +37,6 @@ from train.plan import (
     split_files,
     weights_of,
 )
-from train.scans import PAGES, Scans, as_tensor, mark, page, read_scans
 
 HELD_OUT = 1024
 """Number of images from validation patients."""

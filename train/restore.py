@@ -21,8 +21,8 @@ from pipeline.networks.restorer import Restorer
 from train.config import option, run_command
 from train.loop import Task, device_of, to_device, train
 from train.losses import HistoryLoss
-from train.plan import Training, announce, detail_networks, make_accelerator, preset_of, save_networks, split_files
 from train.scans import Batch, draw_samples, read_scans
+from train.setup import Training, announce, detail_networks, make_accelerator, preset_of, save_networks, split_files
 
 HELD_OUT = 192
 """Number of squares from validation patients."""

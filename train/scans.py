@@ -18,7 +18,7 @@ from pipeline.method.reduction import reduce
 from pipeline.spec import REDUCTIONS, SCALE
 from train.data import Index, patient_of, read_gray, read_index
 from train.degrade import Degradation, Gray, degrade, draw
-from train.plan import Training
+from train.setup import Training
 
 SIZES = (256, 512, 1024)
 """Sides of the radiographs in pixels, each used if available."""

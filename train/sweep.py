@@ -29,7 +29,7 @@ from pipeline.presets import BEST, PRESETS, DetailVAESpec, Preset
 from train.config import DEVICES, choose_device
 from train.data import PairDataset, read_index
 from train.evaluate import choose, measure
-from train.methods import BICUBIC, CEILING, Run, make_methods
+from train.methods import BICUBIC, CEILING, Sampling, make_methods
 from train.tune import Tuning, tune
 from train.unet import UNetTraining, train_unet
 from train.vae import VAETraining, train_vae
@@ -157,9 +157,9 @@ def figures(ablation: Ablation, sweep: Sweep, pairs: PairDataset) -> dict[str, d
         methods = make_methods((), (), system, Path(), "")
     else:
         system = eager.load(weights, preset, device=sweep.device)
-        runs = [Run("ddim", steps, "noise") for steps in STEPS_MEASURED[ablation.stage]]
+        runs = [Sampling("ddim", steps, "noise") for steps in STEPS_MEASURED[ablation.stage]]
         if ablation.stage == "tune":
-            runs += [Run("ddim", 1, "noise", 16, "mean"), Run("ddim", 1, "noise", faithful=False)]
+            runs += [Sampling("ddim", 1, "noise", 16, "mean"), Sampling("ddim", 1, "noise", faithful=False)]
         methods = make_methods(("torch",), runs, system, Path(), "")
         del methods[CEILING]
     results = measure(pairs, methods)

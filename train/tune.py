@@ -25,7 +25,8 @@ from pipeline.spec import SCALE
 from train.config import option, run_command
 from train.loop import Task, device_of, to_device, train
 from train.losses import FewStepLoss, Networks, Perceptual
-from train.plan import (
+from train.scans import GRID, Batch, Scans, draw_samples, read_scans
+from train.setup import (
     Training,
     announce,
     check_shares,
@@ -36,7 +37,6 @@ from train.plan import (
     split_files,
     step_generator,
 )
-from train.scans import GRID, Batch, Scans, draw_samples, read_scans
 
 VALIDATION_SQUARES = 64
 

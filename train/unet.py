@@ -36,7 +36,7 @@ from train.loop import Task, device_of, train
 from train.losses import DiffusionLoss, DiffusionLossKind
 from train.lpips import LPIPS
 from train.paper import AUGMENTATION
-from train.plan import (
+from train.setup import (
     Training,
     announce,
     make_accelerator,

@@ -28,7 +28,7 @@ from train.data import PairDataset, draw_squares, validation_images
 from train.loop import Task, device_of, train
 from train.losses import AutoencoderLoss, Perceptual, project_cubic
 from train.lpips import LPIPS
-from train.plan import (
+from train.setup import (
     Training,
     announce,
     check_shares,

@@ -15,7 +15,7 @@ from pipeline.method.options import InvalidRequest
 
 Feed = dict[str, Any]
 """Input name ⇒ array."""
-Run = Callable[[Sequence[Feed]], Mapping[str, Any]]
+RunBatch = Callable[[Sequence[Feed]], Mapping[str, Any]]
 """Feeds to join along the batch axis ⇒ output name ⇒ joined array."""
 
 
@@ -83,7 +83,7 @@ def required_input(request: Any, name: str) -> Any:
 class Batches:
     """Answers a model's requests in batches with a function that runs the model."""
 
-    def __init__(self, runtime: str, config: dict[str, Any], run: Run) -> None:
+    def __init__(self, runtime: str, config: dict[str, Any], run: RunBatch) -> None:
         self.runtime, self.run = runtime, run
         self.failures = Failures(config["name"])
         self.batched = config["max_batch_size"] > 0

@@ -12,7 +12,7 @@ Shapes = Mapping[str, Sequence[int]]
 """Input name ⇒ shape without the batch axis."""
 Feed = Mapping[str, Any]
 """Input name ⇒ array."""
-Run = Callable[[Feed], list[Any]]
+RunSession = Callable[[Feed], list[Any]]
 """Inputs by name ⇒ all outputs in the file's order."""
 
 NO_GRAPH = -1
@@ -51,7 +51,7 @@ class CapturedGraph:
         return [value.numpy() for value in self.outputs]
 
 
-def replay_graphs(session: ort.InferenceSession, usual: Shapes, kind: str, device: int) -> Run:
+def replay_graphs(session: ort.InferenceSession, usual: Shapes, kind: str, device: int) -> RunSession:
     """Return a function that runs the session, with a graph for each batch size of the ``usual`` shapes only."""
     recorded: dict[int, CapturedGraph] = {}
     without = run_options(NO_GRAPH)
@@ -72,7 +72,7 @@ def replay_graphs(session: ort.InferenceSession, usual: Shapes, kind: str, devic
 
 def load(
     path: Path, options: ort.SessionOptions, device: int, usual: Shapes | None
-) -> tuple[ort.InferenceSession, Run, str]:
+) -> tuple[ort.InferenceSession, RunSession, str]:
     """Return a session on a GPU, a function that runs it, and why it does not use CUDA graphs, or "".
 
     If the GPU or CUDA's libraries cannot be used, onnxruntime reports it on stderr and runs on the CPU.

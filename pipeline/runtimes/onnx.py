@@ -51,11 +51,11 @@ def onnx_networks(repository: Path, preset: Preset, runtime: Runtime = "onnxrunt
     return networks_of(models, found)
 
 
-Run = Callable[[Mapping[str, Array]], Sequence[Array]]
+RunNetwork = Callable[[Mapping[str, Array]], Sequence[Array]]
 """Inputs by name ⇒ outputs."""
 
 
-def network(path: Path, model: Model, inputs: list[str], run: Run) -> Call:
+def network(path: Path, model: Model, inputs: list[str], run: RunNetwork) -> Call:
     """Return a function from the model's inputs by name to its outputs, ignoring unknown inputs.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Common setup of all training commands: options, split, accelerator, printed plan and metadata."""
+"""Common setup of all training commands: options, split, accelerator, and metadata of the weights."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def samples_per_part(config: Training, accelerator: Accelerator) -> int:
 
 
 def announce(config: Training, accelerator: Accelerator, description: str, network: nn.Module) -> None:
-    """Print the plan and create the run's folder.
+    """Print what is about to run and create the run's folder.
 
     Raises:
         ValueError: the folder already has a run, not every process sees it, or there are no steps.

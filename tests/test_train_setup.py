@@ -1,4 +1,4 @@
-"""What the trainings agree on before they start, and what weights tell of their making."""
+"""The common setup of the trainings, and the metadata of weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from train import plan
-from train.plan import Training, command, commit, compiles, machine, origin, workers_of
+from train import setup
+from train.setup import Training, command, commit, compiles, machine, origin, workers_of
 
 
 def test_weights_tell_of_commit_command_and_machine() -> None:
@@ -24,7 +24,7 @@ def test_weights_tell_of_commit_command_and_machine() -> None:
 
 def test_a_commit_is_dirty_where_the_sources_are(monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ""
-    monkeypatch.setattr(plan, "git", lambda verb, *_: {"rev-parse": "1234", "status": changes}[verb])
+    monkeypatch.setattr(setup, "git", lambda verb, *_: {"rev-parse": "1234", "status": changes}[verb])
     assert commit() == "1234"
     changes = " M train/loop.py"
     assert commit() == "1234-dirty"
@@ -50,7 +50,7 @@ def test_the_machine_has_no_name() -> None:
 def test_workers_and_compilation_are_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert workers_of(Training(device="cpu"), 1) == 0
     assert not compiles(Training(device="cpu"))
-    monkeypatch.setattr(plan, "choose_device", lambda _: "cuda")
+    monkeypatch.setattr(setup, "choose_device", lambda _: "cuda")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
     assert [workers_of(Training(), processes) for processes in (1, 2, 16)] == [12, 6, 0]
     assert workers_of(Training(workers=3), 1) == 3
@@ -77,6 +77,6 @@ def test_the_precision_is_that_of_the_device(
     monkeypatch: pytest.MonkeyPatch, device: str, gpu: bool, processor: bool, precision: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(plan, "cpu_supports", lambda _: processor)
+    monkeypatch.setattr(setup, "cpu_supports", lambda _: processor)
     assert Training(device=device).precision == precision
     assert Training(device=device, precision="fp16").precision == "fp16"
