@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from client.api import BadRequest, Client, ServerLost, Upscaled, UpscaleError, validated
 from client.formats.source import FileError, Source
+from client.interrupts import uninterrupted
 from client.jobs import Finder, Job
 from client.pictures import CAUTION, comparison, uncertainty_map
 from client.png import write_png
@@ -148,11 +149,40 @@ def line_of(job: Job, source: Source, result: Upscaled) -> str:
 
 @dataclass
 class Tally:
-    """Number of inputs by outcome."""
+    """Number of inputs by outcome, each reported beside the progress bar as it is added."""
 
+    bar: tqdm[Any]
     done: int = 0
     skipped: int = 0
     failed: int = 0
+
+    def fail(self, problem: str) -> None:
+        self.failed += 1
+        report(problem, self.bar)
+        self.bar.update()
+
+    def skip(self) -> None:
+        self.skipped += 1
+        self.bar.update()
+
+    def add(self, job: Job, outcome: Outcome) -> None:
+        """Add the outcome of a finished job."""
+        if outcome is None:
+            self.skip()
+            return
+        self.done += 1
+        self.bar.write(line_of(job, *outcome), file=sys.stdout)
+        self.bar.update()
+
+    def collect(self, job: Job, future: Future[Outcome]) -> None:
+        """Add the outcome of a job's future, or its error."""
+        try:
+            with uninterrupted():
+                outcome = future.result()
+        except (FileError, UpscaleError) as error:
+            self.fail(str(error) if str(job.path) in str(error) else f"'{job.path}': {error}")
+        else:
+            self.add(job, outcome)
 
 
 def search_in_background(finder: Finder, bar: tqdm[Any]) -> Iterator[Job | FileError]:
@@ -181,9 +211,10 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
     Raises:
         UpscaleError: there is no server, or it rejects the options.
     """
-    tally = Tally()
+    tally = Tally(bar)
     server_gone = threading.Event()
     running: dict[Future[Outcome], Job] = {}
+    finished: SimpleQueue[Future[Outcome]] = SimpleQueue()
 
     def work(client: Client, job: Job) -> Outcome:
         if server_gone.is_set():
@@ -194,26 +225,15 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
             server_gone.set()
             raise
 
-    def fail(problem: str) -> None:
-        tally.failed += 1
-        report(problem, bar)
-        bar.update()
+    def submit(client: Client, job: Job) -> None:
+        with uninterrupted():
+            future = pool.submit(work, client, job)
+            running[future] = job
+            future.add_done_callback(finished.put)
 
-    def collect(futures: set[Future[Outcome]]) -> None:
-        for future in futures:
-            job = running.pop(future)
-            try:
-                outcome = future.result()
-            except (FileError, UpscaleError) as error:
-                fail(str(error) if str(job.path) in str(error) else f"'{job.path}': {error}")
-                continue
-            if outcome is None:
-                tally.skipped += 1
-                bar.update()
-                continue
-            tally.done += 1
-            bar.write(line_of(job, *outcome), file=sys.stdout)
-            bar.update()
+    def collect_one() -> None:
+        future = finished.get()
+        tally.collect(running.pop(future), future)
 
     def connect() -> Client:
         client = stack.enter_context(Client(args.url, protocol=args.protocol, wait=args.wait, timeout=args.timeout))
@@ -228,19 +248,19 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
             try:
                 for item in items:
                     if isinstance(item, FileError):
-                        fail(str(item))
+                        tally.fail(str(item))
                     elif args.skip_existing and is_done(item, args):
-                        tally.skipped += 1
-                        bar.update()
+                        tally.skip()
                     else:
                         client = client or connect()
-                        running[pool.submit(work, client, item)] = item
-                        full = len(running) >= 2 * IN_FLIGHT
-                        collect(wait(running, None if full else 0, FIRST_COMPLETED).done)
+                        submit(client, item)
+                        while len(running) >= 2 * IN_FLIGHT or not finished.empty():
+                            collect_one()
                 while running:
-                    collect(wait(running, return_when=FIRST_COMPLETED).done)
+                    collect_one()
             except (KeyboardInterrupt, OSError) as error:
-                pool.shutdown(wait=False, cancel_futures=True)
+                with uninterrupted():
+                    pool.shutdown(wait=False, cancel_futures=True)
                 if isinstance(error, KeyboardInterrupt):
                     bar.write("interrupted: finishing the images in progress", file=sys.stderr)
                 raise

@@ -19,17 +19,16 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 
 from tqdm import tqdm
 
 from client import UpscaleError
 from client.batch import MEAN_SAMPLES, options_of, report, search_in_background, upscale_all
 from client.formats.source import Choice
+from client.interrupts import Interrupted, install
 from client.jobs import PATTERN, SUFFIX, Finder, check_pattern
 from client.terminal import make_output_safe, mute_output, on_one_line
 from pipeline.command_line import make_parser
@@ -236,22 +235,10 @@ def run(args: argparse.Namespace) -> int:
     return 1 if tally.failed else 0
 
 
-def interrupt(number: int, _frame: FrameType | None) -> None:
-    """Interrupt like Ctrl-C: work in progress is finished or removed."""
-    raise Interrupted(number)
-
-
-class Interrupted(KeyboardInterrupt):
-    """Interrupted by the signal with this number."""
-
-
 def main(argv: list[str] | None = None) -> int:
     make_output_safe()
     args = parse(argv)
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as set by nohup
-                signal.signal(number, interrupt)
+    install()
     try:
         status = run(args)
         sys.stdout.flush()
