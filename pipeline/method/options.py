@@ -113,8 +113,7 @@ def check_pixel_mm(value: Any) -> float:
         InvalidRequest: the spacing is not a number or out of range.
     """
     low, high = PIXEL_MM
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
+    if not _is_number(value) or not low <= value <= high:
         raise InvalidRequest(f"'pixel_mm' must be {low:g}–{high:g} (mm between pixels), got {_abbreviated(value)}")
     return float(value)
 
@@ -125,8 +124,7 @@ def check_seconds(name: str, value: Any, *, zero: bool) -> float:
     Raises:
         InvalidRequest: the limit is not a number, NaN, negative, or 0 if that is not allowed.
     """
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not number or not (value >= 0 if zero else value > 0):
+    if not _is_number(value) or not (value >= 0 if zero else value > 0):
         allowed = "0 or more" if zero else "more than 0"
         raise InvalidRequest(f"'{name}' must be {allowed} seconds (inf: no limit), got {_abbreviated(value)}")
     return math.inf if value > sys.float_info.max else float(value)
@@ -163,6 +161,10 @@ def check_image(image: NDArray[Any]) -> None:
         raise InvalidRequest("'image' must be 0–1, got NaN or infinite values")
     if image.min() < 0 or image.max() > 1:
         raise InvalidRequest(f"'image' must be 0–1, got values from {image.min():g} to {image.max():g}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def _number(name: str, value: Any, low: int, high: int) -> int:
