@@ -48,6 +48,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Print failures when they happen: a run that is stopped from outside has said what failed."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.nodeid} ({report.when})\n{report.longreprtext[-3000:]}", flush=True)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give workers whole files, and all files with tests of the shared server to one: it is started once.
@@ -60,6 +66,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             return "server" if "server: RunningServer" in (config.rootpath / file).read_text() else file
+
+        def remove_node(self, node: Any) -> str | None:
+            """Give up what a crashed worker was at, and give the others only what it had not finished.
+
+            xdist's own gives them finished files too, and what crashed again: a worker that got a finished file as its
+            last waits for more forever.
+            """
+            work = self.assigned_work[node]
+            crashed = next((name for unit in work.values() for name, done in unit.items() if not done), None)
+            left = {
+                scope: {name: done for name, done in unit.items() if not done and name != crashed}
+                for scope, unit in work.items()
+            }
+            self.assigned_work[node] = {}
+            super().remove_node(node)
+            self.workqueue.update({scope: unit for scope, unit in left.items() if unit})
+            if crashed:
+                for other in self.nodes:
+                    self._reschedule(other)
+            return crashed
 
     return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
