@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from client.api import BadRequest, Client, ServerLost, Upscaled, UpscaleError, validated
 from client.formats.source import FileError, Source
-from client.interrupts import uninterrupted
 from client.jobs import Finder, Job
 from client.pictures import CAUTION, comparison, uncertainty_map
 from client.png import write_png
 from client.reader import Reader
 from client.terminal import on_one_line
+from pipeline.interrupts import uninterrupted
 from pipeline.method.images import Image
 from pipeline.method.options import InvalidRequest
 from pipeline.presets import Preset

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from client.formats.source import FileError
 from client.pictures import CAUTION, enlarge, labelled_row
 from client.png import write_png
 from pipeline import ROOT
+from pipeline.interrupts import Interrupted, install
 from pipeline.method.images import (
     Image,
     crop_square,
@@ -122,17 +122,16 @@ def main(argv: list[str] | None = None) -> int:
         "out", nargs="?", type=Path, default=Path("demo"), help="folder to write (default: %(default)s/)"
     )
     out = parser.parse_args(argv).out
-    for number in (signal.SIGTERM, signal.SIGHUP):  # also stop the server, through the context managers
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    install()  # signals also stop the server, through the context managers
     os.chdir(ROOT)
     try:
         demo(out)
     except (DemoError, ServerError, FileError, UpscaleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except Interrupted as error:
         print("interrupted; the server is stopped", file=sys.stderr)
-        return 130
+        return 128 + int(error.args[0])
     return 0
 
 

@@ -28,10 +28,10 @@ from tqdm import tqdm
 from client import UpscaleError
 from client.batch import MEAN_SAMPLES, options_of, report, search_in_background, upscale_all
 from client.formats.source import Choice
-from client.interrupts import Interrupted, install
 from client.jobs import PATTERN, SUFFIX, Finder, check_pattern
 from client.terminal import make_output_safe, mute_output, on_one_line
 from pipeline.command_line import make_parser
+from pipeline.interrupts import Interrupted, install
 from pipeline.method.options import InvalidRequest, Options, check_seed
 from pipeline.presets import DEFAULT, PRESETS
 from pipeline.spec import DEGRADATIONS, DENOISERS, MAX_SAMPLES, MAX_SEED, MAX_SIDE, PIXEL_MM, SAMPLERS, STARTS

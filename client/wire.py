@@ -22,6 +22,7 @@ import tritonclient.http
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+from pipeline.interrupts import uninterrupted
 from pipeline.method.options import is_not_serving
 from pipeline.spec import Model
 
@@ -109,7 +110,8 @@ class Grpc:
     """Calls over one gRPC channel."""
 
     def __init__(self, url: str) -> None:
-        self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=CHANNEL)
+        with uninterrupted():  # tritonclient cannot be deleted half made
+            self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=CHANNEL)
 
     def close(self) -> None:
         self._client.close()

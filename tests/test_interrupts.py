@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 
-from client.interrupts import SIGNALS, Interrupted, install, uninterrupted
+from pipeline.interrupts import SIGNALS, Interrupted, install, uninterrupted
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +24,7 @@ def handlers() -> Iterator[None]:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_interrupts_at_once(number: signal.Signals) -> None:
     with pytest.raises(Interrupted) as error:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
     assert error.value.args == (number,)
 
 
@@ -36,7 +35,7 @@ def test_a_signal_waits_for_the_end_of_the_outermost_block(number: signal.Signal
     def work() -> None:
         with uninterrupted():
             with uninterrupted():
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
                 reached.append("inner")
             reached.append("outer")
         reached.append("behind")
@@ -57,4 +56,4 @@ def test_a_block_without_a_signal_ends_as_it_would() -> None:
 def test_a_signal_that_is_ignored_stays_so() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     install()
-    os.kill(os.getpid(), signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)

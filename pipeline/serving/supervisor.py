@@ -18,6 +18,7 @@ import numpy as np
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
+from pipeline.interrupts import uninterrupted
 from pipeline.models import superres_model
 from pipeline.presets import Preset
 from pipeline.remote import infer
@@ -93,7 +94,9 @@ def upscale_one(address: Address, preset: Preset) -> float:
     began = time.monotonic()
     # never use a proxy for a local server
     arguments = [("grpc.enable_http_proxy", 0)]
-    with tritonclient.grpc.InferenceServerClient(f"{host}:{port}", channel_args=arguments) as client:
+    with uninterrupted():  # tritonclient cannot be deleted half made
+        client = tritonclient.grpc.InferenceServerClient(f"{host}:{port}", channel_args=arguments)
+    with client:
         try:
             (upscaled,) = infer(client, superres_model(preset).name, {"image": image}, ["upscaled"], ANSWER_LIMIT)
         except InferenceServerException as error:

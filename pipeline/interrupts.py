@@ -1,4 +1,4 @@
-"""Signals that end the command, but never between a lock and its release."""
+"""Signals that end a command, but never between a lock and its release."""
 
 from __future__ import annotations
 
