@@ -19,6 +19,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from pipeline.command_line import make_parser
+from pipeline.method.images import to_network
 from pipeline.method.sampled import Generate, Sampled, as_sampled
 from pipeline.method.sampler import Seed, image_noise
 from pipeline.method.schedule import make_schedule
@@ -41,7 +42,8 @@ def dpm_solver(system: eager.Eager, steps: int) -> Generate:
     alpha_bar = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar).float().clamp(min=MIN_SIGNAL)
 
     @torch.inference_mode()
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
+    def generate(images: Array, seeds: Sequence[Seed]) -> Sampled:
+        lr = to_network(images, preset.data.channels)
         scheduler = DPMSolverMultistepScheduler(
             preset.diffusion.T,
             prediction_type="v_prediction",

@@ -128,10 +128,7 @@ def noisy(scale: float, batches: list[int] | None = None) -> Any:
     def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
         if batches is not None:
             batches.append(len(lr))
-        rows = [
-            (upsample(image[0]) + 1) / 2 + scale * noise(seed, image[0].shape)
-            for image, seed in zip(lr, seeds, strict=True)
-        ]
+        rows = [upsample(image) + scale * noise(seed, image.shape) for image, seed in zip(lr, seeds, strict=True)]
         return Sampled(np.stack(rows))
 
     def noise(seed: Seed, shape: tuple[int, ...]) -> Array:
@@ -168,7 +165,7 @@ def test_the_first_sample_is_the_one_without_others() -> None:
 
 
 def test_the_mean_is_that_of_the_samples_and_the_spread_their_scaled_scatter() -> None:
-    generate, lr = noisy(0.05), network_lr([IMAGE], PAPER)
+    generate, lr = noisy(0.05), IMAGE[None]
     cubic = read_history(None, "auto")
     drawn = [faithful_to(IMAGE, generate(lr, [seed]).images[0], cubic) for seed in (3, (3, 1), (3, 2), (3, 3))]
     (result,) = upscale([IMAGE], [3], generate, PAPER, Options.of(PAPER, samples=4, output="mean", faithful=True))

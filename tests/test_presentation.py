@@ -26,7 +26,7 @@ SHAPE = (32, 40)
 def told(lr: Array, sure: float = 1.0) -> Array:
     """The brightest half is a radiograph's upper one."""
     found = np.zeros((len(lr), HISTORY + len(PRESENTATIONS)), np.float32)
-    for image, row in zip(lr[:, 0], found, strict=True):
+    for image, row in zip(lr, found, strict=True):
         h, w = (side // 2 for side in image.shape)
         halves = image[:h], image[:, :w], image[h:], image[:, w:]
         row[HISTORY + int(np.argmax([half.mean() for half in halves]))] = sure
@@ -38,16 +38,16 @@ def recorder(seen: list[tuple[Array, list[Seed]]], tell: Callable[[Array], Array
 
     def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
         seen.append((lr, list(seeds)))
-        images = ((lr[:, 0] + 1) / 2).repeat(4, axis=1).repeat(4, axis=2)
+        images = lr.repeat(4, axis=1).repeat(4, axis=2)
         return Sampled(images, images + 1, tell(lr))
 
     return generate
 
 
 def ramp(turns: int, rng: np.random.Generator) -> Array:
-    """[1, h, w] in [-1, 1], brighter towards the top, turned."""
-    image = np.linspace(1, -1, SHAPE[0], dtype=np.float32)[:, None] + 0.1 * rng.random(SHAPE, dtype=np.float32)
-    return rotate(image.clip(-1, 1)[None], turns)
+    """[h, w] in [0, 1], brighter towards the top, turned."""
+    image = np.linspace(1, 0, SHAPE[0], dtype=np.float32)[:, None] + 0.05 * rng.random(SHAPE, dtype=np.float32)
+    return rotate(image.clip(0, 1), turns)
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -58,7 +58,7 @@ def test_the_networks_see_images_upright_and_results_are_turned_back(turns: int,
     assert len(seen) == (1 if turns == 0 else 2)
     np.testing.assert_array_equal(seen[-1][0], rotate(lr, -turns))
     assert seen[-1][1] == [4, 5]
-    expected = ((lr[:, 0] + 1) / 2).repeat(4, axis=1).repeat(4, axis=2)
+    expected = lr.repeat(4, axis=1).repeat(4, axis=2)
     np.testing.assert_allclose(found.images, expected, atol=1e-6)
     assert found.doubt is not None
     np.testing.assert_allclose(found.doubt, 1 + expected, atol=1e-6)
@@ -80,8 +80,8 @@ def test_inverted_images_are_inverted_for_the_networks_only(rng: np.random.Gener
     seen: list[tuple[Array, list[Seed]]] = []
     lr = ramp(0, rng)[None]
     found = upright(recorder(seen, tell))(lr, [0])
-    np.testing.assert_array_equal(seen[-1][0], -lr)
-    np.testing.assert_allclose(found.images[0, ::4, ::4], (lr[0, 0] + 1) / 2, atol=1e-6)
+    np.testing.assert_array_equal(seen[-1][0], 1 - lr)
+    np.testing.assert_allclose(found.images[0, ::4, ::4], lr[0], atol=1e-6)
 
 
 def test_who_is_not_sure_leaves_images_as_they_are(rng: np.random.Generator) -> None:
@@ -92,7 +92,7 @@ def test_who_is_not_sure_leaves_images_as_they_are(rng: np.random.Generator) -> 
 
 def test_images_of_few_pixels_tell_nothing(rng: np.random.Generator) -> None:
     seen: list[tuple[Array, list[Seed]]] = []
-    upright(recorder(seen))(ramp(2, rng)[None, :, :16], [0])
+    upright(recorder(seen))(ramp(2, rng)[None, :16], [0])
     assert len(seen) == 1
 
 

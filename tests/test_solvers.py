@@ -10,14 +10,13 @@ import pytest
 from benchmarks import solvers
 from pipeline import ROOT
 from pipeline.method.options import Options
-from pipeline.method.upscale import network_lr
 from pipeline.networks import eager
 from pipeline.presets import BEST
 
 
 def test_one_step_of_both_solvers_is_the_same(rng: np.random.Generator) -> None:
     system = eager.load(ROOT / "weights" / "best", BEST)
-    lr = network_lr([rng.random((16, 16), dtype=np.float32)], BEST)
+    lr = rng.random((1, 16, 16), dtype=np.float32)
     found, expected = (
         generate(lr, [3])
         for generate in (solvers.dpm_solver(system, 1), system.generator(Options.of(system.preset, steps=1)))
@@ -27,7 +26,7 @@ def test_one_step_of_both_solvers_is_the_same(rng: np.random.Generator) -> None:
 
 def test_three_steps_differ(rng: np.random.Generator) -> None:
     system = eager.load(ROOT / "weights" / "best", BEST)
-    lr = network_lr([rng.random((16, 16), dtype=np.float32)], BEST)
+    lr = rng.random((1, 16, 16), dtype=np.float32)
     found, expected = (
         generate(lr, [3])
         for generate in (solvers.dpm_solver(system, 3), system.generator(Options.of(system.preset, steps=3)))

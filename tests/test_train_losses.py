@@ -194,7 +194,7 @@ class TestFewSteps:
         loss, (_, lr, *_) = self.loss(), self.arguments()
         networks = loss.networks
         system = Eager(Encoder(networks.vae), networks.unet, Decoder(networks.vae), BEST, torch.device("cpu"))
-        expected = system.generator(Options.of(system.preset, steps=2))(lr.numpy(), [3, 4]).images
+        expected = system.generator(Options.of(system.preset, steps=2))((lr[:, 0].numpy() + 1) / 2, [3, 4]).images
         noise = torch.from_numpy(image_noise([3, 4], (4, 8, 8))())
         with torch.no_grad():
             restored, _ = networks.vae.restorer(lr)

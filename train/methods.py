@@ -116,7 +116,8 @@ def reconstruct(system: Eager, lr: list[Image], hr: list[Image], _seeds: list[in
     """Encode and decode HR: the upper bound for any denoiser."""
     high = np.stack([to_network(image, system.preset.data.channels) for image in hr])
 
-    def generate(low: Array, which: Sequence[Seed]) -> Sampled:
+    def generate(images: Array, which: Sequence[Seed]) -> Sampled:
+        low = to_network(images, system.preset.data.channels)
         latent = torch.from_numpy(system.encode(high[list(which)], low)).to(system.device)
         history = system.restore(low)[1]
         if history is not None:

@@ -56,9 +56,9 @@ def pad_to_multiple(image: Image, multiple: int) -> Image:
     return np.pad(image, ((0, bottom), (0, right)), mode="reflect") if bottom or right else image
 
 
-def to_network(image: Image, channels: int) -> NDArray[np.float32]:
-    """Convert [H, W] in [0, 1] to [channels, H, W] in [-1, 1]."""
-    return np.repeat((image * 2.0 - 1.0)[None].astype(np.float32), channels, axis=0)
+def to_network(images: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+    """Convert [..., H, W] in [0, 1] to [..., channels, H, W] in [-1, 1]."""
+    return np.repeat((images * 2.0 - 1.0)[..., None, :, :].astype(np.float32), channels, axis=-3)
 
 
 def from_network(image: NDArray[np.float32]) -> Image:

@@ -31,7 +31,7 @@ def upright(generate: Generate) -> Generate:
 
     def generate_upright(lr: Array, seeds: Sequence[Seed]) -> Sampled:
         sampled = generate(lr, seeds)
-        if sampled.estimates is None or lr[0, 0].size < MIN_PIXELS:
+        if sampled.estimates is None or lr[0].size < MIN_PIXELS:
             return sampled
         found = presentations(sampled.estimates)
         if not found.any():
@@ -40,7 +40,7 @@ def upright(generate: Generate) -> Generate:
         doubt = None if sampled.doubt is None else sampled.doubt.copy()
         for number in set(found.tolist()) - {0}:
             (turns, inverted), (which,) = PRESENTATIONS[number], np.nonzero(found == number)
-            again = generate(rotate(-lr[which] if inverted else lr[which], -turns), [seeds[i] for i in which])
+            again = generate(rotate(1 - lr[which] if inverted else lr[which], -turns), [seeds[i] for i in which])
             images[which] = rotate(1 - again.images if inverted else again.images, turns)
             if doubt is not None and again.doubt is not None:
                 doubt[which] = rotate(again.doubt, turns)

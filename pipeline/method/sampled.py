@@ -31,4 +31,4 @@ def as_sampled(decoded: tuple[Array, ...], estimates: Array | None) -> Sampled:
 
 
 Generate = Callable[[Array, Sequence[Seed]], Sampled]
-"""(LR images [B, C, h, w] in [-1, 1], one seed per image) ⇒ one sample per image."""
+"""(LR images [B, h, w] in [0, 1], sides a multiple of the preset's, one seed per image) ⇒ one sample per image."""

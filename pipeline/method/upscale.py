@@ -91,9 +91,14 @@ class Result:
     """Expected mean absolute error, in [0, 1]; None if not available."""
 
 
+def padded(images: Sequence[Image], preset: Preset) -> Array:
+    """Pad LR images of one shape by reflection to the preset's multiple; return [B, H', W']."""
+    return np.stack([pad_to_multiple(image, preset.lr_multiple) for image in images])
+
+
 def network_lr(images: Sequence[Image], preset: Preset) -> Array:
-    """Pad LR images of one shape by reflection to the preset's multiple; return [B, C, H', W'] in [-1, 1]."""
-    return np.stack([to_network(pad_to_multiple(image, preset.lr_multiple), preset.data.channels) for image in images])
+    """Pad LR images of one shape and convert them for the networks; return [B, C, H', W'] in [-1, 1]."""
+    return to_network(padded(images, preset), preset.data.channels)
 
 
 def upsample_all(lr: Array) -> Array:
@@ -145,7 +150,8 @@ def generator(networks: Networks, preset: Preset, options: Options | None = None
     if fused and preset.fused == "superres_onnx" and wanted == (diffusion.ddim_steps, "ddim", "noise"):
         return fused_generator(fused, preset)
 
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
+    def generate(images: Array, seeds: Sequence[Seed]) -> Sampled:
+        lr = to_network(images, preset.data.channels)
         restored, history = (lr, None) if networks.restore is None else networks.restore(lr)
         c = condition(restored, preset, networks.encode)
         latent = (preset.vae.latent_channels, *c.shape[2:])
@@ -186,10 +192,10 @@ def fused_generator(fused: Callable[..., tuple[Array, ...]], preset: Preset) -> 
     """Return a generator that upscales with default options in one call."""
     diffusion, shrink = preset.diffusion, preset.vae.factor // SCALE
 
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
-        noise = image_noise(seeds, (preset.vae.latent_channels, lr.shape[2] // shrink, lr.shape[3] // shrink))()
-        image, rows = (lr[:, 0] + 1) / 2, repeat_rows(default_rows(diffusion), len(lr))
-        return Sampled(*fused(image=image, noise=noise, coefficients=rows))
+    def generate(images: Array, seeds: Sequence[Seed]) -> Sampled:
+        batch, height, width = images.shape
+        noise = image_noise(seeds, (preset.vae.latent_channels, height // shrink, width // shrink))()
+        return Sampled(*fused(image=images, noise=noise, coefficients=repeat_rows(default_rows(diffusion), batch)))
 
     return generate
 
@@ -259,11 +265,11 @@ def draw_samples(
 
     The first sample of an image does not depend on the number drawn. Yielded samples are not kept.
     """
-    lr, generate = network_lr(images, preset), upright(generate)
+    lr, generate = padded(images, preset), upright(generate)
     jobs: list[tuple[int, Seed]] = [
         (i, seed if k == 0 else (seed, k)) for i, seed in enumerate(seeds) for k in range(options.samples)
     ]
-    size = min(MAX_BATCH, max(1, MAX_BATCH_PIXELS // lr[0, 0].size))
+    size = min(MAX_BATCH, max(1, MAX_BATCH_PIXELS // lr[0].size))
     of_one: list[Image] = []
     doubts: list[Array] = []
     for chunk in (jobs[first : first + size] for first in range(0, len(jobs), size)):

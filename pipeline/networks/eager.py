@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.method.images import to_network
 from pipeline.method.options import Options
 from pipeline.method.sampled import Generate, Sampled, as_sampled
 from pipeline.method.sampler import Seed, image_noise
@@ -62,7 +63,8 @@ class Eager:
         chosen = options or Options.of(self.preset)
 
         @torch.inference_mode()
-        def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
+        def generate(images: Array, seeds: Sequence[Seed]) -> Sampled:
+            lr = to_network(images, self.preset.data.channels)
             restored, history = self.restore(lr)
             c = self.tensor(condition(restored, self.preset, self.encode))
             draw = source(seeds, (self.preset.vae.latent_channels, *c.shape[2:]))
