@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,16 @@ def test_an_image_is_the_same_alone_and_in_a_batch(networks: Networks, steps: in
         alone = upscale([image], [seed], generate, BEST)[0].upscaled
         # on Zen 4 to the bit; other processors' kernels may round otherwise on one core than on all
         np.testing.assert_allclose(alone, together[seed].upscaled, atol=0.4 / 255)
+
+
+def test_signals_can_be_handled_after_networks_are_freed() -> None:
+    code = (
+        "import signal; from pathlib import Path; from pipeline.runtimes.openvino import load; "
+        f"first, second = (load(Path({str(PATH)!r}), bf16=False) for _ in range(2)); del first; del second; "
+        "signal.signal(signal.SIGTERM, lambda *_: print('handled')); signal.raise_signal(signal.SIGTERM)"
+    )
+    result = subprocess.run([sys.executable, "-X", "faulthandler", "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
 
 
 def test_results_are_not_overwritten_by_the_next_call(rng: np.random.Generator) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,16 @@ class Network:
         return found + self.infer_sequentially(feeds[count:])
 
 
+@cache
+def shared_core() -> openvino.Core:
+    """Return the process's core.
+
+    Every core gives signal handlers a stack of its own, and when freed, one that an earlier core may have freed
+    already: the next signal would kill the process.
+    """
+    return openvino.Core()
+
+
 def load(
     path: Path, *, bf16: bool, usual: Shapes | None = None, sequential: bool = False, threads: int = 0
 ) -> tuple[list[str], list[str], Callable[[Feed], list[Any]]]:
@@ -114,7 +124,7 @@ def load(
         **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
     }
     try:
-        core = openvino.Core()
+        core = shared_core()
         model = core.read_model(path)
         inputs = [tensor.any_name for tensor in model.inputs]
         any_shape = Network(core, model, properties)
