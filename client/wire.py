@@ -24,6 +24,7 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from pipeline.interrupts import uninterrupted
 from pipeline.method.options import is_not_serving
+from pipeline.remote import infer_inputs
 from pipeline.spec import Model
 
 T = TypeVar("T")
@@ -96,14 +97,9 @@ def _limit(seconds: float) -> float | None:
 
 
 def _inputs(library: ModuleType, model: Model, arrays: Arrays) -> list[Any]:
-    inputs = []
-    for tensor in model.inputs:
-        if tensor.name in arrays:
-            dtype = "BYTES" if tensor.dtype == "STRING" else tensor.dtype
-            array = np.asarray(arrays[tensor.name]).astype(triton_to_np_dtype(dtype))
-            inputs.append(library.InferInput(tensor.name, array.shape, dtype))
-            inputs[-1].set_data_from_numpy(array)
-    return inputs
+    dtypes = {t.name: triton_to_np_dtype("BYTES" if t.dtype == "STRING" else t.dtype) for t in model.inputs}
+    given = {name: np.asarray(arrays[name]).astype(dtype) for name, dtype in dtypes.items() if name in arrays}
+    return infer_inputs(library, given)
 
 
 class Grpc:
@@ -155,9 +151,11 @@ class Http:
         self.host, self.port = host, port
         self._lock = threading.Lock()
         self._open: set[http.client.HTTPConnection] = set()
+        self._closed = False
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             for connection in self._open:
                 if connection.sock:
                     with contextlib.suppress(OSError):
@@ -173,6 +171,9 @@ class Http:
                 connection.connect()
             except (OSError, UnicodeError) as error:
                 raise NotServing(str(error)) from error
+            with self._lock:
+                if self._closed:  # while connecting, when there was no socket to shut down
+                    raise NotServing("the client is closed")
             connection.sock.settimeout(_limit(limit))
             yield connection
         finally:

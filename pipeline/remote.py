@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import tritonclient.grpc
@@ -10,6 +11,14 @@ from numpy.typing import NDArray
 from tritonclient.utils import np_to_triton_dtype
 
 Array = NDArray[Any]
+
+
+def infer_inputs(library: ModuleType, arrays: Mapping[str, Array]) -> list[Any]:
+    """Return the input tensors of a request by ``tritonclient.grpc`` or ``tritonclient.http``; strings as objects."""
+    return [
+        library.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)).set_data_from_numpy(array)
+        for name, array in arrays.items()
+    ]
 
 
 def infer(
@@ -31,10 +40,7 @@ def infer(
     Raises:
         InferenceServerException: the server cannot be reached, or refuses or fails the request.
     """
-    tensors = [
-        tritonclient.grpc.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)).set_data_from_numpy(array)
-        for name, array in inputs.items()
-    ]
+    tensors = infer_inputs(tritonclient.grpc, inputs)
     requested = [tritonclient.grpc.InferRequestedOutput(name) for name in outputs]
     answer = client.infer(model, tensors, outputs=requested, client_timeout=timeout)
     return tuple(answer.as_numpy(name) for name in outputs)
