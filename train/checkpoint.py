@@ -59,15 +59,12 @@ def save(path: Path, key: Key, state: dict[str, Any]) -> None:
         OSError: the file cannot be written; an existing one is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     try:
-        with open(partial, "wb") as file:
+        with atomic_write(path) as partial, open(partial, "wb") as file:
             torch.save({**state, "key": key}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        partial.unlink(missing_ok=True)
         kept = "; the previous one is kept" if path.exists() else ""
         raise OSError(f"cannot write '{path}': {str(error).splitlines()[0]}{kept}") from error
 

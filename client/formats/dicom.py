@@ -130,6 +130,15 @@ def complete(dataset: Dataset, keyword: str, notes: list[str]) -> None:
         dataset.file_meta.TransferSyntaxUID = syntax_of(dataset, keyword)
         problem = f"unknown transfer syntax {syntax}" if syntax else "no transfer syntax"
         notes.append(f"{problem}: taken as {dataset.file_meta.TransferSyntaxUID.name}")
+    complete_colour(dataset, notes)
+    if keyword == "PixelData":
+        complete_bits(dataset, notes)
+    else:
+        dataset.BitsAllocated = 32 if keyword == "FloatPixelData" else 64
+
+
+def complete_colour(dataset: Dataset, notes: list[str]) -> None:
+    """Fill in the attributes of colour."""
     if not dataset.get("SamplesPerPixel"):
         dataset.SamplesPerPixel = 1
     kind = " ".join(str(dataset.get("PhotometricInterpretation") or "").upper().split())
@@ -142,9 +151,10 @@ def complete(dataset: Dataset, keyword: str, notes: list[str]) -> None:
     dataset.PhotometricInterpretation = kind or fitting
     if dataset.SamplesPerPixel > 1 and dataset.get("PlanarConfiguration") is None:
         dataset.PlanarConfiguration = 0
-    if keyword != "PixelData":
-        dataset.BitsAllocated = 32 if keyword == "FloatPixelData" else 64
-        return
+
+
+def complete_bits(dataset: Dataset, notes: list[str]) -> None:
+    """Fill in the attributes of integer pixels."""
     if not dataset.get("BitsAllocated"):
         size = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel
         dataset.BitsAllocated = 8 * min(4, max(1, len(dataset.PixelData) // size))
