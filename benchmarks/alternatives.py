@@ -40,7 +40,7 @@ from benchmarks.peers import CACHE, PeerError, real_esrgan
 from client import Client, UpscaleError
 from pipeline import ROOT
 from pipeline.command_line import make_parser
-from pipeline.method.images import Image
+from pipeline.method.images import Image, to_network
 from pipeline.method.sampled import Generate, Sampled, as_sampled
 from pipeline.method.sampler import Seed, image_noise
 from pipeline.method.schedule import make_schedule
@@ -87,7 +87,8 @@ def diffusers_loop(system: eager.Eager, steps: int) -> Generate:
     scheduler = make_scheduler(preset, steps)
 
     @torch.inference_mode()
-    def generate(lr: Array, seeds: Sequence[Seed]) -> Sampled:
+    def generate(images: Array, seeds: Sequence[Seed]) -> Sampled:
+        lr = to_network(images, preset.data.channels)
         restored, history = system.restore(lr)
         c = system.tensor(condition(restored, preset, system.encode))
         z = system.tensor(image_noise(seeds, (preset.vae.latent_channels, *c.shape[2:]))())

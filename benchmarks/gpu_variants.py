@@ -155,7 +155,7 @@ def on_device(job: Job, networks: dict[str, Network], wrap: Wrap = lambda run: r
     x = {name: tensor.to(job.device, copy=True) for name, tensor in ({"image": image_input(job)} | host).items()}
     run = wrap(lambda: run_models(networks, x, job.preset))
 
-    def generate(_lr: Array, _seeds: Sequence[Seed]) -> Sampled:
+    def generate(_images: Array, _seeds: Sequence[Seed]) -> Sampled:
         for name, tensor in ({"image": image_input(job)} | host).items():
             x[name].copy_(tensor, non_blocking=True)
         outputs = tuple(output.float().cpu().numpy() for output in run())

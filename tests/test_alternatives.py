@@ -15,7 +15,6 @@ from benchmarks.alternatives import Unavailable
 from pipeline import ROOT
 from pipeline.method.images import Image
 from pipeline.method.options import Options
-from pipeline.method.upscale import network_lr
 from pipeline.networks import eager
 from pipeline.presets import PRESETS
 from tests.conftest import RunningServer
@@ -24,7 +23,7 @@ from tests.conftest import RunningServer
 @pytest.mark.parametrize(("name", "steps"), [("best", 1), ("best", 4), ("paper", 10)])
 def test_diffusers_loop_makes_our_image(name: str, steps: int, rng: np.random.Generator) -> None:
     system = eager.load(ROOT / "weights" / name, PRESETS[name])
-    lr = network_lr([rng.random((16, 16), dtype=np.float32)], system.preset)
+    lr = rng.random((1, 16, 16), dtype=np.float32)
     found = alternatives.diffusers_loop(system, steps)(lr, [3])
     np.testing.assert_allclose(
         found.images, system.generator(Options.of(system.preset, steps=steps))(lr, [3]).images, atol=1e-2

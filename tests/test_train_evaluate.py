@@ -75,7 +75,7 @@ def test_run_on_the_command_line() -> None:
     assert str(parse_run("ddim:1:noise:mean2:free")) == "DDIM, 1 step, from pure noise, mean of 2, not projected"
     assert parse_run("ddim:4:noise:faithful").faithful
     assert parse_run("ddim:1:noise:area").degradation == "area"
-    assert str(parse_run("ddim:1:noise:area")) == "DDIM, 1 step, from pure noise, told area"
+    assert str(parse_run("ddim:1:noise:area")) == "DDIM, 1 step, from pure noise, degradation area stated"
     assert parse_runtimes("torch,onnx") == ("torch", "onnx")
 
 

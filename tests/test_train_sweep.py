@@ -1,4 +1,4 @@
-"""The sweep: every lead is one change, logged once, and an interrupted sweep goes on where it stopped."""
+"""The sweep: every ablation is one change, logged once, and an interrupted sweep goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def test_an_ablation_that_fails_is_logged_and_the_sweep_goes_on(
     row = dict.fromkeys(sweep.METRICS, 0.5)
     monkeypatch.setattr(sweep, "train_ablation", train_ablation)
     monkeypatch.setattr(sweep, "figures", lambda *_: {"ONNX": row})
-    log = tmp_path / "leads.csv"
+    log = tmp_path / "ablations.csv"
     assert sweep.main(["--data", str(data), "--log", str(log), "--only", "vae-kl"]) == 0
     with open(log, newline="", encoding="utf-8") as file:
-        found = {row["lead"]: row for row in csv.DictReader(file)}
+        found = {row["ablation"]: row for row in csv.DictReader(file)}
     assert found["vae-kl"]["run"] == "failed: the loss is nan at step 3"
     assert found["vae-base"]["seconds"] == "7"
 
@@ -83,20 +83,20 @@ def test_a_sweep_trains_measures_logs_and_continues(
     monkeypatch.setattr(sweep, "STEPS_MEASURED", {"unet": (1,), "tune": (1,)})
     small = {"vae": {"batch": 1, "crop": 64}, "unet": {"batch": 2}, "tune": {"batch": 1, "crop": 64}}
     monkeypatch.setattr(sweep, "BASE", {stage: {**options, "precision": "fp32"} for stage, options in small.items()})
-    log = tmp_path / "leads.csv"
+    log = tmp_path / "ablations.csv"
     command = ["--data", str(data), "--folder", str(tmp_path / "sweep"), "--log", str(log), "--limit", "1"]
     command += ["--device", "cpu", "--only"]
     with patch.dict(PRESETS):
         assert sweep.main([*command, "vae-8ch"]) == 0
         first = log.read_text(encoding="utf-8")
-        assert "unet" not in first, "only the bases that a lead needs"
+        assert "unet" not in first, "only the bases that an ablation needs"
         assert sweep.main([*command, "unet-plain", "tune-same"]) == 0
     assert log.read_text(encoding="utf-8").startswith(first), "what is logged is not run again"
     with open(log, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     expected = ["vae-base", "vae-8ch", "unet-base", "tune-base", "tune-base", "tune-base", "unet-plain"]
     expected += ["tune-same", "tune-same", "tune-same"]
-    assert sorted(row["lead"] for row in rows) == sorted(expected)
+    assert sorted(row["ablation"] for row in rows) == sorted(expected)
     assert all(float(row["lpips_alex"]) > 0 and float(row["seconds"]) >= 0 for row in rows)
     assert {row["run"] for row in rows if row["stage"] == "tune"} == {
         "PyTorch: DDIM, 1 step, from pure noise",

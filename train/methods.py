@@ -51,7 +51,7 @@ class Sampling:
         if self.faithful is not None:
             parts.append("faithful" if self.faithful else "not projected")
         if self.degradation != "auto":
-            parts.append(f"told {self.degradation}")
+            parts.append(f"degradation {self.degradation} stated")
         return ", ".join(parts)
 
 

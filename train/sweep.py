@@ -36,7 +36,7 @@ from train.vae import VAETraining, train_vae
 
 Stage = Literal["vae", "unet", "tune"]
 METRICS = ("lpips_alex", "lpips_vgg", "psnr", "ssim", "lr_error")
-COLUMNS = ("lead", "change", "stage", "steps", "seed", "seconds", "run", *METRICS)
+COLUMNS = ("ablation", "change", "stage", "steps", "seed", "seconds", "run", *METRICS)
 STEPS: dict[Stage, int] = {"vae": 300, "unet": 600, "tune": 240}
 BASE: dict[Stage, dict[str, Any]] = {
     "vae": {
@@ -178,7 +178,7 @@ def done(path: Path) -> set[tuple[str, str, str]]:
     if not path.exists():
         return set()
     with open(path, newline="", encoding="utf-8") as file:
-        return {(row["lead"], row["steps"], row["seed"]) for row in csv.DictReader(file)}
+        return {(row["ablation"], row["steps"], row["seed"]) for row in csv.DictReader(file)}
 
 
 def append(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -210,7 +210,7 @@ def run_sweep(sweep: Sweep, log: Path, only: list[str] | None) -> None:
             continue
         tqdm.write(f"{ablation.name}: {ablation.change}")
         common = {
-            "lead": ablation.name,
+            "ablation": ablation.name,
             "change": ablation.change,
             "stage": ablation.stage,
             "steps": steps,
@@ -237,7 +237,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--data", type=Path, default=Path("data/nih"), help="folder written by train.pairs (default: %(default)s)")
     add("--index", type=Path, help="CSV file with the columns file and patient, for file names without a patient ID")
     add("--folder", type=Path, default=Path("runs/sweep"), help="folder for weights and runs (default: %(default)s)")
-    add("--log", type=Path, default=Path("runs/sweep/leads.csv"), help="CSV file to append to (default: %(default)s)")
+    add(
+        "--log",
+        type=Path,
+        default=Path("runs/sweep/ablations.csv"),
+        help="CSV file to append to (default: %(default)s)",
+    )
     add("--scale", type=float, default=1.0, help="factor on the steps of every stage (default: 1: " + ", ".join(
         f"{steps} for {stage}" for stage, steps in STEPS.items()) + ")")  # fmt: skip
     add("--seed", type=int, default=0, help="random seed of training (default: %(default)s)")

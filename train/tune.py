@@ -54,7 +54,9 @@ class Tuning(Training):
     crop: int = option(192, "side of the squares, in HR pixels")
     sampler_steps: str = option("1,2,4", "numbers of denoising steps to train, in turn")
     lpips: float = option(0.065, "weight of LPIPS (AlexNet) relative to L1")
-    averaged: float = option(1.0, "factor on LPIPS (AlexNet) for clean LR images not made by the protocol")
+    averaged: float = option(
+        1.0, "factor on the AlexNet LPIPS loss of noise-free LR images that another filter than the protocol's made"
+    )
     changed: float = option(1.0, "factor on LPIPS (AlexNet) where noise or compression changed the LR image")
     vgg: float = option(0.01, "weight of LPIPS (VGG16), computed on a subset of samples")
     diversity: float = option(0.12, "weight of the difference between two samples of an image, which is maximised")

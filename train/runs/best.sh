@@ -10,7 +10,7 @@
 # environment variables:
 #
 #   DEVICE     auto (default: a GPU if there is one), cuda, or cpu, which takes a day
-#   RUNS       folder for checkpoints, logs, samples and the sweep's leads.csv (default: runs/best)
+#   RUNS       folder for checkpoints, logs, samples and the sweep's ablations.csv (default: runs/best)
 #   STAGES     stages to run (default: vae unet restore tune doubt presentation ranges calibrate export)
 #   MINUTES    time limit, with a single stage (default: 0, none); used by train/runs/slice.sh
 #   SWEEP      scale of a sweep before the stages (default: 0, no sweep; 10 is for a GPU)
@@ -77,7 +77,7 @@ train() {
 }
 
 if [ "${SWEEP:-0}" != 0 ]; then
-    python -m train.sweep --data "$data" "${index[@]}" --device "$device" --scale "$SWEEP" --folder "$runs/sweep" --log "$runs/leads.csv"
+    python -m train.sweep --data "$data" "${index[@]}" --device "$device" --scale "$SWEEP" --folder "$runs/sweep" --log "$runs/ablations.csv"
 fi
 for stage in $stages; do
     echo "== $stage"
