@@ -56,6 +56,12 @@ MAX_BATCH_PIXELS = MAX_SIDE**2
 UNROLLED_STEPS = 10
 """Denoising steps per call of model ``denoise``."""
 
+MAX_WORK = 2**27
+"""Maximum work of a request: LR pixels × samples × denoising steps over all its images; minutes on two cores."""
+
+MAX_WORK_VARIABLE = "CXR_SUPERRES_MAX_WORK"
+"""Environment variable of the server with another maximum."""
+
 MAX_SAMPLES = 16
 """Maximum samples per image in a request."""
 

@@ -1,8 +1,8 @@
 """Handle failed requests in Python models: error response, log line, failure counter.
 
 Triton's metrics port exposes the counter as
-``cxr_superres_failures_total{model=…, reason="bad_request" | "unavailable" | "internal"}``. No pixels or other contents
-of a request are logged.
+``cxr_superres_failures_total{model=…, reason="bad_request" | "unavailable" | "cancelled" | "internal"}``. No pixels or
+other contents of a request are logged.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ import triton_python_backend_utils as pb_utils
 from pipeline.method.options import InvalidRequest
 
 METRIC = "cxr_superres_failures_total"
-REASONS = ("bad_request", "unavailable", "internal")
+REASONS = ("bad_request", "unavailable", "cancelled", "internal")
 
 
 class Unavailable(Exception):
     """A called model is currently unavailable: it is being unloaded, or the server is stopping."""
+
+
+class Cancelled(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class Failures:
@@ -47,6 +51,9 @@ class Failures:
         elif isinstance(error, Unavailable):
             reason, code = "unavailable", pb_utils.TritonError.UNAVAILABLE
             pb_utils.Logger.log_info(f"{about} cannot be served now: {text}")
+        elif isinstance(error, Cancelled):
+            reason, code = "cancelled", pb_utils.TritonError.CANCELLED
+            pb_utils.Logger.log_info(f"{about} was cancelled by its caller")
         else:
             reason, code = "internal", pb_utils.TritonError.INTERNAL
             pb_utils.Logger.log_error(f"{about} failed:\n{''.join(traceback.format_exception(error))}")

@@ -17,6 +17,7 @@ from pipeline.spec import (
     MAX_SAMPLES,
     MAX_SEED,
     MAX_SIDE,
+    MAX_WORK,
     MIN_SIDE,
     OUTPUTS,
     PIXEL_MM,
@@ -30,6 +31,9 @@ Choice = TypeVar("Choice", bound=str)
 
 STOPPING = "Server not ready"
 """Triton's response while it starts or stops."""
+
+BUSY = "Exceeds maximum queue size"
+"""Triton's response to a request for a model with as many waiting requests as it may have."""
 
 MAX_SHOWN = 60
 """Maximum characters of an invalid value in a message."""
@@ -86,6 +90,19 @@ class Options:
             raise InvalidRequest("'output' is 'mean', which needs 'samples' of 2 or more")
         return options
 
+    def work(self, pixels: int) -> int:
+        """Return the work of an image of ``pixels`` LR pixels; see ``check_work``."""
+        return pixels * self.samples * self.steps
+
+
+def check_work(work: int, limit: int = MAX_WORK) -> None:
+    """Raise InvalidRequest if a request's LR pixels × samples × steps, over all its images, exceed ``limit``."""
+    if work > limit:
+        raise InvalidRequest(
+            f"a request's images × pixels × samples × steps must be at most {limit:,}, got {work:,}: send fewer or "
+            "smaller images, or fewer samples or steps"
+        )
+
 
 def is_not_serving(message: str) -> bool:
     """Whether Triton's message means that the server is starting or stopping, or the model is being loaded or unloaded.
@@ -93,7 +110,8 @@ def is_not_serving(message: str) -> bool:
     The status is not enough: for a model called by another one, it is the same as for any error.
     """
     return any(
-        text in message for text in (STOPPING, "Server is stopping", "is not ready", "Request for unknown model")
+        text in message
+        for text in (STOPPING, "Server is stopping", "is not ready", "Request for unknown model", "Stub process", BUSY)
     )
 
 

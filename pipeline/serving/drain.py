@@ -2,7 +2,8 @@
 
 When stopping, Triton 2.51 refuses calls between its models, so that accepted requests fail, and one stop in twenty
 under load aborts inside its Python backend. Therefore a model that calls others holds a shared lock on a file while it
-works; to stop the server, its supervisor marks that file as closed, then waits for the lock.
+works; to stop the server, its supervisor marks that file as closed, then waits for the lock. What takes too long is
+refused.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 VARIABLE = "CXR_SUPERRES_DOOR"
 """Environment variable of the server with the file's path; without it, models always work."""
+
+
+CLOSED, REFUSING = 1, 2
+"""Sizes of the file, in bytes: new requests are refused, requests in progress too."""
 
 
 class Closed(Exception):
@@ -29,7 +34,11 @@ class Door:
 
     def close(self) -> None:
         """Refuse new requests."""
-        os.ftruncate(self.file, 1)
+        os.ftruncate(self.file, CLOSED)
+
+    def refuse(self) -> None:
+        """Refuse requests in progress too, at their next call of a network."""
+        os.ftruncate(self.file, REFUSING)
 
     def is_idle(self) -> bool:
         """Whether no request is in progress; once closed and idle, this stays true."""
@@ -42,15 +51,18 @@ class Door:
 
 
 @contextlib.contextmanager
-def working() -> Iterator[None]:
+def working() -> Iterator[Callable[[], bool]]:
     """Keep the server from stopping until the block ends; used by models.
+
+    Yields:
+        A function that tells whether the work must be refused before it is finished.
 
     Raises:
         Closed: the server is stopping, or its supervisor is gone.
     """
     path = os.environ.get(VARIABLE)
     if path is None:
-        yield
+        yield lambda: False
         return
     try:
         file = os.open(path, os.O_RDONLY)
@@ -58,8 +70,8 @@ def working() -> Iterator[None]:
         raise Closed from error
     try:
         fcntl.flock(file, fcntl.LOCK_SH)
-        if os.fstat(file).st_size:
+        if os.fstat(file).st_size >= CLOSED:
             raise Closed
-        yield
+        yield lambda: os.fstat(file).st_size >= REFUSING
     finally:
         os.close(file)

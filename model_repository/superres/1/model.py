@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
@@ -20,7 +21,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pipeline.backends.batches import required_input
-from pipeline.backends.failures import Failures, Unavailable
+from pipeline.backends.failures import Cancelled, Failures, Unavailable
 from pipeline.method.options import (
     STOPPING,
     InvalidRequest,
@@ -28,13 +29,14 @@ from pipeline.method.options import (
     check_image,
     check_pixel_mm,
     check_seed,
+    check_work,
     is_not_serving,
 )
-from pipeline.method.upscale import Array, Networks, Result, generator, networks_of, upscale
+from pipeline.method.upscale import Array, Call, Networks, Result, generator, networks_of, upscale
 from pipeline.models import onnx_models, plan_models
 from pipeline.presets import PRESETS, Preset
 from pipeline.serving.drain import Closed, working
-from pipeline.spec import OTHER, UNKNOWN, Model
+from pipeline.spec import MAX_WORK, MAX_WORK_VARIABLE, OTHER, UNKNOWN, Model
 
 OPTIONS = ("steps", "sampler", "start", "samples", "output", "faithful", "degradation", "denoiser")
 
@@ -64,6 +66,8 @@ server_stopping = Event()
 
 READINESS_LIFETIME = 1.0
 """Seconds for which a model's readiness is cached: a query takes 0.1 ms."""
+INTERRUPT_EVERY = 0.2
+"""Minimum seconds between two looks at whether work is still wanted: each takes 0.1 ms per request."""
 readiness: dict[str, tuple[float, bool]] = {}
 """Model ⇒ (time of the last query, its result)."""
 
@@ -116,10 +120,24 @@ def call(model: Model, **inputs: Array) -> tuple[Array, ...]:
     return tuple(pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in outputs)
 
 
-def networks(preset: Preset, denoiser: str) -> Networks:
+def interruptible(network: Call, interrupt: Callable[[], None]) -> Call:
+    """Return a network that first calls ``interrupt``, which raises an error to end the work, unless it just has."""
+    last = time.monotonic()
+
+    def run(**inputs: Array) -> tuple[Array, ...]:
+        nonlocal last
+        if (now := time.monotonic()) - last > INTERRUPT_EVERY:
+            interrupt()
+            last = now
+        return network(**inputs)
+
+    return run
+
+
+def networks(preset: Preset, denoiser: str, interrupt: Callable[[], None]) -> Networks:
     """Return the networks as models of this server: available plans unless ``denoiser`` is "onnx", else ONNX models.
 
-    Prefer a U-Net plan to a fused ONNX model.
+    Prefer a U-Net plan to a fused ONNX model. ``interrupt`` is called between calls, see ``interruptible``.
     """
     models, plans = onnx_models(preset), plan_models(preset)
     calls = {
@@ -128,23 +146,32 @@ def networks(preset: Preset, denoiser: str) -> Networks:
     }
     if calls[models.denoiser.name].args[0] is plans.denoiser and calls[models.fused.name].args[0] is not plans.fused:
         del calls[models.fused.name]
-    return networks_of(models, calls)
+    return networks_of(models, {name: interruptible(network, interrupt) for name, network in calls.items()})
+
+
+def check_wanted(callers: Sequence[Any], must_stop: Callable[[], bool]) -> None:
+    """Raise Unavailable if the server stops now, and Cancelled if no caller waits for the answer any more."""
+    if must_stop():
+        raise Unavailable(STOPPING)
+    if all(caller.is_cancelled() for caller in callers):
+        raise Cancelled("cancelled by the caller")
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self.preset = PRESETS[json.loads(args["model_config"])["parameters"]["preset"]["string_value"]]
+        self.max_work = int(os.environ.get(MAX_WORK_VARIABLE, MAX_WORK))
         self.failures = Failures(args["model_name"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Upscale all images, together if shape and options agree; an error only affects its own requests."""
         try:
-            with working():
-                return self._execute(requests)
+            with working() as must_stop:
+                return self._execute(requests, must_stop)
         except Closed:
             return [self.failures.answer(Unavailable(STOPPING), request, STOPPING) for request in requests]
 
-    def _execute(self, requests: list[Any]) -> list[Any]:
+    def _execute(self, requests: list[Any], must_stop: Callable[[], bool]) -> list[Any]:
         errors: dict[int, Exception] = {}
         groups: dict[Any, list[Job]] = defaultdict(list)
         for index, request in enumerate(requests):
@@ -155,8 +182,9 @@ class TritonPythonModel:
                 errors[index] = error
         results: dict[int, dict[int, Result]] = defaultdict(dict)
         for (_, options), jobs in groups.items():
+            callers = [requests[index] for index in {job.request for job in jobs}]
             try:
-                found = self._upscale(jobs, options)
+                found = self._upscale(jobs, options, partial(check_wanted, callers, must_stop))
             except Exception as error:  # a failure only affects these requests
                 errors.update({job.request: error for job in jobs})
             else:
@@ -164,12 +192,13 @@ class TritonPythonModel:
                     results[job.request][job.row] = result
         return [self._respond(request, errors.get(i), results[i]) for i, request in enumerate(requests)]
 
-    def _upscale(self, jobs: list[Job], options: Options) -> list[Result]:
+    def _upscale(self, jobs: list[Job], options: Options, interrupt: Callable[[], None]) -> list[Result]:
         """Upscale jobs of one shape with the same options."""
+        interrupt()
         return upscale(
             [job.image for job in jobs],
             [job.seed for job in jobs],
-            generator(networks(self.preset, options.denoiser), self.preset, options),
+            generator(networks(self.preset, options.denoiser, interrupt), self.preset, options),
             self.preset,
             options,
             pixel_mm=[job.pixel_mm for job in jobs],
@@ -184,6 +213,7 @@ class TritonPythonModel:
             check_seed(seed or 0)
             pixel_mm = None if mm is None else check_pixel_mm(mm)
             jobs.append(Job(index, row, image, seed or 0, pixel_mm, Options.of(self.preset, *chosen)))
+        check_work(sum(job.options.work(job.image.size) for job in jobs), self.max_work)
         plan = plan_models(self.preset).denoiser
         if any(job.options.denoiser == "trt" for job in jobs) and not is_ready(plan):
             raise InvalidRequest(
