@@ -27,6 +27,7 @@ def infer(
     inputs: Mapping[str, Array],
     outputs: Sequence[str],
     timeout: float | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> tuple[Array, ...]:
     """Return the outputs of a model.
 
@@ -36,11 +37,12 @@ def infer(
         inputs: arrays by tensor name.
         outputs: names of the tensors to return.
         timeout: seconds the server may take.
+        headers: further headers of the call.
 
     Raises:
         InferenceServerException: the server cannot be reached, or refuses or fails the request.
     """
     tensors = infer_inputs(tritonclient.grpc, inputs)
     requested = [tritonclient.grpc.InferRequestedOutput(name) for name in outputs]
-    answer = client.infer(model, tensors, outputs=requested, client_timeout=timeout)
+    answer = client.infer(model, tensors, outputs=requested, client_timeout=timeout, headers=headers)
     return tuple(answer.as_numpy(name) for name in outputs)
