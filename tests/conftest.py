@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,13 +230,14 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
         ready: str = "superres",
         ports: list[int] | None = None,
         runtime: str = "onnxruntime",
+        options: Sequence[str] = ("--open-administration",),
     ) -> RunningServer:
         http, grpc, metrics = ports or free_ports(3)
         log = tmp_path_factory.mktemp("server") / "log"
         command = [
             *(sys.executable, "-m", "pipeline.serve", "--model-repository", str(repository)),
             *(f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"),
-            *(f"--runtime={runtime}", "--", *flags),
+            *(f"--runtime={runtime}", *options, "--", *flags),
         ]
         with open(log, "wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, cwd=ROOT)
@@ -246,6 +247,8 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
         while True:
             assert process.poll() is None, f"the server stopped:\n{log.read_text()[-3000:]}"
             assert time.monotonic() < deadline, f"the server is not ready:\n{log.read_text()[-3000:]}"
+            if not ready and "\nready: " in log.read_text():
+                return server
             try:
                 wait_ready(server, ready)
                 return server

@@ -28,7 +28,7 @@ from pipeline.runtimes import processor
 from pipeline.serving import ServeError, checks, find
 from pipeline.serving.find import Server, runtime_flags
 from pipeline.serving.local_server import free_ports, not_ready
-from pipeline.serving.supervisor import listens, wait_until_listening
+from pipeline.serving.probe import listens, wait_until_listening
 from pipeline.triton_config import config_text
 from tests.conftest import RunningServer, StartServer
 
@@ -298,6 +298,9 @@ def test_a_port_is_taken_by_whoever_would_get_its_connections(address: str, host
 PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
 
 
+LOCAL = dict.fromkeys(PORTS, "127.0.0.1")
+
+
 @pytest.mark.parametrize(
     ("ports", "extra", "message"),
     [
@@ -309,15 +312,13 @@ PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
 )
 def test_port_not_allowed(ports: dict[str, int], extra: list[str], message: str) -> None:
     with pytest.raises(ServeError, match=message):
-        checks.listen_addresses("127.0.0.1", PORTS | ports, extra)
+        checks.listen_addresses(LOCAL, PORTS | ports, extra)
 
 
 def test_flags_behind_the_dashes_say_where_the_server_listens() -> None:
-    assert checks.listen_addresses("127.0.0.1", PORTS, []) == {
-        name: ("127.0.0.1", port) for name, port in PORTS.items()
-    }
+    assert checks.listen_addresses(LOCAL, PORTS, []) == {name: ("127.0.0.1", port) for name, port in PORTS.items()}
     extra = ["--allow-http", "false", "--grpc-port=1", "--grpc-port", "9001", "--metrics-address=0.0.0.0"]
-    assert checks.listen_addresses("127.0.0.1", PORTS, extra) == {
+    assert checks.listen_addresses(LOCAL, PORTS, extra) == {
         "grpc": ("127.0.0.1", 9001),
         "metrics": ("0.0.0.0", 8002),
     }

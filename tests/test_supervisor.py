@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
-from unittest.mock import MagicMock
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from pipeline import ROOT
-from pipeline.presets import BEST
-from pipeline.serving.supervisor import NotReady, upscale_one, wait_until_listening
 from tests.conftest import wait_for
 
 SUPERVISE = """
 import sys
-from pipeline.serving.supervisor import NotReady, supervise
+from pipeline.serving.probe import NotReady
+from pipeline.serving.supervisor import supervise
 
 def check(server):
     if "fails" in sys.argv[1]:
@@ -140,35 +134,64 @@ def test_the_server_ends_with_a_supervisor_that_is_killed(tmp_path: Path) -> Non
     wait_for(ended.exists)
 
 
-def test_a_port_that_another_process_took_meanwhile_is_named() -> None:
-    with subprocess.Popen(["sleep", "60"]) as server, socket.create_server(("127.0.0.1", 0)) as other:
-        taken = other.getsockname()
-        with pytest.raises(NotReady, match=f"port {taken[1]} was taken by another process meanwhile"):
-            wait_until_listening(server, [("127.0.0.1", 1), taken])
-        server.kill()
+COUNT = """
+import sys
+from pathlib import Path
+from pipeline.serving import supervisor
+from pipeline.serving.probe import NotReady
+
+supervisor.PROBE_EVERY = 0.05
+supervisor.MAX_PAUSE = 0.01
+probes = iter(sys.argv[1].split())
+
+def check(server):
+    print("ready", flush=True)
+
+def probe():
+    if next(probes, "right") == "wrong":
+        raise NotReady("no image")
+
+sys.exit(supervisor.supervise(sys.argv[2:], {}, check, restart=True, probe=probe))
+"""
+
+
+def restarting(*command: str, probes: str = "") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", COUNT, probes, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (np.full((1, 256, 256), np.nan), "must be 0–1, got values from nan to nan"),
-        (np.full((1, 256, 256), 1.5), r"must be 0–1, got values from 1\.5 to 1\.5"),
-        (np.zeros((1, 64, 64)), r"becomes one of shape \(64, 64\), not 4 times the size"),
-    ],
+    ("script", "reason"),
+    [("exit 3", "the server ended with status 3"), ("kill -9 $$", "the server ended with signal 9")],
 )
-def test_an_answer_that_cannot_be_right_is_none(
-    answer: NDArray[Any], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    infer = MagicMock(return_value=MagicMock(as_numpy=lambda _: answer))
-    monkeypatch.setattr("tritonclient.grpc.InferenceServerClient.infer", infer)
-    with pytest.raises(NotReady, match=message):
-        upscale_one(("127.0.0.1", 1), BEST)
+def test_a_server_that_ends_is_started_again(tmp_path: Path, script: str, reason: str) -> None:
+    once = f"test -e {tmp_path / 'once'} && exec sleep 60; touch {tmp_path / 'once'}; sleep 0.3; {script}"
+    process = restarting("sh", "-c", once)
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert errors == f"restarting: {reason} (restart 1)\n"
 
 
-def test_a_server_that_does_not_listen_is_given_up() -> None:
-    with subprocess.Popen(["sleep", "60"]) as server:
-        with pytest.raises(NotReady, match=r"not ready after 0\.1 seconds"):
-            wait_until_listening(server, [("127.0.0.1", 1)], 0.1)
-        server.kill()
-        with pytest.raises(NotReady, match=f"stopped with status -{signal.SIGKILL}"):
-            wait_until_listening(server, [("127.0.0.1", 1)])
+@pytest.mark.slow
+def test_a_server_whose_answers_are_wrong_is_started_again() -> None:
+    process = restarting("sleep", "60", probes="right wrong right")
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    assert errors == "restarting: no image (restart 1)\n"
+
+
+def test_a_server_that_ends_again_and_again_is_given_up() -> None:
+    process = restarting("sh", "-c", "sleep 0.02; exit 3")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].startswith("error: the server cannot be restarted: ")

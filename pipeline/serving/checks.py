@@ -18,11 +18,11 @@ from tritonclient.grpc import model_config_pb2 as pb
 from pipeline.models import superres_model
 from pipeline.presets import Preset
 from pipeline.serving import ServeError
-from pipeline.serving.supervisor import Address
+from pipeline.serving.probe import Address
+from pipeline.serving.processes import SHARED_MEMORY
 from pipeline.spec import MAX_SIDE
 from pipeline.triton_config import MODEL_FILE, read_config
 
-SHARED_MEMORY = Path("/dev/shm")
 REGION_MB = 1.05
 """Initial shared memory of each Python process of the server: 1 MiB."""
 LARGE_IMAGES_MB = 250
@@ -126,8 +126,8 @@ def find_host(host: str) -> str:
     return address
 
 
-def listen_addresses(host: str, ports: dict[str, int], extra: Sequence[str]) -> dict[str, Address]:
-    """Return protocol ⇒ address that the server will bind; ``extra`` overrides ``host`` and ``ports``.
+def listen_addresses(hosts: dict[str, str], ports: dict[str, int], extra: Sequence[str]) -> dict[str, Address]:
+    """Return protocol ⇒ address that the server will bind; ``extra`` overrides ``hosts`` and ``ports``.
 
     Raises:
         ServeError: a port is out of range or given twice.
@@ -143,7 +143,7 @@ def listen_addresses(host: str, ports: dict[str, int], extra: Sequence[str]) -> 
         for other, (_, taken) in found.items():
             if taken == int(port):
                 raise ServeError(f"port {port} is given twice: --{other}-port, {flag}")
-        found[protocol] = (flag_value(extra, f"--{protocol}-address") or host, int(port))
+        found[protocol] = (flag_value(extra, f"--{protocol}-address") or hosts[protocol], int(port))
     return found
 
 

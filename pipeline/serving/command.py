@@ -2,55 +2,81 @@
 
 python -m pipeline.serve
 python -m pipeline.serve --http-port 9000 --grpc-port 9001 --metrics-port 9002
-python -m pipeline.serve --host 0.0.0.0    # for all machines that can reach this one, without a password
+python -m pipeline.serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --token-file token
 python -m pipeline.serve --model-repository my/repository -- --log-verbose=1
 python -m pipeline.serve --runtime onnxruntime
 """
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline import ROOT
 from pipeline.command_line import make_parser
 from pipeline.presets import Preset
 from pipeline.serving import ServeError
+from pipeline.serving.access import KEY, Access, find_access
 from pipeline.serving.checks import (
     PROTOCOLS,
     check_ports,
     check_repository,
     check_shared_memory,
     find_host,
+    flag_value,
     listen_addresses,
     why_unchecked,
 )
 from pipeline.serving.find import RUNTIMES, Server, find_server, plain_path, runtime_flags
-from pipeline.serving.supervisor import Address, NotReady, supervise, upscale_one, wait_until_listening
+from pipeline.serving.probe import OPEN, Address, NotReady, upscale_one, wait_until_listening
+from pipeline.serving.processes import region_prefix, remove_leftovers
+from pipeline.serving.supervisor import supervise
+from pipeline.spec import MAX_WORK, MAX_WORK_VARIABLE
 from pipeline.triton_config import preset_of
 
 REPOSITORY = ROOT / "model_repository" if (ROOT / "model_repository").is_dir() else Path("model_repository")
 """Model repository of this clone or, when installed, of the current directory."""
+LOCALHOST = "127.0.0.1"
+PYTHON_BACKENDS = ("python", "onnxruntime", "openvino", "tensorrt")
+"""Backends whose models are Python processes in the wheel's server."""
+EXIT_TIMEOUT = 2
+"""Seconds that Triton waits for requests in progress when it stops; the supervisor has done so before."""
 TOLERANT = ("--exit-on-error=false", "--strict-readiness=false")
 """Flags that keep the rest of the repository available if a plan fails to load."""
 
 
-def command_line(server: Server, repository: Path, host: str, ports: dict[str, int], extra: Sequence[str]) -> list[str]:
+def command_line(
+    server: Server, repository: Path, hosts: Mapping[str, str], ports: Mapping[str, int], extra: Sequence[str]
+) -> list[str]:
     """Return the server's command line."""
     return [
         str(server.binary),
         f"--model-repository={repository}",
-        *(f"--{protocol}-address={host}" for protocol in ports),
+        *(f"--{protocol}-address={hosts[protocol]}" for protocol in ports),
         *(f"--{protocol}-port={port}" for protocol, port in ports.items()),
+        *(f"--backend-config={backend},shm-region-prefix-name={region_prefix()}" for backend in PYTHON_BACKENDS),
+        f"--exit-timeout-secs={EXIT_TIMEOUT}",
         *server.flags,
         *extra,
     ]
 
 
-def when_ready(server: subprocess.Popen[bytes], addresses: dict[str, Address], preset: Preset) -> str:
+def printable(words: Sequence[str], secrets: Sequence[str]) -> str:
+    """Return a command line without what must not be printed, such as tokens."""
+    text = shlex.join(words)
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return re.sub(rf"({KEY}=Bearer )[0-9a-f]{{64}}", r"\1***", text)
+
+
+def when_ready(
+    server: subprocess.Popen[bytes], addresses: dict[str, Address], preset: Preset, access: Access = OPEN
+) -> str:
     """Wait until the server is ready and return a message about it.
 
     Raises:
@@ -58,7 +84,7 @@ def when_ready(server: subprocess.Popen[bytes], addresses: dict[str, Address], p
     """
     wait_until_listening(server, list(addresses.values()))
     try:
-        seconds = upscale_one(addresses["grpc"], preset)
+        seconds = upscale_one(addresses["grpc"], preset, access)
     except NotReady as error:
         raise NotReady(f"the server is not ready: {error}") from error
     where = ", ".join(
@@ -66,6 +92,22 @@ def when_ready(server: subprocess.Popen[bytes], addresses: dict[str, Address], p
     )
     side = preset.data.lr_size
     return f"ready: {where} (a {side}×{side} image took {seconds:.2f} s)"
+
+
+def is_local(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback
+
+
+def probe_running(host: str, port: int, preset: Preset, access: Access) -> int:
+    """Upscale a test image on a running server and print the outcome; return the command's status."""
+    where = LOCALHOST if ipaddress.ip_address(host).is_unspecified else host
+    try:
+        seconds = upscale_one((where, port), preset, access)
+    except NotReady as error:
+        print(f"error: the server at {where}:{port} is not ready: {error}", file=sys.stderr)
+        return 1
+    print(f"ready: a {preset.data.lr_size}×{preset.data.lr_size} image took {seconds:.2f} s")
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,8 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     add(
         "--host",
         default="127.0.0.1",
-        help="IPv4 address to listen on; there is no password, so 0.0.0.0 serves anyone who can reach this machine "
-        "(default: %(default)s, this machine only)",
+        help="IPv4 address on which gRPC listens, such as 0.0.0.0 for all of this machine's; HTTP and metrics listen "
+        "on 127.0.0.1, for a proxy in front (default: %(default)s, this machine only)",
     )
     add("--http-port", type=int, default=8000, help="default: %(default)s")
     add("--grpc-port", type=int, default=8001, help="default: %(default)s")
@@ -99,16 +141,55 @@ def main(argv: list[str] | None = None) -> int:
         action="store_false",
         help="do not upscale a test image before reporting the server ready",
     )
+    add("--tls-cert", type=Path, metavar="PEM", help="certificate of this server, for gRPC by TLS")
+    add("--tls-key", type=Path, metavar="PEM", help="unencrypted key of the certificate")
+    add(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with a token that callers must send (default: anyone who reaches the server may upscale)",
+    )
+    add(
+        "--admin-token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with a token for model control, shared memory, statistics, trace and logging (default: closed)",
+    )
+    add(
+        "--open-administration",
+        action="store_true",
+        help="leave administration open to every caller: for measurements on this machine",
+    )
+    add(
+        "--probe",
+        action="store_true",
+        help="start nothing: upscale a test image on the server that listens at these ports; status 0 if it is right",
+    )
+    add(
+        "--max-work",
+        type=int,
+        default=MAX_WORK,
+        metavar="N",
+        help="maximum images × LR pixels × samples × steps per request (default: %(default)s, minutes on two cores)",
+    )
     add("extra", nargs="*", metavar="-- FLAG", help="any tritonserver flag")
     args = parser.parse_args(argv)
     ports = {protocol: getattr(args, f"{protocol}_port") for protocol in PROTOCOLS}
     try:
+        access = find_access(
+            args.tls_cert, args.tls_key, args.token_file, args.admin_token_file, args.open_administration
+        )
+        if args.probe:
+            return probe_running(find_host(args.host), args.grpc_port, preset_of(args.model_repository), access)
+        if args.max_work < 1:
+            raise ServeError(f"--max-work must be at least 1, got {args.max_work}")
         models = check_repository(args.model_repository)
         server = find_server()
         preset = preset_of(args.model_repository)
         flags = runtime_flags(args.runtime, server, preset)
         host = find_host(args.host)
-        addresses = listen_addresses(host, ports, args.extra)
+        hosts = {"grpc": host, "http": LOCALHOST, "metrics": LOCALHOST}
+        addresses = listen_addresses(hosts, ports, args.extra)
         check_ports(addresses)
         check_shared_memory(args.model_repository, args.extra)
         repository = plain_path(args.model_repository)
@@ -116,18 +197,43 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     tolerant = TOLERANT if any(model.backend == "tensorrt" for model in models) else ()
-    command = command_line(server, repository, host, ports, [*flags, *tolerant, *args.extra])
+    command = command_line(server, repository, hosts, ports, [*flags, *access.flags(), *tolerant, *args.extra])
+    server.environment[MAX_WORK_VARIABLE] = str(args.max_work)
     settings = [f"{name}={value}" for name, value in server.environment.items()]
-    print("starting: " + shlex.join(["env", *settings, *command]), flush=True)
+    print("starting: " + printable(["env", *settings, *command], access.secrets()), flush=True)
+    if not is_local(host) and (access.token is None or access.certificate is None):
+        missing = " and ".join(
+            name for name, found in (("--token-file", access.token), ("--tls-cert", access.certificate)) if not found
+        )
+        print(
+            f"warning: anyone who reaches {host}:{addresses['grpc'][1]} may upscale or listen in: give {missing}, or "
+            "put a proxy in front",
+            file=sys.stderr,
+            flush=True,
+        )
+    if any(left := remove_leftovers()):
+        print(
+            f"removed {left[0]} processes and {left[1]} shared memory regions of servers that were killed", flush=True
+        )
     unchecked = why_unchecked(models, preset, args.extra)
 
     def check(process: subprocess.Popen[bytes]) -> str | None:
         if not args.check:
             return None
-        return f"not checked: {unchecked}" if unchecked else when_ready(process, addresses, preset)
+        return f"not checked: {unchecked}" if unchecked else when_ready(process, addresses, preset, access)
+
+    def probe() -> None:
+        upscale_one(addresses["grpc"], preset, access)
 
     try:
-        return supervise(command, server.environment, check)
+        return supervise(
+            command,
+            server.environment,
+            check,
+            restart=args.check,
+            probe=probe if args.check and not unchecked else None,
+            keeps_models=args.check and (flag_value(args.extra, "--model-control-mode") or "none") == "none",
+        )
     except OSError as error:
         print(f"error: cannot run '{server.binary}': {error.strerror}", file=sys.stderr)
         return 1

@@ -15,9 +15,11 @@ import tritonclient.grpc
 
 from pipeline import ROOT
 from pipeline.models import superres_model
-from pipeline.serving.supervisor import EXIT_LIMIT, NotReady, upscale_one, wait_until_listening
+from pipeline.serving.probe import NotReady, upscale_one, wait_until_listening
 from pipeline.triton_config import preset_of
 
+EXIT_LIMIT = 30
+"""Maximum seconds for a server to end with all its processes."""
 START_LIMIT = 120
 """Seconds until a server must accept connections; on a GPU, plans and graphs are loaded first."""
 
@@ -61,7 +63,7 @@ def running_server(
     with open(log, "w") as file:
         # a separate session, so that Ctrl-C only reaches this process, which then stops the server properly
         server = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.serve", "--no-check", *options, *flags],
+            [sys.executable, "-m", "pipeline.serve", "--no-check", "--open-administration", *options, *flags],
             stdout=file,
             stderr=file,
             start_new_session=True,

@@ -1,154 +1,80 @@
-"""Supervise a server as a child process: start it, check it with a test image, forward signals, clean up."""
+"""Supervise a server as a child process: start it, check it with test images, restart it, forward signals, clean up.
+
+Triton never restarts the process of a Python model that died: every request of that model fails from then on, while the
+server calls itself ready. So the whole server is restarted, once what can be answered has been.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import tritonclient.grpc
-from tritonclient.utils import InferenceServerException
-
-from pipeline.interrupts import uninterrupted
-from pipeline.models import superres_model
-from pipeline.presets import Preset
-from pipeline.remote import infer
 from pipeline.serving.drain import Door
-from pipeline.spec import SCALE
+from pipeline.serving.probe import NotReady
+from pipeline.serving.processes import (
+    ORPHANS_LIMIT,
+    adopt_orphans,
+    end_orphans,
+    is_dead,
+    model_processes,
+    region_prefix,
+    remove_leftovers,
+    start,
+)
 
-Address = tuple[str, int]
-
-ANSWER_LIMIT = 60
-"""Maximum seconds for the test image."""
-DRAIN_LIMIT = 25
-"""Maximum seconds for requests in progress to finish before stopping the server."""
-EXIT_LIMIT = 60
-"""Maximum seconds for the server to exit; Triton itself gives requests in progress another 30."""
+DRAIN_LIMIT = 4.0
+"""Maximum seconds for requests in progress to finish before those that are left are refused."""
+REFUSE_LIMIT = 2.0
+"""Maximum seconds for models to refuse what is left, before stopping the server."""
+SEND_LIMIT = 0.2
+"""Seconds to send answers before killing a server."""
+EXIT_LIMIT = 4.0
+"""Maximum seconds for the server to exit after a signal, before it is killed."""
 POLL = 0.02
-"""Seconds between two checks of a starting server."""
-ORPHANS_LIMIT = 2
-"""Seconds that the server's child processes may outlive it."""
+"""Seconds between two checks of a stopping server."""
+WATCH_EVERY = 0.5
+"""Seconds between two checks of the server's processes."""
+PROBE_EVERY = 5.0
+"""Seconds between two test images."""
+MAX_ATTEMPTS = 5
+"""Maximum consecutive starts without a server that stays ready for ``STABLE`` seconds."""
+STABLE = 60.0
+MAX_PAUSE = 8.0
+"""Maximum seconds between two starts; the first pause is 0, and the next ones double from 1."""
+RESTARTS = "CXR_SUPERRES_RESTARTS"
+"""Environment variable of the server with the number of restarts by reason, such as ``process=2 server=1``."""
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-class NotReady(Exception):
-    """The server is not ready; the message states the reason, quoting the server if possible."""
+@dataclass
+class Run:
+    """One run of the server, from its start to its end."""
+
+    server: subprocess.Popen[bytes]
+    door: Door
+    ready: threading.Event = field(default_factory=threading.Event)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    failures: list[NotReady] = field(default_factory=list)
+    models: dict[int, str] = field(default_factory=dict)
+    """Process ID ⇒ model, of the processes that must not end while the server is ready."""
+    began: float = field(default_factory=time.monotonic)
 
 
-def listens(address: Address) -> bool:
-    """Whether the address accepts connections; 0.0.0.0 means this machine."""
-    try:
-        socket.create_connection(address, timeout=1).close()
-    except OSError:
-        return False
-    return True
+@dataclass(frozen=True)
+class Problem:
+    """Why a server must be restarted."""
 
-
-def wait_until_listening(
-    server: subprocess.Popen[bytes], addresses: Sequence[Address], limit: float = math.inf
-) -> None:
-    """Wait until the server accepts connections at all addresses, which Triton does once its models are loaded.
-
-    Args:
-        server: process of the server or its supervisor.
-        addresses: addresses in the order in which Triton opens them: gRPC, HTTP, metrics.
-        limit: maximum seconds to wait.
-
-    Raises:
-        NotReady: the server ends, takes longer, or another process takes a port.
-    """
-    deadline = time.monotonic() + limit
-    while True:
-        # the last is checked first: if it is open and an earlier one then is not, it is not the server's
-        open_ = [listens(address) for address in reversed(addresses)][::-1]
-        if all(open_):
-            return
-        if server.poll() is not None:
-            raise NotReady(f"the server stopped with status {server.returncode}")
-        if any(open_[open_.index(False) :]):
-            port = addresses[open_.index(True, open_.index(False))][1]
-            raise NotReady(f"port {port} was taken by another process meanwhile")
-        if time.monotonic() > deadline:
-            raise NotReady(f"the server is not ready after {limit:g} seconds")
-        time.sleep(POLL)
-
-
-def upscale_one(address: Address, preset: Preset) -> float:
-    """Upscale a test image of the usual shape with model ``superres``; return the seconds it takes.
-
-    Raises:
-        NotReady: the request fails, or the result is invalid.
-    """
-    side, (host, port) = preset.data.lr_size, address
-    image = np.tile(np.linspace(0, 1, side, dtype=np.float32), (1, side, 1))
-    began = time.monotonic()
-    # never use a proxy for a local server
-    arguments = [("grpc.enable_http_proxy", 0)]
-    with uninterrupted():  # tritonclient cannot be deleted half made
-        client = tritonclient.grpc.InferenceServerClient(f"{host}:{port}", channel_args=arguments)
-    with client:
-        try:
-            (upscaled,) = infer(client, superres_model(preset).name, {"image": image}, ["upscaled"], ANSWER_LIMIT)
-        except InferenceServerException as error:
-            raise NotReady(f"a {side}×{side} image fails: {' '.join(error.message().split())}") from error
-    if upscaled.shape != (1, SCALE * side, SCALE * side):
-        raise NotReady(f"a {side}×{side} image becomes one of shape {upscaled.shape[1:]}, not {SCALE} times the size")
-    low, high = upscaled.min(), upscaled.max()
-    if not (low >= 0 and high <= 1):  # NaN is neither
-        raise NotReady(f"the result of a {side}×{side} image must be 0–1, got values from {low:g} to {high:g}")
-    return time.monotonic() - began
-
-
-def start(command: Sequence[str | Path], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a server that terminates when this process ends for any reason, with no blocked signals.
-
-    Raises:
-        OSError: the server cannot be run.
-    """
-    libc, parent = ctypes.CDLL(None), os.getpid()
-
-    def before_exec() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-    return subprocess.Popen(command, env={**os.environ, **environment}, preexec_fn=before_exec)
-
-
-def children() -> list[int]:
-    """Return the process IDs of this process's children."""
-    return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
-
-
-def end_orphans() -> None:
-    """End orphaned processes of an ended server: those of models that were still loading can hang."""
-    deadline = time.monotonic() + ORPHANS_LIMIT
-    while left := children():
-        if time.monotonic() > deadline:
-            for pid in left:
-                os.kill(pid, signal.SIGKILL)
-        os.waitpid(-1, os.WNOHANG)
-        time.sleep(POLL)
-
-
-def terminate(server: subprocess.Popen[bytes]) -> None:
-    """Terminate a server, killing it if that takes too long."""
-    server.terminate()
-    try:
-        server.wait(EXIT_LIMIT)
-    except subprocess.TimeoutExpired:
-        server.kill()
+    reason: str
+    """"server" (it ended), "process" (a model's process died) or "answer" (a test image failed)."""
+    text: str
 
 
 def next_signal(server: subprocess.Popen[bytes], limit: float = math.inf) -> int | None:
@@ -164,61 +90,156 @@ def next_signal(server: subprocess.Popen[bytes], limit: float = math.inf) -> int
     return None
 
 
+def pause(limit: float) -> int | None:
+    """Wait for the next SIGINT or SIGTERM for at most ``limit`` seconds, with no server."""
+    received = signal.sigtimedwait(SIGNALS - {signal.SIGCHLD}, limit)
+    return received.si_signo if received else None
+
+
+def ending(server: subprocess.Popen[bytes]) -> str:
+    """Describe how the server ended."""
+    status = server.returncode
+    return f"signal {-status}" if status < 0 else f"status {status}"
+
+
+def end(run: Run, number: int = signal.SIGTERM, drain: float = DRAIN_LIMIT) -> None:
+    """Finish or refuse requests in progress, stop the server by a signal, and remove everything that is left of it."""
+    run.stopping.set()
+    run.door.close()
+    impatient = False
+    for limit, refuse in ((drain, run.door.refuse), (REFUSE_LIMIT, None)):
+        deadline = time.monotonic() + limit
+        while not (run.door.is_idle() or impatient) and run.server.poll() is None and time.monotonic() < deadline:
+            impatient = next_signal(run.server, POLL) is not None
+        if refuse:
+            refuse()
+    if number == signal.SIGKILL:
+        time.sleep(SEND_LIMIT)
+    run.server.send_signal(number)
+    try:
+        run.server.wait(EXIT_LIMIT)
+    except subprocess.TimeoutExpired:
+        run.server.kill()
+        run.server.wait()
+    end_orphans(0 if run.server.returncode == -signal.SIGKILL else ORPHANS_LIMIT)
+    prefix = region_prefix()
+    remove_leftovers(lambda name: name.startswith(prefix))
+
+
+def watch(run: Run, keeps_models: bool) -> Problem | int | None:
+    """Return the problem of a server that was ready, the next signal, or None if it ended or failed before that.
+
+    ``keeps_models``: whether the server never unloads a model, which ends its processes.
+    """
+    while True:
+        if number := next_signal(run.server, WATCH_EVERY):
+            return number
+        if run.server.poll() is not None:
+            return Problem("server", f"the server ended with {ending(run.server)}") if run.ready.is_set() else None
+        if run.failures:
+            return Problem("answer", str(run.failures[0])) if run.ready.is_set() else None
+        if keeps_models and run.ready.is_set():
+            if dead := [model for pid, model in run.models.items() if is_dead(pid)]:
+                return Problem("process", f"a process of model '{dead[0]}' died")
+            run.models |= model_processes(run.server.pid)
+
+
+def begin(
+    command: Sequence[str | Path],
+    environment: Mapping[str, str],
+    check: Callable[[subprocess.Popen[bytes]], str | None],
+    probe: Callable[[], object] | None,
+) -> tuple[Run, threading.Thread]:
+    """Start a server and a thread that checks it until it stops."""
+    door = Door()
+    run = Run(start(command, {**environment, **door.environment}), door)
+
+    def observe() -> None:
+        try:
+            line = check(run.server)
+            run.models = model_processes(run.server.pid)
+            run.ready.set()
+            if line and not run.stopping.is_set():
+                print(line, flush=True)
+            while probe and not run.stopping.wait(PROBE_EVERY):
+                probe()
+        except NotReady as error:
+            if run.server.poll() is None and not run.stopping.is_set():
+                run.failures.append(error)
+
+    observer = threading.Thread(target=observe, daemon=True)
+    observer.start()
+    return run, observer
+
+
 def supervise(
     command: Sequence[str | Path],
     environment: Mapping[str, str],
     check: Callable[[subprocess.Popen[bytes]], str | None],
+    *,
+    restart: bool = False,
+    probe: Callable[[], object] | None = None,
+    keeps_models: bool = True,
 ) -> int:
     """Run a server in the foreground, sharing this process's output, until it and its child processes have ended.
 
-    The first SIGINT or SIGTERM is forwarded once requests in progress have finished (``pipeline.serving.drain``), or
-    immediately after a second one. Ctrl-C also reaches the server directly.
+    The first SIGINT or SIGTERM is forwarded once requests in progress have finished or, after ``DRAIN_LIMIT`` seconds,
+    been refused (``pipeline.serving.drain``); a second one is forwarded immediately. Ctrl-C also reaches the server
+    directly.
 
     Args:
         command: the server's command line.
         environment: additional environment variables.
         check: wait until the server is ready and return a line to print; raise NotReady.
+        restart: whether to restart a server that was ready and ends, loses a model's process, or fails ``probe``.
+        probe: called every ``PROBE_EVERY`` seconds; raises NotReady.
+        keeps_models: whether the server never unloads a model, so that a model's process that ends has died.
 
     Returns:
-        The server's exit status, 128 + n if ended by signal n; 1 if stopped because it was not ready.
+        The server's exit status, 128 + n if ended by signal n; 1 if stopped because it was not ready, or if it cannot
+        be restarted.
 
     Raises:
         OSError: the server cannot be run.
     """
     # blocked in every thread from here on, so that no signal is lost while nobody waits for it
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    door = Door()
-    server = start(command, {**environment, **door.environment})
-    stopping, failures = threading.Event(), []
+    adopt_orphans()
+    restarts: Counter[str] = Counter()
+    attempts = 0
+    while True:
+        counts = " ".join(f"{reason}={count}" for reason, count in sorted(restarts.items()))
+        run, observer = begin(command, {**environment, RESTARTS: counts}, check, probe)
+        found = watch(run, keeps_models)
+        ended = run.server.poll() is not None
+        if isinstance(found, Problem):
+            end(run, signal.SIGKILL, DRAIN_LIMIT / 2)  # it may not be able to stop by itself
+        else:
+            end(run, found or signal.SIGTERM)
+        observer.join(1)
+        if isinstance(found, int):
+            return exit_status(run.server)
+        if not restart or (found is None and not restarts):
+            if run.failures and not ended:
+                print(f"error: {run.failures[0]}", file=sys.stderr)
+                return 1
+            if run.server.returncode:
+                print(f"error: the server ended with {ending(run.server)}; see its messages above", file=sys.stderr)
+            return exit_status(run.server)
+        attempts = 1 if time.monotonic() - run.began > STABLE else attempts + 1
+        text = found.text if found else str(run.failures[0] if run.failures else f"it ended with {ending(run.server)}")
+        if attempts > MAX_ATTEMPTS:
+            print(f"error: the server cannot be restarted: {text}", file=sys.stderr)
+            return 1
+        if found:
+            restarts[found.reason] += 1
+        wait = 0.0 if attempts == 1 else min(MAX_PAUSE, 2.0 ** (attempts - 2))
+        later = f" in {wait:g} s" if wait else ""
+        print(f"restarting{later}: {text} (restart {sum(restarts.values())})", file=sys.stderr, flush=True)
+        if wait and (number := pause(wait)):
+            return 128 + number
 
-    def watch() -> None:
-        try:
-            line = check(server)
-            if line and not stopping.is_set():
-                print(line, flush=True)
-        except NotReady as error:
-            if server.poll() is None and not stopping.is_set():
-                failures.append(error)
-                terminate(server)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    if number := next_signal(server):
-        stopping.set()
-        door.close()
-        deadline = time.monotonic() + DRAIN_LIMIT
-        while not door.is_idle() and time.monotonic() < deadline and not next_signal(server, POLL):
-            pass
-        server.send_signal(number)
-    server.wait()
-    watcher.join()
-    end_orphans()
-    status = server.returncode
-    if failures:
-        print(f"error: {failures[0]}", file=sys.stderr)
-        return 1
-    if status and not stopping.is_set():
-        how = f"signal {-status}" if status < 0 else f"status {status}"
-        print(f"error: the server ended with {how}; see its messages above", file=sys.stderr)
-    return 128 - status if status < 0 else status
+def exit_status(server: subprocess.Popen[bytes]) -> int:
+    """Return the server's status as a shell would."""
+    return 128 - server.returncode if server.returncode < 0 else server.returncode

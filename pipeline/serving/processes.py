@@ -1,0 +1,142 @@
+"""Processes of a server, and what they leave behind.
+
+Triton's Python models are processes with shared memory of their own, and a server that is killed leaves both. They
+carry a name that tells which supervisor they belong to, so that the next start removes what belongs to nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")
+STUB = "triton_python_backend_stub"
+"""Name of the program that runs a Python model."""
+NAMESPACE = Path("/proc/self/ns/pid")
+ORPHANS_LIMIT = 2
+"""Seconds that the server's child processes may outlive it."""
+POLL = 0.02
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def start(command: Sequence[str | Path], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a server that terminates when this process ends for any reason, with no blocked signals.
+
+    Raises:
+        OSError: the server cannot be run.
+    """
+    libc, parent = ctypes.CDLL(None), os.getpid()
+
+    def before_exec() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    return subprocess.Popen(command, env={**os.environ, **environment}, preexec_fn=before_exec)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of processes whose parent ends."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def children(pid: int | str = "self") -> list[int]:
+    """Return the process IDs of a process's children."""
+    found = []
+    with contextlib.suppress(OSError):  # the process has ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # the thread has ended
+                found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def end_orphans(limit: float = ORPHANS_LIMIT) -> None:
+    """End orphaned processes of an ended server: those of models that were still loading can hang.
+
+    Processes whose server was killed do not end by themselves: for them, ``limit`` is best 0.
+    """
+    deadline = time.monotonic() + limit
+    while left := children():
+        if time.monotonic() > deadline:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+        os.waitpid(-1, os.WNOHANG)
+        time.sleep(POLL)
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat after the name, empty if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def model_processes(server: int) -> dict[int, str]:
+    """Return process ID ⇒ model of the server's Python models that run."""
+    found = {}
+    for pid in children(server):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            if Path(words[0]).name == STUB and len(words) > 1:
+                found[pid] = Path(words[1]).parent.parent.name
+    return found
+
+
+def is_dead(pid: int) -> bool:
+    """Whether a child of the server is gone, or has ended and the server does not know."""
+    return _stat(pid)[:1] in ([], ["Z"])
+
+
+def region_prefix() -> str:
+    """Return the beginning of the names of this supervisor's regions of shared memory.
+
+    It holds the namespace of process IDs, in which alone they mean something: containers may share /dev/shm.
+    """
+    return f"cxr-superres-{NAMESPACE.stat().st_ino}-{os.getpid()}-{_stat(os.getpid())[19]}-"
+
+
+def _belongs_to_nobody(name: str) -> bool:
+    """Whether a region's name tells that it belongs to a supervisor that has ended."""
+    match = re.match(r"cxr-superres-(\d+)-(\d+)-(\d+)-", name)
+    if match is None or int(match[1]) != NAMESPACE.stat().st_ino:
+        return False
+    return _stat(int(match[2]))[19:20] != [match[3]]
+
+
+def _commands() -> Iterator[tuple[int, list[str]]]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield int(path.parent.name), path.read_bytes().decode(errors="replace").split("\0")
+
+
+def remove_leftovers(is_left: Callable[[str], bool] = _belongs_to_nobody) -> tuple[int, int]:
+    """Kill model processes and remove regions of shared memory that belong to nobody.
+
+    Args:
+        is_left: whether a region's name marks it, and the process that uses it, as left behind.
+
+    Returns:
+        The number of processes and of regions. What belongs to other users stays.
+    """
+    processes = regions = 0
+    for pid, words in _commands():
+        if Path(words[0]).name == STUB and any(map(is_left, words)):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+                processes += 1
+    with contextlib.suppress(OSError):
+        for path in SHARED_MEMORY.iterdir():
+            if is_left(path.name):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    regions += 1
+    return processes, regions
