@@ -1,0 +1,78 @@
+"""Load on a server while a fault happens, and what became of every image."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from benchmarks.faults.server import Server, wait_until
+from client import Client, UpscaleError
+
+CLIENTS = 4
+IMAGE = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+
+
+@dataclass
+class Row:
+    """What happened in a scenario."""
+
+    name: str
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """"right", "wrong" or "refused: REASON" ⇒ images."""
+    recovered: float | None = None
+    """Seconds from the fault to the next answer to a request that was sent after it."""
+    memory: tuple[float, float] | None = None
+    """MB before and after."""
+    note: str = ""
+    good: bool = True
+
+    @property
+    def lost(self) -> int:
+        return self.outcomes["wrong"] + self.outcomes["lost"]
+
+
+def load(server: Server, row: Row, seconds: float, fault: Callable[[], object]) -> None:
+    """Upscale with several clients; cause the fault after a quarter of the time."""
+    stop = threading.Event()
+    answers: list[tuple[float, float]] = []
+    lock = threading.Lock()
+    with Client(server.url, wait=60) as first:
+        expected = first.upscale(IMAGE, seed=1).image
+
+    def work() -> None:
+        with Client(server.url, wait=60) as client:
+            while not stop.is_set():
+                began = time.monotonic()
+                try:
+                    outcome = "right" if np.array_equal(client.upscale(IMAGE, seed=1).image, expected) else "wrong"
+                except UpscaleError as error:
+                    outcome = f"refused: {type(error).__name__}"
+                except Exception as error:  # an answer that is none
+                    outcome = f"lost: {type(error).__name__}"
+                with lock:
+                    row.outcomes[outcome] += 1
+                    answers.append((began, time.monotonic()))
+
+    before = server.memory_mb()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        futures = [pool.submit(work) for _ in range(CLIENTS)]
+        time.sleep(seconds / 4)
+        at = time.monotonic()
+        try:
+            fault()
+            time.sleep(3 * seconds / 4)
+            wait_until(lambda: any(began > at for began, _ in answers), 60)
+        finally:
+            stop.set()
+        for future in futures:
+            future.result()
+    later = sorted(end - at for began, end in answers if end > at)
+    gaps = [b - a for a, b in zip([0.0, *later], later, strict=False)]
+    row.recovered = max(gaps)
+    row.memory = before, server.memory_mb()
