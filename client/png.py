@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,14 @@ from PIL import Image as PILImage
 from PIL import PngImagePlugin
 
 from client.formats.source import FileError
-from pipeline.atomic import atomic_write
+from pipeline.atomic import atomic_write, remove_unfinished
 from pipeline.method.images import Image, to_integers
+
+
+@cache
+def tidy(folder: Path) -> None:
+    """Remove what killed processes left in a folder, the first time that this process writes there."""
+    remove_unfinished(folder)
 
 
 def write_png(path: Path, image: Image | PILImage.Image, bits: int = 8, text: dict[str, Any] | None = None) -> None:
@@ -25,6 +32,7 @@ def write_png(path: Path, image: Image | PILImage.Image, bits: int = 8, text: di
         info.add_text(key, str(value))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        tidy(path.parent)
         with atomic_write(path) as partial:
             picture.save(partial, format="PNG", pnginfo=info)
     except OSError as error:
