@@ -28,6 +28,7 @@ def infer(
     outputs: Sequence[str],
     timeout: float | None = None,
     headers: Mapping[str, str] | None = None,
+    request_id: str = "",
 ) -> tuple[Array, ...]:
     """Return the outputs of a model.
 
@@ -38,11 +39,14 @@ def infer(
         outputs: names of the tensors to return.
         timeout: seconds the server may take.
         headers: further headers of the call.
+        request_id: ID of the request in the server's log.
 
     Raises:
         InferenceServerException: the server cannot be reached, or refuses or fails the request.
     """
     tensors = infer_inputs(tritonclient.grpc, inputs)
     requested = [tritonclient.grpc.InferRequestedOutput(name) for name in outputs]
-    answer = client.infer(model, tensors, outputs=requested, client_timeout=timeout, headers=headers)
+    answer = client.infer(
+        model, tensors, outputs=requested, client_timeout=timeout, headers=headers, request_id=request_id
+    )
     return tuple(answer.as_numpy(name) for name in outputs)

@@ -62,6 +62,27 @@ MAX_WORK = 2**27
 MAX_WORK_VARIABLE = "CXR_SUPERRES_MAX_WORK"
 """Environment variable of the server with another maximum."""
 
+MAX_QUEUE, QUEUE_TIMEOUT = 128, 600
+"""Maximum requests that wait for a model, and seconds that one waits for ``superres``; more are refused at once."""
+
+PRIORITIES = {"interactive": 1, "bulk": 2}
+"""Priority ⇒ Triton's level: a waiting interactive request overtakes all bulk ones."""
+
+INSTANCES = 2
+"""Processes of ``superres``: images of different shapes or options run concurrently."""
+RESTARTS_VARIABLE = "CXR_SUPERRES_RESTARTS"
+"""Environment variable of the server with its restarts by reason, such as ``process=2 server=1``."""
+MODEL_VARIABLE = "CXR_SUPERRES_MODEL"
+"""Environment variable of the server with the model hash."""
+PROBE = "cxr-superres-probe"
+"""ID of the supervisor's requests."""
+CACHE_VARIABLE = "CXR_SUPERRES_CACHE_MB"
+"""Environment variable of the server with the memory for results of earlier requests, in MB; 0: none."""
+AUDIT_VARIABLE = "CXR_SUPERRES_AUDIT"
+"""Environment variable of the server with the file of one JSON line per result."""
+CALLER = "cxr-caller"
+"""Header, and parameter of a request, with the name of the token that a proxy accepted."""
+
 MAX_SAMPLES = 16
 """Maximum samples per image in a request."""
 

@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from pipeline.command_line import make_parser
 from pipeline.models import models, onnx_models, plan_models
 from pipeline.presets import DEFAULT, PRESETS, Preset
-from pipeline.spec import INT8_FILE, MAX_BATCH, Model, Tensor
+from pipeline.spec import INSTANCES, INT8_FILE, MAX_BATCH, MAX_QUEUE, PRIORITIES, QUEUE_TIMEOUT, Model, Tensor
 
 MODEL_FILE = {"python": "model.py", "onnxruntime": "model.onnx", "openvino": "model.onnx", "tensorrt": "model.plan"}
 REPOSITORY = Path("model_repository")
@@ -47,10 +47,17 @@ def config_of(model: Model) -> pb.ModelConfig:
     if model.preset:
         config.parameters["preset"].string_value = model.preset
     # no request waits for others: the next batch gathers while one is running
-    config.dynamic_batching.SetInParent()
+    queue = config.dynamic_batching.default_queue_policy
+    queue.timeout_action = pb.ModelQueuePolicy.REJECT
+    queue.max_queue_size = MAX_QUEUE
+    if model.preset:
+        queue.default_timeout_microseconds = QUEUE_TIMEOUT * 1_000_000
+        queue.allow_timeout_override = True
+        config.dynamic_batching.priority_levels = len(PRIORITIES)
+        config.dynamic_batching.default_priority_level = PRIORITIES["interactive"]
     if model.backend == "python":
         # images of different shapes or options can run concurrently; the networks' batchers combine their calls
-        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=2)
+        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=INSTANCES)
     if model.backend == "openvino":
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
         config.parameters["HINT_BF16"].string_value = "YES"

@@ -230,7 +230,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
         ready: str = "superres",
         ports: list[int] | None = None,
         runtime: str = "onnxruntime",
-        options: Sequence[str] = ("--open-administration",),
+        options: Sequence[str] = ("--open-administration", "--no-check"),
     ) -> RunningServer:
         http, grpc, metrics = ports or free_ports(3)
         log = tmp_path_factory.mktemp("server") / "log"

@@ -36,9 +36,7 @@ LONG: dict[str, Any] = {"sampler": "ddpm", "samples": 4}
 
 @pytest.fixture(scope="module")
 def supervised(start_server: StartServer) -> RunningServer:
-    server = start_server(REPOSITORY)
-    wait_for(lambda: "\nready: " in server.log.read_text())
-    return server
+    return start_server(REPOSITORY, options=(), ready="")
 
 
 def triton_of(server: RunningServer) -> int:
@@ -90,7 +88,7 @@ def test_a_process_that_is_killed_under_load_comes_back_and_no_image_is_lost(
 
 
 def test_nothing_of_a_killed_server_stays(start_server: StartServer) -> None:
-    server = start_server(REPOSITORY)
+    server = start_server(REPOSITORY, options=(), ready="")
     triton = triton_of(server)
     mine = f"-{server.process.pid}-"
     models = list(model_processes(triton))

@@ -356,7 +356,9 @@ def refusal(client: triton.InferenceServerClient, **options: Any) -> str:
 
 def test_failures_are_counted_by_both_instances(client: triton.InferenceServerClient, server: RunningServer) -> None:
     before = failures(server)
-    assert {reason for model, reason in before if model == "superres"} == {"bad_request", "unavailable", "internal"}
+    assert {reason for model, reason in before if model == "superres"} == {
+        *("bad_request", "unavailable", "cancelled", "internal")
+    }
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda i: refusal(client, steps=[-i]), range(16)))
     assert all("'steps' must be 1–300" in message for message in found)

@@ -10,6 +10,8 @@ python -m pipeline.serve --runtime onnxruntime
 from __future__ import annotations
 
 import ipaddress
+import math
+import os
 import re
 import shlex
 import subprocess
@@ -36,7 +38,7 @@ from pipeline.serving.find import RUNTIMES, Server, find_server, plain_path, run
 from pipeline.serving.probe import OPEN, Address, NotReady, upscale_one, wait_until_listening
 from pipeline.serving.processes import region_prefix, remove_leftovers
 from pipeline.serving.supervisor import supervise
-from pipeline.spec import MAX_WORK, MAX_WORK_VARIABLE
+from pipeline.spec import AUDIT_VARIABLE, CACHE_VARIABLE, CALLER, MAX_WORK, MAX_WORK_VARIABLE
 from pipeline.triton_config import preset_of
 
 REPOSITORY = ROOT / "model_repository" if (ROOT / "model_repository").is_dir() else Path("model_repository")
@@ -61,6 +63,8 @@ def command_line(
         *(f"--{protocol}-port={port}" for protocol, port in ports.items()),
         *(f"--backend-config={backend},shm-region-prefix-name={region_prefix()}" for backend in PYTHON_BACKENDS),
         f"--exit-timeout-secs={EXIT_TIMEOUT}",
+        f"--grpc-header-forward-pattern=(?i){CALLER}",
+        f"--http-header-forward-pattern=(?i){CALLER}",
         *server.flags,
         *extra,
     ]
@@ -92,6 +96,14 @@ def when_ready(
     )
     side = preset.data.lr_size
     return f"ready: {where} (a {side}×{side} image took {seconds:.2f} s)"
+
+
+def check_audit(path: Path) -> None:
+    """Raise ServeError if nothing can be appended to the audit file."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise ServeError(f"--audit: cannot write '{path}': {error.strerror}") from error
 
 
 def is_local(host: str) -> bool:
@@ -172,6 +184,19 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="maximum images × LR pixels × samples × steps per request (default: %(default)s, minutes on two cores)",
     )
+    add(
+        "--cache",
+        type=float,
+        default=0,
+        metavar="MB",
+        help="memory for results of earlier requests, which the same request gets again (default: none)",
+    )
+    add(
+        "--audit",
+        type=Path,
+        metavar="FILE",
+        help="append a JSON line per result: hashes of input, output and model, options, seed, time, caller",
+    )
     add("extra", nargs="*", metavar="-- FLAG", help="any tritonserver flag")
     args = parser.parse_args(argv)
     ports = {protocol: getattr(args, f"{protocol}_port") for protocol in PROTOCOLS}
@@ -183,6 +208,10 @@ def main(argv: list[str] | None = None) -> int:
             return probe_running(find_host(args.host), args.grpc_port, preset_of(args.model_repository), access)
         if args.max_work < 1:
             raise ServeError(f"--max-work must be at least 1, got {args.max_work}")
+        if not 0 <= args.cache < math.inf:
+            raise ServeError(f"--cache must be 0 or more MB, got {args.cache:g}")
+        if args.audit:
+            check_audit(args.audit)
         models = check_repository(args.model_repository)
         server = find_server()
         preset = preset_of(args.model_repository)
@@ -199,6 +228,9 @@ def main(argv: list[str] | None = None) -> int:
     tolerant = TOLERANT if any(model.backend == "tensorrt" for model in models) else ()
     command = command_line(server, repository, hosts, ports, [*flags, *access.flags(), *tolerant, *args.extra])
     server.environment[MAX_WORK_VARIABLE] = str(args.max_work)
+    server.environment[CACHE_VARIABLE] = f"{args.cache:g}"
+    if args.audit:
+        server.environment[AUDIT_VARIABLE] = str(args.audit.absolute())
     settings = [f"{name}={value}" for name, value in server.environment.items()]
     print("starting: " + printable(["env", *settings, *command], access.secrets()), flush=True)
     if not is_local(host) and (access.token is None or access.certificate is None):

@@ -18,7 +18,7 @@ from pipeline.models import superres_model
 from pipeline.presets import Preset
 from pipeline.remote import infer
 from pipeline.serving.access import Access, Certificate
-from pipeline.spec import SCALE
+from pipeline.spec import PROBE, SCALE
 
 Address = tuple[str, int]
 
@@ -101,6 +101,7 @@ def upscale_one(address: Address, preset: Preset, access: Access = OPEN) -> floa
                 ["upscaled"],
                 timeout=ANSWER_LIMIT,
                 headers=access.headers(),
+                request_id=PROBE,
             )
         except InferenceServerException as error:
             raise NotReady(f"a {side}×{side} image fails: {' '.join(error.message().split())}") from error

@@ -29,11 +29,14 @@ from pipeline.serving.processes import (
     remove_leftovers,
     start,
 )
+from pipeline.spec import RESTARTS_VARIABLE
 
 DRAIN_LIMIT = 4.0
 """Maximum seconds for requests in progress to finish before those that are left are refused."""
 REFUSE_LIMIT = 2.0
 """Maximum seconds for models to refuse what is left, before stopping the server."""
+TIMED_OUT = 1
+"""Triton's exit status if connections are still open when it stops: even idle ones of HTTP."""
 SEND_LIMIT = 0.2
 """Seconds to send answers before killing a server."""
 EXIT_LIMIT = 4.0
@@ -49,8 +52,6 @@ MAX_ATTEMPTS = 5
 STABLE = 60.0
 MAX_PAUSE = 8.0
 """Maximum seconds between two starts; the first pause is 0, and the next ones double from 1."""
-RESTARTS = "CXR_SUPERRES_RESTARTS"
-"""Environment variable of the server with the number of restarts by reason, such as ``process=2 server=1``."""
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
 
 
@@ -209,7 +210,7 @@ def supervise(
     attempts = 0
     while True:
         counts = " ".join(f"{reason}={count}" for reason, count in sorted(restarts.items()))
-        run, observer = begin(command, {**environment, RESTARTS: counts}, check, probe)
+        run, observer = begin(command, {**environment, RESTARTS_VARIABLE: counts}, check, probe)
         found = watch(run, keeps_models)
         ended = run.server.poll() is not None
         if isinstance(found, Problem):
@@ -218,7 +219,7 @@ def supervise(
             end(run, found or signal.SIGTERM)
         observer.join(1)
         if isinstance(found, int):
-            return exit_status(run.server)
+            return 0 if run.server.returncode == TIMED_OUT else exit_status(run.server)
         if not restart or (found is None and not restarts):
             if run.failures and not ended:
                 print(f"error: {run.failures[0]}", file=sys.stderr)

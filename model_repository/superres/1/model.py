@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -22,6 +23,7 @@ import triton_python_backend_utils as pb_utils
 
 from pipeline.backends.batches import required_input
 from pipeline.backends.failures import Cancelled, Failures, Unavailable
+from pipeline.backends.results import Audit, Cache, Metrics, request_key
 from pipeline.method.options import (
     STOPPING,
     InvalidRequest,
@@ -36,7 +38,20 @@ from pipeline.method.upscale import Array, Call, Networks, Result, generator, ne
 from pipeline.models import onnx_models, plan_models
 from pipeline.presets import PRESETS, Preset
 from pipeline.serving.drain import Closed, working
-from pipeline.spec import MAX_WORK, MAX_WORK_VARIABLE, OTHER, UNKNOWN, Model
+from pipeline.spec import (
+    AUDIT_VARIABLE,
+    CACHE_VARIABLE,
+    CALLER,
+    INSTANCES,
+    MAX_WORK,
+    MAX_WORK_VARIABLE,
+    MODEL_VARIABLE,
+    OTHER,
+    PROBE,
+    RESTARTS_VARIABLE,
+    UNKNOWN,
+    Model,
+)
 
 OPTIONS = ("steps", "sampler", "start", "samples", "output", "faithful", "degradation", "denoiser")
 
@@ -51,6 +66,8 @@ class Job:
     seed: int
     pixel_mm: float | None
     options: Options
+    kept: bool
+    """Whether the result is counted, recorded and cached: not that of the supervisor's test image."""
 
 
 def values(request: Any, name: str, count: int) -> list[Any]:
@@ -160,6 +177,12 @@ def check_wanted(callers: Sequence[Any], must_stop: Callable[[], bool]) -> None:
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self.preset = PRESETS[json.loads(args["model_config"])["parameters"]["preset"]["string_value"]]
+        environment = os.environ.get
+        self.metrics = Metrics(environment(RESTARTS_VARIABLE, ""))
+        megabytes = float(environment(CACHE_VARIABLE, 0))
+        self.cache = Cache(int(megabytes * 1e6 / INSTANCES)) if megabytes else None
+        audit = environment(AUDIT_VARIABLE)
+        self.audit = Audit(Path(audit), environment(MODEL_VARIABLE, "")) if audit else None
         self.max_work = int(os.environ.get(MAX_WORK_VARIABLE, MAX_WORK))
         self.failures = Failures(args["model_name"])
 
@@ -184,13 +207,40 @@ class TritonPythonModel:
         for (_, options), jobs in groups.items():
             callers = [requests[index] for index in {job.request for job in jobs}]
             try:
-                found = self._upscale(jobs, options, partial(check_wanted, callers, must_stop))
+                found = self._results(jobs, options, partial(check_wanted, callers, must_stop))
+                if self.audit:
+                    for job, result in zip(jobs, found, strict=True):
+                        if job.kept:
+                            self._record(self.audit, requests[job.request], job, result)
             except Exception as error:  # a failure only affects these requests
                 errors.update({job.request: error for job in jobs})
             else:
                 for job, result in zip(jobs, found, strict=True):
                     results[job.request][job.row] = result
         return [self._respond(request, errors.get(i), results[i]) for i, request in enumerate(requests)]
+
+    def _results(self, jobs: list[Job], options: Options, interrupt: Callable[[], None]) -> list[Result]:
+        """Return the results of jobs of one shape with the same options, from the cache where it has them."""
+        found: dict[int, Result] = {}
+        keys = {}
+        if self.cache:
+            keys = {
+                i: request_key(job.image, job.seed, options, job.pixel_mm) for i, job in enumerate(jobs) if job.kept
+            }
+            found = {i: result for i, key in keys.items() if (result := self.cache.get(key)) is not None}
+        hits, missing = len(found), [i for i in range(len(jobs)) if i not in found]
+        if missing:
+            made = self._upscale([jobs[i] for i in missing], options, interrupt)
+            found |= zip(missing, made, strict=True)
+        for i in missing:
+            if self.cache and i in keys:
+                self.cache.put(keys[i], found[i])
+        self.metrics.count([found[i] for i, job in enumerate(jobs) if job.kept], hits)
+        return [found[i] for i in range(len(jobs))]
+
+    def _record(self, audit: Audit, request: Any, job: Job, result: Result) -> None:
+        caller = json.loads(request.parameters() or "{}").get(CALLER, "")
+        audit.write(request.request_id(), str(caller), job.image, job.seed, job.options, result)
 
     def _upscale(self, jobs: list[Job], options: Options, interrupt: Callable[[], None]) -> list[Result]:
         """Upscale jobs of one shape with the same options."""
@@ -208,11 +258,11 @@ class TritonPythonModel:
         images = required_input(request, "image").as_numpy()
         check_image(images)
         seeds, sizes, *options = (values(request, n, len(images)) for n in ("seed", "pixel_mm", *OPTIONS))
-        jobs = []
+        jobs, kept = [], request.request_id() != PROBE
         for row, (image, seed, mm, *chosen) in enumerate(zip(images, seeds, sizes, *options, strict=True)):
             check_seed(seed or 0)
             pixel_mm = None if mm is None else check_pixel_mm(mm)
-            jobs.append(Job(index, row, image, seed or 0, pixel_mm, Options.of(self.preset, *chosen)))
+            jobs.append(Job(index, row, image, seed or 0, pixel_mm, Options.of(self.preset, *chosen), kept))
         check_work(sum(job.options.work(job.image.size) for job in jobs), self.max_work)
         plan = plan_models(self.preset).denoiser
         if any(job.options.denoiser == "trt" for job in jobs) and not is_ready(plan):

@@ -1,0 +1,140 @@
+"""What ``superres`` keeps of its results: a cache, metrics, and an audit record."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from pipeline.method.images import Image
+from pipeline.method.options import Options
+from pipeline.method.upscale import Result
+
+LR_ERROR_BOUNDS = (0.5, 1, 2, 4, 8, 16, 32, 64)
+"""Upper bounds of the histogram of ``lr_error``, in gray levels of 255."""
+
+
+def image_hash(image: Image) -> str:
+    """Return the SHA-256 of an image's size and pixels."""
+    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def request_key(image: Image, seed: int, options: Options, pixel_mm: float | None) -> str:
+    """Return what a result depends on, as text."""
+    return f"{image_hash(image)} {seed} {options} {pixel_mm}"
+
+
+class Cache:
+    """Results of the latest requests, up to a number of bytes.
+
+    Triton's own cache does not look at which outputs a request wants: a request for more of them than an earlier one
+    would get an answer without them.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.used = size, 0
+        self.results: OrderedDict[str, Result] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def get(self, key: str) -> Result | None:
+        with self.lock:
+            if key in self.results:
+                self.results.move_to_end(key)
+            return self.results.get(key)
+
+    def put(self, key: str, result: Result) -> None:
+        """Keep a result, and forget the longest unused ones."""
+        with self.lock:
+            if key in self.results or bytes_of(result) > self.size:
+                return
+            self.results[key] = result
+            self.used += bytes_of(result)
+            while self.used > self.size:
+                _, oldest = self.results.popitem(last=False)
+                self.used -= bytes_of(oldest)
+
+
+def bytes_of(result: Result) -> int:
+    return result.upscaled.nbytes + (0 if result.spread is None else result.spread.nbytes)
+
+
+class Metrics:
+    """Prometheus metrics on Triton's metrics port; none before 23.05 or in servers started without metrics."""
+
+    def __init__(self, restarts: str) -> None:
+        self.images: Any = None
+        self.hits: Any = None
+        self.buckets: dict[str, Any] = {}
+        self.sum: Any = None
+        with contextlib.suppress(AttributeError, pb_utils.TritonModelException):
+            self._create(restarts)
+
+    def _create(self, restarts: str) -> None:
+        def family(name: str, description: str) -> Any:
+            return pb_utils.MetricFamily(
+                name=f"cxr_superres_{name}", description=description, kind=pb_utils.MetricFamily.COUNTER
+            )
+
+        # families must outlive their metrics
+        self.families = [
+            family("images_total", "Number of images that were upscaled"),
+            family("cache_hits_total", "Number of images whose result was known from an earlier request"),
+            family("lr_error_bucket", "Number of images with an lr_error of up to le gray levels"),
+            family("lr_error_sum", "Sum of the lr_error of all images, in gray levels"),
+            family("restarts_total", "Number of times that the supervisor restarted the server, by reason"),
+        ]
+        images, hits, buckets, total, again = self.families
+        self.images, self.hits, self.sum = images.Metric(), hits.Metric(), total.Metric()
+        self.buckets = {str(bound): buckets.Metric(labels={"le": str(bound)}) for bound in (*LR_ERROR_BOUNDS, "+Inf")}
+        for reason, count in (word.split("=") for word in restarts.split()):
+            metric = again.Metric(labels={"reason": reason})
+            if metric.value() == 0:  # the other instance may have counted them
+                metric.increment(int(count))
+
+    def count(self, results: Sequence[Result], hits: int) -> None:
+        if self.images is None:
+            return
+        self.images.increment(len(results))
+        self.hits.increment(hits)
+        for result in results:
+            levels = 255 * result.lr_error
+            self.sum.increment(levels)
+            for bound, metric in self.buckets.items():
+                if bound == "+Inf" or levels <= float(bound):
+                    metric.increment(1)
+
+
+class Audit:
+    """A file of one JSON line per result, appended by both instances; it holds no pixels and no file names."""
+
+    def __init__(self, path: Path, model: str) -> None:
+        self.path, self.model = path, model
+
+    def write(self, request: str, caller: str, image: Image, seed: int, options: Options, result: Result) -> None:
+        record = {
+            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
+            "request": request,
+            "caller": caller,
+            "model": self.model,
+            "input_sha256": image_hash(image),
+            "output_sha256": image_hash(result.upscaled),
+            "seed": seed,
+            **asdict(options),
+        }
+        # one write of less than a page: lines of several processes do not mix
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(file, (json.dumps(record) + "\n").encode())
+        finally:
+            os.close(file)
