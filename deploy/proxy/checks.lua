@@ -167,8 +167,8 @@ local function check_http(data, size)
         end
     end
 
-    local function text() -- without escapes
-        need('"[ !#-%[%]-~]*"', "names must be printable ASCII without quotes")
+    local function text() -- printable ASCII without escapes
+        need('"[^%c"\\\128-\255]*"', "names must be printable ASCII without escapes")
     end
 
     local function shape()
@@ -200,7 +200,7 @@ local function check_http(data, size)
         outputs = array(object(wanted)),
         parameters = object({ binary_data_output = choice }),
     })()
-    if take("[%z\1-\255]") then
+    if take("[^ \t\r\n]") then
         refuse("the JSON header is broken")
     end
 end
