@@ -10,11 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -221,7 +221,7 @@ StartServer = Callable[..., RunningServer]
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
-    """Start a real server on a repository and wait for its models; all are stopped at the end."""
+    """Start a real server on a repository and wait for its models by ``protocols``; all are stopped at the end."""
     servers = []
 
     def start(
@@ -230,6 +230,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
         ready: str = "superres",
         ports: list[int] | None = None,
         runtime: str = "onnxruntime",
+        protocols: Sequence[Literal["grpc", "http"]] = ("grpc", "http"),
     ) -> RunningServer:
         http, grpc, metrics = ports or free_ports(3)
         log = tmp_path_factory.mktemp("server") / "log"
@@ -247,7 +248,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
             assert process.poll() is None, f"the server stopped:\n{log.read_text()[-3000:]}"
             assert time.monotonic() < deadline, f"the server is not ready:\n{log.read_text()[-3000:]}"
             try:
-                wait_ready(server, ready)
+                wait_ready(server, ready, protocols)
                 return server
             except ServerUnavailable:
                 continue
@@ -259,10 +260,10 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
         stop(server.process)
 
 
-def wait_ready(server: RunningServer, model: str) -> None:
+def wait_ready(server: RunningServer, model: str, protocols: Sequence[Literal["grpc", "http"]]) -> None:
     """Raises ServerUnavailable unless ``model`` gets ready within a second."""
     if model == "superres":
-        for protocol in ("grpc", "http"):
+        for protocol in protocols:
             Client(server.url(protocol), protocol=protocol, wait=1).close()
         return
     import tritonclient.grpc
