@@ -379,6 +379,23 @@ def test_the_limit_on_the_rate_of_an_address(ca: Certificate, triton: RunningSer
             assert code_of(stub.ServerLive, service_pb2.ServerLiveRequest()) == "UNAVAILABLE"
 
 
+def test_the_limit_on_requests_at_a_time(ca: Certificate, triton: RunningServer, tmp_path: Path) -> None:
+    """Memory is bounded: beyond the limit, requests are refused before their bodies are read, and may be sent again."""
+    head = f"POST {HTTP_INFER} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 1000\r\n"
+    with (
+        running_proxy(make_certificate(ca, "busy"), triton, tmp_path, CXR_IN_FLIGHT=2) as proxy,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(2):
+            connection = stack.enter_context(socket.create_connection(("localhost", proxy.port), 60))
+            secure = stack.enter_context(context(ca).wrap_socket(connection, server_hostname="localhost"))
+            secure.sendall(f"{head}Inference-Header-Content-Length: 100\r\n\r\n".encode())
+        wait_for(lambda: send(proxy, ca, "GET", "/v2") == 429)
+        assert send(proxy, ca, "GET", "/v2/health/live") == 200
+    with Client(triton.url("http"), protocol="http") as client:
+        assert client.upscale(IMAGE).image.shape == (80, 96)
+
+
 def test_a_server_that_is_gone(ca: Certificate, triton: RunningServer, tmp_path: Path) -> None:
     http, rpc = free_ports(2)
     settings = {"CXR_TRITON_GRPC": f"127.0.0.1:{rpc}", "CXR_TRITON_HTTP": f"127.0.0.1:{http}"}
@@ -436,6 +453,12 @@ def test_reading_over_grpc_needs_a_token(stub: Any) -> None:
 )
 def test_administration_over_grpc_is_closed(stub: Any, name: str) -> None:
     assert code_of(getattr(stub, name), getattr(service_pb2, f"{name}Request")()) == "PERMISSION_DENIED"
+
+
+def test_open_calls_are_small(stub: Any) -> None:
+    for size, code in ((100, "OK"), (10_000_000, "INVALID_ARGUMENT")):
+        request = service_pb2.ModelReadyRequest(name="superres", version="1".ljust(size) if size > 100 else "1")
+        assert code_of(stub.ModelReady, request, token=None) in (code, "CANCELLED")
 
 
 def test_streams_are_closed(stub: Any) -> None:
