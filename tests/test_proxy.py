@@ -7,7 +7,9 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -60,6 +62,7 @@ class Proxy:
 
     port: int
     log: Path
+    pid: int
 
     @property
     def url(self) -> str:
@@ -83,7 +86,7 @@ def running_proxy(certificate: Certificate, triton: RunningServer, folder: Path,
     }
     with open(log, "wb") as file:
         process = subprocess.Popen(
-            [HAPROXY, "-f", ROOT / "deploy" / "proxy" / "haproxy.cfg"],
+            [HAPROXY, "-W", "-f", ROOT / "deploy" / "proxy" / "haproxy.cfg"],
             env={**os.environ, **{name: str(value) for name, value in variables.items()}},
             stdout=file,
             stderr=file,
@@ -96,7 +99,7 @@ def running_proxy(certificate: Certificate, triton: RunningServer, folder: Path,
 
     try:
         wait_for(listens)
-        yield Proxy(port, log)
+        yield Proxy(port, log, process.pid)
     finally:
         process.terminate()
         process.wait(10)
@@ -394,6 +397,28 @@ def test_the_limit_on_requests_at_a_time(ca: Certificate, triton: RunningServer,
         assert send(proxy, ca, "GET", "/v2/health/live") == 200
     with Client(triton.url("http"), protocol="http") as client:
         assert client.upscale(IMAGE).image.shape == (80, 96)
+
+
+def test_the_recipe_and_new_tokens(triton: RunningServer, tmp_path: Path) -> None:
+    """The commands in the documentation make a certificate and tokens; a reload takes what has been added."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "how-to" / "secure.md").read_text(), re.DOTALL)
+    recipes = [block for block in blocks if block.startswith("openssl")]
+    assert len(recipes) == 2
+    for recipe in recipes:
+        subprocess.run(["bash", "-euc", recipe], cwd=tmp_path, check=True, capture_output=True)
+    settings = {"CXR_CERTIFICATE": tmp_path / "server.pem", "CXR_TOKENS": tmp_path / "tokens"}
+    made = Certificate(tmp_path / "server.crt", tmp_path / "server.key")
+    ca = Certificate(tmp_path / "ca.pem", tmp_path / "ca.key")
+    first = (tmp_path / "token").read_text().strip()
+    (tmp_path / "proxy").mkdir()
+    with running_proxy(made, triton, tmp_path / "proxy", **settings) as proxy:
+        assert send(proxy, ca, "GET", "/v2", token=first) == 200
+        subprocess.run(["bash", "-euc", recipes[1]], cwd=tmp_path, check=True)
+        second = (tmp_path / "token").read_text().strip()
+        assert send(proxy, ca, "GET", "/v2", token=second) == 401
+        os.kill(proxy.pid, signal.SIGUSR2)
+        wait_for(lambda: send(proxy, ca, "GET", "/v2", token=second) == 200)
+        assert send(proxy, ca, "GET", "/v2", token=first) == 200
 
 
 def test_a_server_that_is_gone(ca: Certificate, triton: RunningServer, tmp_path: Path) -> None:
