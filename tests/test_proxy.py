@@ -350,6 +350,20 @@ def test_chunked_requests_are_refused(proxy: Proxy, ca: Certificate, triton: Run
     assert triton.process.poll() is None
 
 
+def test_bodies_that_call_themselves_forms_are_not_parsed_as_such(
+    proxy: Proxy, ca: Certificate, triton: RunningServer
+) -> None:
+    """curl says so of every body unless told otherwise; Triton itself dies of a large one."""
+    size = 4 * 512 * 512 * 4
+    head = header(4, 512, 512, size=size)
+    more: dict[str, Any] = {
+        "Inference_Header_Content_Length": len(head),
+        "Content_Type": "application/x-www-form-urlencoded",
+    }
+    assert send(proxy, ca, "POST", HTTP_INFER, head + bytes(size), **more) == 200
+    assert triton.process.poll() is None
+
+
 def test_the_limit_on_sizes_over_http(proxy: Proxy, ca: Certificate) -> None:
     """The largest request reaches Triton, which finds that it is not of the shape it states."""
     head = header(16, 1, 2, size=LARGEST)
