@@ -1,19 +1,35 @@
-"""Parse a server's address, host:port, and diagnose connection problems."""
+"""Parse a server's address, host:port, and diagnose connection problems, including those of TLS."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
 import socket
+import ssl
 import threading
+from collections.abc import Callable
 
 PORTS = {"grpc": 8001, "http": 8000}
 """Triton's default ports."""
 NAMES = {"grpc": "gRPC", "http": "HTTP"}
 PROBE = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 """Request that Triton's metrics, HTTP and gRPC ports answer with metrics, an error and HTTP/2 frames, respectively."""
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""How HTTP/2 begins, after which every server of it answers with its settings."""
 HTTP2_SETTINGS = b"\x04"
 """Type of an HTTP/2 server's first frame, in the frame's fourth byte."""
+CERTIFICATE_PROBLEMS = {
+    9: "is not valid yet",
+    10: "has expired",
+    18: "is not signed by a trusted CA but by itself: give its CA (ca, --ca)",
+    19: "is not signed by a trusted CA: give its CA (ca, --ca)",
+    20: "is not signed by a trusted CA: give its CA (ca, --ca)",
+    21: "is not signed by a trusted CA: give its CA (ca, --ca)",
+    62: "is for another host name than '{host}'",
+    64: "is for another address than {host}",
+}
+"""OpenSSL's code ⇒ what is wrong with a certificate."""
+SILENT = "nothing answers, though something accepts connections there"
 
 
 class AddressError(ValueError):
@@ -46,18 +62,16 @@ def split(url: str, protocol: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def diagnose(host: str, port: int, protocol: str, limit: float) -> str | None:
-    """Diagnose within ``limit`` seconds why a client of ``protocol``, "grpc" or "http", cannot reach a server.
+def diagnose(host: str, port: int, protocol: str, limit: float, context: ssl.SSLContext | None = None) -> str | None:
+    """Find out, within ``limit`` seconds, why a client of ``protocol``, "grpc" or "http", cannot reach a server.
+
+    Args:
+        context: settings for TLS; None: the client does not use it.
 
     Returns:
         The problem; None if something there speaks the protocol.
     """
-    found: list[str | None] = []
-    # in a thread, because name resolution has no timeout
-    thread = threading.Thread(target=lambda: found.append(_diagnose(host, port, protocol, limit / 2)), daemon=True)
-    thread.start()
-    thread.join(limit)
-    problem = found[0] if found else "nothing answers"
+    problem = _in_time(lambda: _diagnose(host, port, protocol, limit / 3, context), limit, "nothing answers")
     variable = proxy_variable(host) if protocol == "grpc" else None
     if variable is None:
         return problem
@@ -66,21 +80,38 @@ def diagnose(host: str, port: int, protocol: str, limit: float) -> str | None:
     )
 
 
-def _diagnose(host: str, port: int, protocol: str, limit: float) -> str | None:
+def tls_problem(host: str, port: int, context: ssl.SSLContext | None, limit: float) -> str | None:
+    """Find out, within ``limit`` seconds, whether TLS has a problem that trying again does not solve.
+
+    Returns:
+        What is wrong with the certificate, or that only one of client and server uses TLS; None if neither.
+    """
+    return _in_time(lambda: _tls_problem(host, port, context, limit / 3), limit, None)
+
+
+def _in_time(function: Callable[[], str | None], limit: float, late: str | None) -> str | None:
+    """Return what a function returns, or ``late`` after ``limit`` seconds."""
+    found: list[str | None] = []
+    # in a thread, because name resolution has no timeout
+    thread = threading.Thread(target=lambda: found.append(function()), daemon=True)
+    thread.start()
+    thread.join(limit)
+    return found[0] if found else late
+
+
+def _diagnose(host: str, port: int, protocol: str, limit: float, context: ssl.SSLContext | None) -> str | None:
     try:
         socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         return f"the host name '{host}' cannot be resolved ({getattr(error, 'strerror', None) or error})"
     try:
-        connection = socket.create_connection((host, port), limit)
+        answer = _greet(host, port, context, limit)
     except ConnectionRefusedError:
         return "connection refused, nothing listens there; start a server with `python -m pipeline.serve`"
+    except ssl.SSLError as error:
+        return _tls_problem(host, port, context, limit) or f"TLS fails there ({error.reason or error})"
     except OSError as error:
         return f"it cannot be reached ({error.strerror or 'no connection'})"
-    with connection:
-        answer = _ask(connection)
-    if not answer:
-        return "nothing answers, though something accepts connections there"
     if answer.startswith(b"HTTP/1"):
         if b"nv_" in answer or b"# HELP" in answer:
             return (
@@ -89,14 +120,61 @@ def _diagnose(host: str, port: int, protocol: str, limit: float) -> str | None:
         return None if protocol == "http" else "that port speaks HTTP: give the gRPC port, or choose protocol http"
     if answer[3:4] == HTTP2_SETTINGS:
         return None if protocol == "grpc" else "that port speaks gRPC: give the HTTP port, or choose protocol grpc"
-    return "what answers there speaks neither HTTP nor gRPC"
+    if context is None and _speaks_tls(host, port, limit):
+        return "that port speaks TLS: use it (tls, --tls)"
+    return "what answers there speaks neither HTTP nor gRPC" if answer else SILENT
 
 
-def _ask(connection: socket.socket) -> bytes:
-    """Send the probe and return the beginning of the answer, empty if there is none."""
+def _tls_problem(host: str, port: int, context: ssl.SSLContext | None, limit: float) -> str | None:
+    try:
+        _greet(host, port, context, limit)
+    except ssl.SSLCertVerificationError as error:
+        problem = CERTIFICATE_PROBLEMS.get(error.verify_code, f"is refused ({error.verify_message})")
+        return f"its certificate {problem.format(host=host)}"
+    except (OSError, UnicodeError):
+        pass  # a server that starts or stops, or one without TLS
+    else:
+        if context is not None:
+            return None
+    try:
+        answer = _greet(host, port, None, limit)
+    except (OSError, UnicodeError):
+        return None
+    if answer.startswith(b"HTTP/1") or answer[3:4] == HTTP2_SETTINGS:
+        return "that port does not speak TLS: leave it out (tls, ca)" if context is not None else None
+    return "that port speaks TLS: use it (tls, --tls)" if context is None and _speaks_tls(host, port, limit) else None
+
+
+def _speaks_tls(host: str, port: int, limit: float) -> bool:
+    """Whether a handshake succeeds there, with any certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection((host, port), limit) as connection:
+            context.wrap_socket(connection, server_hostname=host).close()
+    except (OSError, UnicodeError):
+        return False
+    return True
+
+
+def _greet(host: str, port: int, context: ssl.SSLContext | None, limit: float) -> bytes:
+    """Return the beginning of what answers there.
+
+    Raises:
+        OSError: it cannot be reached, or TLS fails.
+    """
+    with socket.create_connection((host, port), limit) as connection:
+        if context is None:
+            return _ask(connection, PROBE)
+        with context.wrap_socket(connection, server_hostname=host) as secure:
+            return _ask(secure, PREFACE if secure.selected_alpn_protocol() == "h2" else PROBE)
+
+
+def _ask(connection: socket.socket, question: bytes) -> bytes:
+    """Send a question and return the beginning of the answer, empty if there is none."""
     answer = b""
     try:
-        connection.sendall(PROBE)
+        connection.sendall(question)
         while len(answer) < 4096 and (more := connection.recv(4096)):
             answer += more
             if answer[3:4] == HTTP2_SETTINGS:

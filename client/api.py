@@ -7,24 +7,27 @@ Errors, all of them ``UpscaleError``:
     ├── ServerError        the server reported a failure, or did not answer in time
     ├── ServerUnavailable  no ready server at the address within the limit; the message states the problem
     ├── ServerLost         the server went away during a request and did not serve it within the limit
+    ├── NotAllowed         the server refuses the token, needs one, or does not allow the call
     └── ClientClosed       the client was closed before or during the request
 """
 
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client import address, wire
+from client import access, address, wire
 from pipeline.method.images import Image
 from pipeline.method.options import InvalidRequest, Options, check_pixel_mm, check_seconds, check_seed, gray_image
 from pipeline.models import superres_model
@@ -63,6 +66,10 @@ class ServerUnavailable(UpscaleError):
 
 class ServerLost(UpscaleError):
     """The server went away during a request and did not serve it within the limit."""
+
+
+class NotAllowed(UpscaleError):
+    """The server refuses the token, needs one, or does not allow the call."""
 
 
 class ClientClosed(UpscaleError):
@@ -120,10 +127,15 @@ class Client:
         protocol: "grpc" or "http".
         wait: maximum seconds to wait for the server, when connecting and after it went away; 0: one attempt.
         timeout: maximum seconds per request. Both may be infinite.
+        tls: whether to encrypt, by TLS 1.2 or later, and to verify the server's certificate and host name.
+        ca: file of certificates (PEM) to trust instead of the system's; implies ``tls``.
+        token: sent with every call, as ``authorization: Bearer TOKEN``. Without ``tls``, others can read it on the way.
 
     Raises:
         BadRequest: an argument is not allowed.
-        ServerUnavailable: no ready server within ``wait``.
+        ServerUnavailable: no ready server within ``wait``, or at once if only one side uses TLS or the certificate is
+            not accepted.
+        NotAllowed: the server refuses the token, or needs one.
         ServerError: the server's preset is unknown to this client.
     """
 
@@ -136,6 +148,9 @@ class Client:
         protocol: Literal["grpc", "http"] = "grpc",
         wait: float = 10,
         timeout: float = 600,
+        tls: bool = False,
+        ca: Path | str | None = None,
+        token: str | None = None,
     ) -> None:
         if protocol not in ("grpc", "http"):
             raise BadRequest(f"'protocol' must be 'grpc' or 'http', got {protocol!r}")
@@ -149,8 +164,22 @@ class Client:
             self._address = address.split(self.url, protocol)
         except address.AddressError as error:
             raise ServerUnavailable(f"no server ready at {self.url} ({protocol}): {error}") from error
+        if not isinstance(tls, bool):
+            raise BadRequest(f"'tls' must be True or False, got {tls!r}")
+        if not isinstance(ca, (str, os.PathLike, type(None))):
+            raise BadRequest(f"'ca' must be the path of a file, got {ca!r}")
+        try:
+            self._context = access.trust(ca, protocol) if tls or ca is not None else None
+            self._has_token = token is not None and bool(access.check_token(token))
+        except access.AccessError as error:
+            raise BadRequest(str(error)) from None  # whose cause may quote what it read
         self._closed = threading.Event()
-        self._wire: wire.Wire = wire.Grpc(self.url) if protocol == "grpc" else wire.Http(*self._address)
+        secure = self._context is not None
+        self._wire: wire.Wire = (
+            wire.Grpc(self.url, secure, None if ca is None else os.fspath(ca), token)
+            if protocol == "grpc"
+            else wire.Http(*self._address, self._context, token)
+        )
         try:
             self.wait_until_ready()
         except BaseException:
@@ -185,6 +214,10 @@ class Client:
                 raise BadRequest(str(error)) from error
             elif isinstance(error, wire.TimedOut):
                 raise ServerError(f"no answer from {self.url} within {self.timeout:g} s") from error
+            elif isinstance(error, wire.Refused):
+                needed = str(error) == wire.TOKEN_REFUSED and not self._has_token
+                problem = "the server needs a token: give one (token, --token-file, CXR_TOKEN)" if needed else error
+                raise NotAllowed(f"server {self.url}: {problem}") from error
             elif isinstance(error, wire.Failed):
                 raise ServerError(f"server {self.url}: {error}") from error
             else:
@@ -200,7 +233,8 @@ class Client:
         """Wait until the server can upscale.
 
         Raises:
-            ServerUnavailable: the server is not ready within ``wait`` seconds.
+            ServerUnavailable: the server is not ready within ``wait`` seconds, or TLS cannot work with it.
+            NotAllowed: the server refuses the token, or needs one.
             ServerError: the server's preset is unknown to this client.
         """
         self._wait_until_ready(time.monotonic() + self.wait)
@@ -213,9 +247,13 @@ class Client:
                 config = self._ask(partial(self._wire.config, MODEL.name, limit))
                 if config is not None:
                     break
-            except ClientClosed:
+            except (ClientClosed, NotAllowed):
                 raise
-            except (wire.NotServing, UpscaleError):
+            except wire.NotServing as error:
+                problem = address.tls_problem(*self._address, self._context, PROBE_LIMIT)
+                if problem:  # which does not pass
+                    raise ServerUnavailable(f"no server ready at {self.url} ({self.protocol}): {problem}") from error
+            except UpscaleError:
                 pass  # diagnosed after the last attempt
             if time.monotonic() >= deadline:
                 raise ServerUnavailable(
@@ -229,11 +267,13 @@ class Client:
 
     def _problem(self) -> str:
         """Return the problem at the address."""
-        problem = address.diagnose(*self._address, self.protocol, PROBE_LIMIT)
+        problem = address.diagnose(*self._address, self.protocol, PROBE_LIMIT, self._context)
         if problem:
             return problem
         try:
             index = self._ask(lambda: self._wire.index(PROBE_LIMIT))
+        except NotAllowed:  # as by a proxy, which lets nobody see the repository
+            return f"its model '{MODEL.name}' is not ready"
         except (wire.NotServing, UpscaleError) as error:
             return " ".join(str(error).split())
         models = [entry for entry in index if entry["name"] == MODEL.name]

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from client.api import BadRequest, Client, ServerLost, Upscaled, UpscaleError, validated
+from client.api import BadRequest, Client, NotAllowed, ServerLost, Upscaled, UpscaleError, validated
 from client.formats.source import FileError, Source
 from client.jobs import Finder, Job
 from client.pictures import CAUTION, comparison, uncertainty_map
@@ -221,7 +221,7 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
             raise ServerLost("not sent: the server is gone")
         try:
             return upscale_file(client, reader, job, args)
-        except ServerLost:
+        except (NotAllowed, ServerLost):  # no other image would fare better
             server_gone.set()
             raise
 
@@ -236,7 +236,8 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
         tally.collect(running.pop(future), future)
 
     def connect() -> Client:
-        client = stack.enter_context(Client(args.url, protocol=args.protocol, wait=args.wait, timeout=args.timeout))
+        server = {name: getattr(args, name) for name in ("protocol", "wait", "timeout", "tls", "ca", "token")}
+        client = stack.enter_context(Client(args.url, **server))
         client.check(args.seed, **validated(options_of, args, client.preset))
         return client
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,13 @@ from pipeline.models import fused_model
 
 @contextlib.contextmanager
 def connect(
-    url: str | None = None, *, wait: float = 10, timeout: float = 600
+    url: str | None = None,
+    *,
+    wait: float = 10,
+    timeout: float = 600,
+    tls: bool = False,
+    ca: Path | str | None = None,
+    token: str | None = None,
 ) -> Iterator[Callable[[Sequence[Any], Sequence[int]], list[Result]]]:
     """Yield a function that upscales images of one shape, as for ``Client.upscale``, with one seed per image.
 
@@ -28,12 +35,13 @@ def connect(
         url: gRPC address, host:port.
         wait: maximum seconds to wait for the server, when connecting and after it went away.
         timeout: maximum seconds per request.
+        tls, ca, token: as for ``Client``.
 
     Raises:
         UpscaleError: there is no ready server, or its preset has no such model. The function raises it if an image
             is invalid or the server fails.
     """
-    with Client(url, wait=wait, timeout=timeout) as client:
+    with Client(url, wait=wait, timeout=timeout, tls=tls, ca=ca, token=token) as client:
         preset = client.preset
         if preset.fused != "superres_onnx":
             raise ServerError(f"preset '{preset.name}' has no model superres_onnx: use client.Client")

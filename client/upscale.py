@@ -9,6 +9,7 @@ python client/upscale.py scan.png --uncertainty doubt.png
 python client/upscale.py scan.png --samples 16 --mean
 python client/upscale.py thumbnail.jpg --degradation area
 python client/upscale.py full-size.png --downscale 4 --compare full-size.png
+python client/upscale.py scan.png --url gpu-server:8443 --ca ca.pem --token-file token
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from client import UpscaleError
+from client import UpscaleError, access
 from client.batch import MEAN_SAMPLES, options_of, report, search_in_background, upscale_all
 from client.formats.source import Choice
 from client.jobs import PATTERN, SUFFIX, Finder, check_pattern
@@ -67,6 +68,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--page", type=int, metavar="N", help="page of a multi-page TIFF or .npy file (default: 1)")
     add("--url", metavar="HOST:PORT", help="server (default: localhost:8001, with --protocol http localhost:8000)")
     add("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
+    add("--tls", action="store_true", help="encrypt, and verify the server's certificate")
+    add("--ca", type=Path, metavar="FILE", help="certificates (PEM) to trust instead of the system's; implies --tls")
+    add(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help=f"file of the token to send to the server (default: the environment variable {access.VARIABLE}, if set)",
+    )
     add("--seed", type=int, default=0, help=f"noise seed, 0 to {MAX_SEED} (default: %(default)s)")
     add(
         "--steps",
@@ -144,6 +153,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if not args.inputs:
         parser.error("the following arguments are required: IMAGE|DIR")
     several = len(args.inputs) > 1 or os.path.isdir(args.inputs[0])
+    check_access(parser, args)
     check_reading(parser, args)
     check_output(parser, args, several)
     try:
@@ -159,6 +169,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.uncertainty and args.uncertainty.suffix.lower() != ".png":
         parser.error(f"argument --uncertainty: must end in .png, got '{args.uncertainty}'")
     return args
+
+
+def check_access(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Check the options for a protected server and set ``args.token``, None for none; exit if one is invalid."""
+    value = os.environ.get(access.VARIABLE)
+    try:
+        if args.token_file is not None:
+            args.token = access.read_token(args.token_file)
+        else:
+            args.token = None if value is None else access.check_token(value, f"the variable {access.VARIABLE}")
+    except access.AccessError as error:
+        parser.error(f"argument --token-file: {error}" if args.token_file is not None else str(error))
+    try:
+        if args.ca is not None:
+            access.trust(args.ca, args.protocol)
+    except access.AccessError as error:
+        parser.error(f"argument --ca: {error}")
 
 
 def check_reading(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Call a Triton server over gRPC or HTTP, mapping all failures to four errors.
+"""Call a Triton server over gRPC or HTTP, mapping all failures to five errors.
 
 Both protocols are thread-safe. gRPC shares one connection between threads. HTTP opens one per request: an idle one
 would delay a server's shutdown by half a minute, and a new one costs 0.3 ms.
@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
@@ -32,6 +33,9 @@ SIZE = "Inference-Header-Content-Length"
 Arrays = Mapping[str, NDArray[Any]]
 """Tensor name ⇒ array."""
 
+RESTRICTED = ("This protocol is restricted", "This API is restricted")
+"""How Triton's messages begin if the header is missing or wrong by which it restricts calls."""
+TOKEN_REFUSED = "the server refuses the token"
 FOREVER = 1e8
 """Seconds (three years) from which a limit counts as infinite."""
 MAX_CONNECT = 20.0
@@ -53,6 +57,10 @@ class NotServing(Exception):
 
 class Invalid(Exception):
     """The server rejected the request as invalid."""
+
+
+class Refused(Exception):
+    """The server does not accept the token, wants one, or does not allow the call."""
 
 
 class Failed(Exception):
@@ -83,13 +91,26 @@ def failure(status: str, message: str) -> Exception:
     """Return the error for a status of gRPC or HTTP and its message."""
     if status == "DEADLINE_EXCEEDED":
         return TimedOut(message)
-    if status in ("UNAVAILABLE", "CANCELLED", "502", "503"):
+    # Triton's own check of a header reports "unavailable" over gRPC, and never what it received
+    if status in ("UNAUTHENTICATED", "401") or message.startswith(RESTRICTED):
+        return Refused(TOKEN_REFUSED)
+    if status in ("PERMISSION_DENIED", "403"):
+        return Refused(f"the server does not allow the call ({message})")
+    if status in ("UNAVAILABLE", "CANCELLED", "429", "502", "503"):
         return NotServing(message)
     if status in ("INVALID_ARGUMENT", "400"):
         # older servers report any error as 400 over HTTP; the other messages may quote the request
         unknown = message.startswith("Request for unknown model")
         return NotServing(message) if unknown else Invalid(message)
     return NotServing(message) if is_not_serving(message) else Failed(message)
+
+
+def token_headers(token: str | None, protocol: str) -> dict[str, str]:
+    """Return the headers that carry a token; over gRPC also in the one that Triton's restriction of protocols reads."""
+    if token is None:
+        return {}
+    names = ("authorization", "triton-grpc-protocol-authorization") if protocol == "grpc" else ("authorization",)
+    return dict.fromkeys(names, f"Bearer {token}")
 
 
 def _limit(seconds: float) -> float | None:
@@ -103,11 +124,20 @@ def _inputs(library: ModuleType, model: Model, arrays: Arrays) -> list[Any]:
 
 
 class Grpc:
-    """Calls over one gRPC channel."""
+    """Calls over one gRPC channel.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        tls: whether to use TLS.
+        ca: file of the certificates to trust; None: those that gRPC trusts.
+        token: sent with every call.
+    """
+
+    def __init__(self, url: str, tls: bool = False, ca: str | None = None, token: str | None = None) -> None:
+        self._headers = token_headers(token, "grpc")
         with uninterrupted():  # tritonclient cannot be deleted half made
-            self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=CHANNEL)
+            self._client = tritonclient.grpc.InferenceServerClient(
+                url, ssl=tls, root_certificates=ca, channel_args=CHANNEL
+            )
 
     def close(self) -> None:
         self._client.close()
@@ -121,23 +151,25 @@ class Grpc:
             raise NotServing(str(error)) from error
 
     def config(self, model: str, limit: float) -> dict[str, Any] | None:
-        timeout = {"client_timeout": _limit(limit)}
-        if not self._ask(lambda: self._client.is_model_ready(model, **timeout)):
+        common = {"headers": self._headers, "client_timeout": _limit(limit)}
+        if not self._ask(lambda: self._client.is_model_ready(model, **common)):
             return None
         config: dict[str, Any] = self._ask(
-            lambda: self._client.get_model_config(model, as_json=True, **timeout)["config"]
+            lambda: self._client.get_model_config(model, as_json=True, **common)["config"]
         )
         return config
 
     def index(self, limit: float) -> list[dict[str, str]]:
-        answer = self._ask(lambda: self._client.get_model_repository_index(as_json=True, client_timeout=_limit(limit)))
+        common = {"headers": self._headers, "client_timeout": _limit(limit)}
+        answer = self._ask(lambda: self._client.get_model_repository_index(as_json=True, **common))
         models: list[dict[str, str]] = answer.get("models", [])
         return models
 
     def infer(self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float) -> dict[str, NDArray[Any]]:
         inputs = _inputs(tritonclient.grpc, model, arrays)
         wanted = [tritonclient.grpc.InferRequestedOutput(name) for name in outputs]
-        answer = self._ask(lambda: self._client.infer(model.name, inputs, outputs=wanted, client_timeout=_limit(limit)))
+        common = {"headers": self._headers, "client_timeout": _limit(limit)}
+        answer = self._ask(lambda: self._client.infer(model.name, inputs, outputs=wanted, **common))
         return {name: answer.as_numpy(name) for name in outputs}
 
 
@@ -145,10 +177,15 @@ class Http:
     """Calls over one HTTP connection per request.
 
     tritonclient only encodes and decodes the messages: its connections must not be shared or closed by other threads.
+
+    Args:
+        context: settings for TLS; None: without it.
+        token: sent with every call.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, context: ssl.SSLContext | None = None, token: str | None = None) -> None:
         self.host, self.port = host, port
+        self._context, self._headers = context, token_headers(token, "http")
         self._lock = threading.Lock()
         self._open: set[http.client.HTTPConnection] = set()
         self._closed = False
@@ -159,11 +196,16 @@ class Http:
             for connection in self._open:
                 if connection.sock:
                     with contextlib.suppress(OSError):
-                        connection.sock.shutdown(socket.SHUT_RDWR)
+                        # not that of TLS, which would take the connection from the thread that reads it
+                        socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
     @contextlib.contextmanager
     def _connection(self, limit: float) -> Iterator[http.client.HTTPConnection]:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=min(limit, MAX_CONNECT))
+        timeout = min(limit, MAX_CONNECT)
+        if self._context is None:
+            connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+        else:
+            connection = http.client.HTTPSConnection(self.host, self.port, timeout=timeout, context=self._context)
         with self._lock:
             self._open.add(connection)
         try:
@@ -188,7 +230,7 @@ class Http:
 
         ``json_size``: the same for ``body``.
         """
-        headers = {"Connection": "close", **({SIZE: str(json_size)} if json_size else {})}
+        headers = {"Connection": "close", **self._headers, **({SIZE: str(json_size)} if json_size else {})}
         with self._connection(limit) as connection:
             try:
                 connection.request(method, path, body, headers)
@@ -210,7 +252,10 @@ class Http:
             raise Failed(f"the answer to {method} {path} is not Triton's") from error
 
     def config(self, model: str, limit: float) -> dict[str, Any] | None:
-        if self._ask("GET", f"/v2/models/{model}/ready", limit)[0] != 200:
+        status, _, body = self._ask("GET", f"/v2/models/{model}/ready", limit)
+        if status in (401, 403):
+            raise _refusal(status, body)
+        if status != 200:
             return None
         config: dict[str, Any] = self._json("GET", f"/v2/models/{model}/config", limit)
         return config

@@ -1,39 +1,53 @@
-"""Certificates for tests, made by openssl."""
+"""Certificates as openssl makes them: a CA, and servers' certificates that it signs."""
 
 from __future__ import annotations
 
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def openssl(*arguments: str, folder: Path) -> None:
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+@dataclass(frozen=True)
+class Certificate:
+    """A certificate (PEM), and its key."""
+
+    chain: Path
+    key: Path
+
+    @property
+    def both(self) -> Path:
+        """One file of both, as HAProxy reads it."""
+        path = self.chain.with_suffix(".both")
+        path.write_bytes(self.chain.read_bytes() + self.key.read_bytes())
+        return path
 
 
-def make_certificate(folder: Path, name: str = "server", host: str = "localhost", days: int = 30) -> tuple[Path, Path]:
-    """Make ``name.pem``, signed by itself, for a host, and ``name.key``; ``days`` may be negative: expired."""
-    subject = ["-subj", f"/CN={host}", "-addext", f"subjectAltName=DNS:{host}"] if host else ["-subj", "/CN=nobody"]
+def openssl(*arguments: str | Path) -> None:
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+
+
+def make_ca(folder: Path, name: str) -> Certificate:
+    ca = Certificate(folder / f"{name}.pem", folder / f"{name}.key")
     openssl(
-        *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.pem"),
-        *("-days", str(days) if days > 0 else "1", *subject),
-        folder=folder,
+        *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"),
+        *("-subj", f"/CN={name}", "-keyout", ca.key, "-out", ca.chain),
     )
-    if days <= 0:
-        expire(folder, name)
-    return folder / f"{name}.pem", folder / f"{name}.key"
+    return ca
 
 
-def expire(folder: Path, name: str) -> None:
-    """Sign the certificate again, for days that have passed."""
-    (folder / "index").write_text("")
-    (folder / "serial").write_text("01\n")
-    (folder / "ca.cnf").write_text(
-        "[ca]\ndefault_ca=own\n[own]\ndatabase=index\nserial=serial\nnew_certs_dir=.\ndefault_md=sha256\npolicy=any\n"
-        "copy_extensions=copy\n[any]\ncommonName=optional\n"
-    )
-    openssl("x509", "-x509toreq", "-in", f"{name}.pem", "-signkey", f"{name}.key", "-out", "request", folder=folder)
+def make_certificate(
+    ca: Certificate, name: str, names: str = "DNS:localhost,IP:127.0.0.1", days: int = 2
+) -> Certificate:
+    """``days`` below 0: it has expired."""
+    made = Certificate(ca.chain.with_name(f"{name}.pem"), ca.chain.with_name(f"{name}.key"))
+    request, extensions = made.chain.with_suffix(".csr"), made.chain.with_suffix(".cnf")
+    extensions.write_text(f"subjectAltName={names}\n")
     openssl(
-        *("ca", "-batch", "-config", "ca.cnf", "-selfsign", "-keyfile", f"{name}.key", "-in", "request"),
-        *("-startdate", "20200101000000Z", "-enddate", "20200102000000Z", "-notext", "-out", f"{name}.pem"),
-        folder=folder,
+        *("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+        *("-subj", f"/CN={name}", "-keyout", made.key, "-out", request),
     )
+    openssl(
+        *("x509", "-req", "-in", request, "-CA", ca.chain, "-CAkey", ca.key, "-CAcreateserial"),
+        *("-days", str(days), "-extfile", extensions, "-out", made.chain),
+    )
+    return made

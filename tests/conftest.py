@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -221,7 +221,7 @@ StartServer = Callable[..., RunningServer]
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
-    """Start a real server on a repository and wait for its models; all are stopped at the end."""
+    """Start a real server on a repository and wait for its models by ``protocols``; all are stopped at the end."""
     servers = []
 
     def start(
@@ -231,6 +231,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
         ports: list[int] | None = None,
         runtime: str = "onnxruntime",
         options: Sequence[str] = ("--open-administration", "--no-check"),
+        protocols: Sequence[Literal["grpc", "http"]] = ("grpc", "http"),
     ) -> RunningServer:
         http, grpc, metrics = ports or free_ports(3)
         log = tmp_path_factory.mktemp("server") / "log"
@@ -250,7 +251,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
             if not ready and "\nready: " in log.read_text():
                 return server
             try:
-                wait_ready(server, ready)
+                wait_ready(server, ready, protocols)
                 return server
             except ServerUnavailable:
                 continue
@@ -262,10 +263,10 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServ
         stop(server.process)
 
 
-def wait_ready(server: RunningServer, model: str) -> None:
+def wait_ready(server: RunningServer, model: str, protocols: Sequence[Literal["grpc", "http"]]) -> None:
     """Raises ServerUnavailable unless ``model`` gets ready within a second."""
     if model == "superres":
-        for protocol in ("grpc", "http"):
+        for protocol in protocols:
             Client(server.url(protocol), protocol=protocol, wait=1).close()
         return
     import tritonclient.grpc

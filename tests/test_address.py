@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import ssl
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
-from client.address import AddressError, diagnose, proxy_variable, split
+from client.access import trust
+from client.address import AddressError, diagnose, proxy_variable, split, tls_problem
 from pipeline.serving.local_server import free_ports
+from tests.certificates import Certificate, make_ca, make_certificate
 from tests.conftest import answering
 
 
@@ -143,3 +150,77 @@ def test_a_proxy_and_what_is_there_without_it(monkeypatch: pytest.MonkeyPatch) -
             "gRPC calls it through the proxy of the variable http_proxy: add 127.0.0.1 to no_proxy to call it "
             "directly; without it, that port speaks HTTP: give the gRPC port, or choose protocol http"
         )
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_ca(tmp_path_factory.mktemp("certificates"), "ca")
+
+
+@contextmanager
+def answering_by_tls(certificate: Certificate, data: bytes) -> Iterator[int]:
+    """A port where every connection by TLS gets ``data``, and others nothing."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.chain, certificate.key)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return  # the port is closed
+                with contextlib.suppress(OSError), connection:
+                    with context.wrap_socket(connection, server_side=True) as secure:
+                        secure.recv(10_000)
+                        secure.sendall(data)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            server.shutdown(socket.SHUT_RDWR)  # ends accept()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("certificate", "problem"),
+    [
+        ({}, None),
+        ({"days": -1}, "its certificate has expired"),
+        ({"names": "DNS:elsewhere.example"}, "its certificate is for another host name than 'localhost'"),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_certificates(ca: Certificate, protocol: str, certificate: dict[str, Any], problem: str | None) -> None:
+    made = make_certificate(ca, "server", **certificate)
+    with answering_by_tls(made, GRPC if protocol == "grpc" else HTTP) as port:
+        context = trust(ca.chain, protocol)
+        assert tls_problem("localhost", port, context, 6) == problem
+        assert diagnose("localhost", port, protocol, 6, context) == problem
+
+
+def test_a_ca_that_is_not_trusted(ca: Certificate) -> None:
+    with answering_by_tls(make_certificate(ca, "server"), HTTP) as port:
+        problem = "its certificate is not signed by a trusted CA: give its CA (ca, --ca)"
+        assert tls_problem("localhost", port, trust(None, "http"), 6) == problem
+
+
+def test_a_port_that_wants_tls(ca: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(monkeypatch, {})
+    with answering_by_tls(make_certificate(ca, "server"), HTTP) as port:
+        for protocol in ("grpc", "http"):
+            assert diagnose("localhost", port, protocol, 6) == "that port speaks TLS: use it (tls, --tls)"
+        assert tls_problem("localhost", port, None, 6) == "that port speaks TLS: use it (tls, --tls)"
+
+
+@pytest.mark.parametrize(("data", "protocol"), [(HTTP, "http"), (GRPC, "grpc")])
+def test_ports_without_tls_are_told_from_those_of_servers_that_start(data: bytes, protocol: str) -> None:
+    with answering(data) as port:
+        assert tls_problem("127.0.0.1", port, None, 3) is None
+    (port,) = free_ports(1)
+    for context in (None, trust(None, protocol)):
+        assert tls_problem("127.0.0.1", port, context, 3) is None
+    with answering(None) as port:
+        assert tls_problem("127.0.0.1", port, trust(None, protocol), 0.5) is None

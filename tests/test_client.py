@@ -19,7 +19,17 @@ import pytest
 import tritonclient.grpc as triton
 from PIL import Image
 
-from client import BadRequest, Client, ClientClosed, ServerError, ServerLost, ServerUnavailable, UpscaleError, wire
+from client import (
+    BadRequest,
+    Client,
+    ClientClosed,
+    NotAllowed,
+    ServerError,
+    ServerLost,
+    ServerUnavailable,
+    UpscaleError,
+    wire,
+)
 from client.api import MODEL
 from pipeline import ROOT
 from pipeline.method.options import Options
@@ -495,5 +505,5 @@ def test_closing_ends_the_wait_for_a_server(server: RunningServer) -> None:
 
 
 def test_every_error_is_an_upscale_error() -> None:
-    for error in (BadRequest, ClientClosed, ServerError, ServerLost, ServerUnavailable):
+    for error in (BadRequest, ClientClosed, NotAllowed, ServerError, ServerLost, ServerUnavailable):
         assert issubclass(error, UpscaleError)

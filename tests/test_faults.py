@@ -24,7 +24,7 @@ from pipeline import ROOT
 from pipeline.method.images import Image
 from pipeline.serving.access import GRPC_KEY
 from pipeline.serving.processes import SHARED_MEMORY, children, model_processes
-from tests.certificates import make_certificate
+from tests.certificates import make_ca, make_certificate
 from tests.conftest import RunningServer, StartServer, wait_for
 
 REPOSITORY = ROOT / "model_repository"
@@ -196,9 +196,9 @@ def test_administration_is_closed(start_server: StartServer, tmp_path: Path) -> 
 
 
 def test_the_server_checks_itself_by_tls(start_server: StartServer, tmp_path: Path) -> None:
-    cert, key = make_certificate(tmp_path, host="upscale.example")
+    made = make_certificate(make_ca(tmp_path, "ca"), "server", "DNS:upscale.example")
     (tmp_path / "token").write_text("t0ken\n")
-    options = [f"--tls-cert={cert}", f"--tls-key={key}", f"--token-file={tmp_path / 'token'}"]
+    options = [f"--tls-cert={made.chain}", f"--tls-key={made.key}", f"--token-file={tmp_path / 'token'}"]
     server = start_server(REPOSITORY, options=options, ready="")
     probe = [sys.executable, "-m", "pipeline.serve", "--probe", f"--grpc-port={server.grpc}"]
     assert subprocess.run([*probe, *options], cwd=ROOT, capture_output=True).returncode == 0

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.serving import ServeError
 from pipeline.serving.access import ADMINISTRATION, GRPC_KEY, Access, find_access, read_certificate, read_token
-from tests.certificates import make_certificate
+from tests.certificates import make_ca, make_certificate
+
+
+def make(folder: Path, name: str = "server", names: str = "DNS:localhost", days: int = 2) -> tuple[Path, Path]:
+    made = make_certificate(make_ca(folder, f"{name}-ca"), name, names, days)
+    return made.chain, made.key
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(folder: Path) -> tuple[Path, Path]:
-    return make_certificate(folder)
+    return make(folder)
 
 
 def test_a_certificate_tells_the_name_it_is_for(pair: tuple[Path, Path]) -> None:
@@ -32,18 +38,18 @@ def test_a_certificate_tells_the_name_it_is_for(pair: tuple[Path, Path]) -> None
     ("name", "options", "message"),
     [
         ("expired", {"days": -1}, r"--tls-cert: '.*expired\.pem' cannot be used: certificate has expired"),
-        ("nobody", {"host": ""}, r"--tls-cert: '.*nobody\.pem' must be valid for a host"),
+        ("nobody", {"names": "email:nobody@example.org"}, r"--tls-cert: '.*nobody\.pem' must be valid for a host"),
     ],
 )
 def test_a_certificate_that_clients_would_refuse_is_refused(
-    folder: Path, name: str, options: dict[str, int], message: str
+    folder: Path, name: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ServeError, match=message):
-        read_certificate(*make_certificate(folder, name, **options))  # type: ignore[arg-type]
+        read_certificate(*make(folder, name, **options))
 
 
 def test_a_key_of_another_certificate(folder: Path, pair: tuple[Path, Path]) -> None:
-    _, other = make_certificate(folder, "other")
+    _, other = make(folder, "other")
     with pytest.raises(ServeError, match=r"server\.pem' and --tls-key '.*other\.key'.*KEY_VALUES_MISMATCH"):
         read_certificate(pair[0], other)
 

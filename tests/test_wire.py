@@ -21,6 +21,7 @@ from tests.conftest import answering
         ("400", "Request for unknown model: 'superres' is not found"),
         ("503", "Server not ready"),
         ("502", "HTTP status 502"),
+        ("429", "too many requests from this address"),
         ("INTERNAL", "superres_onnx: Model superres_onnx - Error when running inference: Server not ready"),
         ("500", "Failed to check model readiness: Failed to process the request, message: Server not ready"),
     ],
@@ -41,6 +42,13 @@ def test_answers_of_a_server_that_does_not_serve_now(status: str, message: str) 
         ("404", "HTTP status 404", wire.Failed),
         ("RESOURCE_EXHAUSTED", "message larger than max", wire.Failed),
         ("504", "HTTP status 504", wire.Failed),
+        ("UNAUTHENTICATED", "a valid token is required", wire.Refused),
+        ("401", "HTTP status 401", wire.Refused),
+        ("PERMISSION_DENIED", "the proxy does not allow this call", wire.Refused),
+        ("403", "HTTP status 403", wire.Refused),
+        ("UNAVAILABLE", "This protocol is restricted, expecting header 'authorization'", wire.Refused),
+        ("403", "This API is restricted, expecting header 'authorization'", wire.Refused),
+        ("400", "'sampler' must be one of ddpm, ddim, got 'This API is restricted'", wire.Invalid),
     ],
 )
 def test_other_answers(status: str, message: str, kind: type[Exception]) -> None:
@@ -55,6 +63,7 @@ def test_other_answers(status: str, message: str, kind: type[Exception]) -> None
         (b"no HTTP at all\r\n\r\n", wire.NotServing),
         (b"HTTP/1.1 503 Service Unavailable\r\n\r\n<html>", wire.NotServing),
         (b"HTTP/1.1 200 OK\r\n\r\nno JSON", wire.Failed),
+        (b"HTTP/1.1 403 Forbidden\r\n\r\n<html>", wire.Refused),
         (b'HTTP/1.1 400 Bad Request\r\n\r\n{"error": "no"}', wire.Invalid),
         (b'HTTP/1.1 500 Oh\r\n\r\n["error"]', wire.Failed),
         (None, wire.TimedOut),
@@ -69,3 +78,12 @@ def test_http_connections_that_are_refused() -> None:
     (port,) = free_ports(1)
     with pytest.raises(wire.NotServing, match="refused"):
         wire.Http("127.0.0.1", port).index(1)
+
+
+def test_a_token_is_sent_in_the_headers_that_are_read() -> None:
+    assert wire.token_headers(None, "grpc") == {}
+    assert wire.token_headers("abc", "http") == {"authorization": "Bearer abc"}
+    assert wire.token_headers("abc", "grpc") == {
+        "authorization": "Bearer abc",
+        "triton-grpc-protocol-authorization": "Bearer abc",
+    }

@@ -126,7 +126,7 @@ def _handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> list[str]:
             with contextlib.suppress(ssl.SSLWantReadError):
                 side.do_handshake()
     certificate: dict[str, Any] = theirs.getpeercert() or {}
-    return [str(value) for _, value in certificate.get("subjectAltName", ())]
+    return [str(value) for kind, value in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
 
 
 def find_access(
