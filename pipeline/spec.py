@@ -70,6 +70,9 @@ UNKNOWN = -1.0
 
 MAX_SEED = 2**63 - 1
 
+MODEL_VARIABLE = "CXR_SUPERRES_MODEL"
+"""Environment variable of the server with its model hash (``pipeline.hashes``); "" or missing: unknown."""
+
 
 @dataclass(frozen=True)
 class Tensor:

@@ -17,10 +17,12 @@ from pathlib import Path
 
 from pipeline import ROOT
 from pipeline.command_line import make_parser
+from pipeline.hashes import SHOWN
 from pipeline.presets import Preset
 from pipeline.serving import ServeError
 from pipeline.serving.checks import (
     PROTOCOLS,
+    check_hashes,
     check_ports,
     check_repository,
     check_shared_memory,
@@ -30,6 +32,7 @@ from pipeline.serving.checks import (
 )
 from pipeline.serving.find import RUNTIMES, Server, find_server, plain_path, runtime_flags
 from pipeline.serving.supervisor import Address, NotReady, supervise, upscale_one, wait_until_listening
+from pipeline.spec import MODEL_VARIABLE
 from pipeline.triton_config import preset_of
 
 REPOSITORY = ROOT / "model_repository" if (ROOT / "model_repository").is_dir() else Path("model_repository")
@@ -50,8 +53,8 @@ def command_line(server: Server, repository: Path, host: str, ports: dict[str, i
     ]
 
 
-def when_ready(server: subprocess.Popen[bytes], addresses: dict[str, Address], preset: Preset) -> str:
-    """Wait until the server is ready and return a message about it.
+def when_ready(server: subprocess.Popen[bytes], addresses: dict[str, Address], preset: Preset, model: str = "") -> str:
+    """Wait until the server is ready and return a message about it; ``model`` is the repository's model hash.
 
     Raises:
         NotReady: the server ends or cannot upscale.
@@ -65,7 +68,8 @@ def when_ready(server: subprocess.Popen[bytes], addresses: dict[str, Address], p
         f"{protocol} {host}:{port}" for protocol, (host, port) in addresses.items() if protocol != "metrics"
     )
     side = preset.data.lr_size
-    return f"ready: {where} (a {side}×{side} image took {seconds:.2f} s)"
+    which = f", model {model[:SHOWN]}" if model else ""
+    return f"ready: {where} (a {side}×{side} image took {seconds:.2f} s{which})"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,6 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     ports = {protocol: getattr(args, f"{protocol}_port") for protocol in PROTOCOLS}
     try:
         models = check_repository(args.model_repository)
+        model = check_hashes(args.model_repository)
         server = find_server()
         preset = preset_of(args.model_repository)
         flags = runtime_flags(args.runtime, server, preset)
@@ -117,17 +122,18 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     tolerant = TOLERANT if any(model.backend == "tensorrt" for model in models) else ()
     command = command_line(server, repository, host, ports, [*flags, *tolerant, *args.extra])
-    settings = [f"{name}={value}" for name, value in server.environment.items()]
+    environment = {**server.environment, MODEL_VARIABLE: model}
+    settings = [f"{name}={value}" for name, value in environment.items()]
     print("starting: " + shlex.join(["env", *settings, *command]), flush=True)
     unchecked = why_unchecked(models, preset, args.extra)
 
     def check(process: subprocess.Popen[bytes]) -> str | None:
         if not args.check:
             return None
-        return f"not checked: {unchecked}" if unchecked else when_ready(process, addresses, preset)
+        return f"not checked: {unchecked}" if unchecked else when_ready(process, addresses, preset, model)
 
     try:
-        return supervise(command, server.environment, check)
+        return supervise(command, environment, check)
     except OSError as error:
         print(f"error: cannot run '{server.binary}': {error.strerror}", file=sys.stderr)
         return 1

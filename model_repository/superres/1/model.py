@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from pipeline.method.upscale import Array, Networks, Result, generator, networks
 from pipeline.models import onnx_models, plan_models
 from pipeline.presets import PRESETS, Preset
 from pipeline.serving.drain import Closed, working
-from pipeline.spec import OTHER, UNKNOWN, Model
+from pipeline.spec import MODEL_VARIABLE, OTHER, UNKNOWN, Model
 
 OPTIONS = ("steps", "sampler", "start", "samples", "output", "faithful", "degradation", "denoiser")
 
@@ -204,10 +205,11 @@ class TritonPythonModel:
             "found": lambda: [[r.history.reduction or OTHER] for r in rows],
             "noise": lambda: [[r.history.noise] for r in rows],
             "expected_error": lambda: [[UNKNOWN if r.expected_error is None else r.expected_error] for r in rows],
+            "model": lambda: [[os.environ.get(MODEL_VARIABLE, "")] for _ in rows],
         }
         wanted = request.requested_output_names()
         tensors = [
-            pb_utils.Tensor(name, np.array(make(), np.object_ if name == "found" else np.float32))
+            pb_utils.Tensor(name, np.array(make(), np.object_ if name in ("found", "model") else np.float32))
             for name, make in outputs.items()
             if name in wanted
         ]
