@@ -246,7 +246,13 @@ def test_a_repository_without_hashes_is_warned_of(repository: Path, capsys: pyte
     assert warning.count("\n") == 1
 
 
-@pytest.mark.parametrize("about", ["{", "[]", "{}", '{"onnx": 1, "onnx_sha256": ""}'])
+@pytest.mark.parametrize(
+    "about",
+    [
+        *("{", "[]", "{}", '{"onnx": 1, "onnx_sha256": ""}', "[" * 100_000),
+        *('{"onnx": "' + name + '", "onnx_sha256": ""}' for name in ("x" * 1000, "\\u0000", ".")),
+    ],
+)
 def test_a_damaged_description_of_a_plan_is_named(repository: Path, about: str) -> None:
     add_plan(repository, about)
     with pytest.raises(ServeError, match=r"model.json' is damaged: build it again with `make plan`"):

@@ -92,10 +92,14 @@ def check_plan(repository: Path, plan: Path) -> None:
     try:
         metadata = json.loads(path.read_text())
         onnx, expected = repository / metadata["onnx"], metadata["onnx_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+        found = hashes.file_hash(onnx)
+    except FileNotFoundError:
+        found = None
+    # deeply nested JSON is a RecursionError; what is no name of a file is an OSError
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise ServeError(f"'{path}' is damaged: {REMEDY['tensorrt']}") from error
-    if not onnx.is_file() or hashes.file_hash(onnx) != expected:
-        raise ServeError(f"'{plan}' was not built from the current '{onnx}': {REMEDY['tensorrt']}")
+    if found is None or found != expected:
+        raise ServeError(f"'{plan}' was not built from the current {str(onnx)!r}: {REMEDY['tensorrt']}")
 
 
 def check_hashes(repository: Path) -> str:
