@@ -12,7 +12,7 @@ PRESET ?= best
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-gpu check format docs serve export plan train bench bench-gpu clean
+.PHONY: help demo test test-fast test-gpu check format docs serve export plan train bench bench-gpu sbom audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -41,6 +41,12 @@ $(VENV)/documenting: $(VENV)/testing
 $(VENV)/perf_analyzer: | $(VENV)/serving
 	$(PIP) install --quiet --no-deps --target $@ tritonclient==2.46.0
 
+# an environment of its own, so that the list of packages holds none of these tools
+$(VENV)/supply/installed: | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)/supply
+	$(VENV)/supply/bin/python -m pip --disable-pip-version-check install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	@touch $@
+
 demo: $(VENV)/serving ## upscale a real radiograph through a real server into demo/
 	$(BIN)/python -m client.demo
 
@@ -58,7 +64,7 @@ check: $(VENV)/testing ## formatting, lint, types, generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy pipeline train client benchmarks tests docs/hooks.py
-	$(BIN)/mypy model_repository/superres/1/model.py
+	$(BIN)/mypy model_repository/superres/1/model.py deploy/audit.py
 	$(BIN)/python -m pipeline.triton_config --check
 
 format: $(VENV)/testing ## format the sources
@@ -88,5 +94,11 @@ bench: $(VENV)/testing $(VENV)/perf_analyzer ## time an image (server, one proce
 bench-gpu: ## time images on this machine's GPU by every way that is installed; ARGS=--install installs them
 	benchmarks/gpu.sh $(ARGS)
 
-clean: ## remove the virtual environment, the demo's output and the built documentation
-	rm -rf $(VENV) demo site
+sbom: $(VENV)/serving $(VENV)/supply/installed ## list the installed packages in sbom.json, in the format CycloneDX
+	$(VENV)/supply/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --of JSON -o sbom.json $(BIN)/python
+
+audit: $(VENV)/supply/installed ## look up the pinned releases in the list of known vulnerabilities
+	$(BIN)/python deploy/audit.py --pip-audit $(VENV)/supply/bin/pip-audit $(ARGS)
+
+clean: ## remove the virtual environment, the demo's output, the list of packages and the built documentation
+	rm -rf $(VENV) demo site sbom.json

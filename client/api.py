@@ -96,6 +96,8 @@ class Upscaled:
     pixel_mm: float | None
     """Stated pixel spacing of the image, in mm."""
     preset: str
+    model: str
+    """Hash of the server's model files (``pipeline.hashes``); "" if unknown."""
     seed: int
     options: Options
     seconds: float
@@ -264,6 +266,8 @@ class Client:
         if name not in PRESETS:
             raise ServerError(f"server {self.url} must run one of the presets {', '.join(PRESETS)}, got '{name}'")
         self.preset = PRESETS[name]
+        # servers before this output was introduced do not have it
+        self._tells_model = "model" in [output["name"] for output in config.get("output", [])]
 
     def _problem(self) -> str:
         """Return the problem at the address."""
@@ -368,6 +372,7 @@ class Client:
         values = {name: np.array([[value]]) for name, value in {"seed": seed, **size, **asdict(options)}.items()}
         banded = preset.band.scale(options.samples) is not None
         outputs = ["upscaled", "lr_error", "found", "noise", "expected_error", *(["spread"] if banded else [])]
+        outputs += ["model"] if self._tells_model else []
         began = time.monotonic()
         found = {
             name: of_all[0]
@@ -382,6 +387,7 @@ class Client:
             None if found["expected_error"][0] == UNKNOWN else float(found["expected_error"][0]),
             size.get("pixel_mm"),
             preset.name,
+            found["model"][0].decode() if "model" in found else "",
             int(seed),
             options,
             seconds=time.monotonic() - began,

@@ -68,6 +68,7 @@ def provenance(source: Source, result: Upscaled) -> dict[str, str]:
             + [f"{name}={value}" for name, value in asdict(result.options).items()]
             + [f"found={result.degradation} noise={255 * result.noise:.2f}"]
             + ([] if result.pixel_mm is None else [f"pixel_mm={result.pixel_mm:.4g}"])
+            + ([f"model={result.model}"] if result.model else [])
         ),
     }
 

@@ -130,6 +130,7 @@ def superres_model(preset: Preset) -> Model:
             Tensor("found", "STRING", (1,)),
             Tensor("noise", "FP32", (1,)),
             Tensor("expected_error", "FP32", (1,)),
+            Tensor("model", "STRING", (1,)),
         ),
         preset=preset.name,
     )

@@ -72,8 +72,6 @@ INSTANCES = 2
 """Processes of ``superres``: images of different shapes or options run concurrently."""
 RESTARTS_VARIABLE = "CXR_SUPERRES_RESTARTS"
 """Environment variable of the server with its restarts by reason, such as ``process=2 server=1``."""
-MODEL_VARIABLE = "CXR_SUPERRES_MODEL"
-"""Environment variable of the server with the model hash."""
 PROBE = "cxr-superres-probe"
 """ID of the supervisor's requests."""
 CACHE_VARIABLE = "CXR_SUPERRES_CACHE_MB"
@@ -96,6 +94,9 @@ UNKNOWN = -1.0
 """Value sent for a spread or expected error that is not available; JSON has no NaN."""
 
 MAX_SEED = 2**63 - 1
+
+MODEL_VARIABLE = "CXR_SUPERRES_MODEL"
+"""Environment variable of the server with its model hash (``pipeline.hashes``); "" or missing: unknown."""
 
 
 @dataclass(frozen=True)

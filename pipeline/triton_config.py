@@ -106,7 +106,7 @@ def read_config(path: Path) -> pb.ModelConfig:
     """
     try:
         return text_format.Parse(path.read_text(), pb.ModelConfig())
-    except (text_format.ParseError, UnicodeDecodeError) as error:
+    except (text_format.ParseError, ValueError) as error:
         raise ValueError(f"'{path}': {error}") from error
 
 

@@ -32,6 +32,7 @@ from client import (
 )
 from client.api import MODEL
 from pipeline import ROOT
+from pipeline.hashes import file_hash
 from pipeline.method.options import Options
 from pipeline.presets import DEFAULT
 from pipeline.serving.local_server import free_ports
@@ -76,6 +77,25 @@ def test_several_samples_come_with_their_spread(server: RunningServer, protocol:
     np.testing.assert_allclose(first.spread, mean.spread, atol=1e-4)
     np.testing.assert_allclose(first.image, one.image, atol=1e-4)
     assert not np.allclose(first.image, mean.image, atol=1e-4)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_answer_tells_which_model_files_made_it(server: RunningServer, protocol: Protocol) -> None:
+    with Client(server.url(protocol), protocol=protocol) as client:
+        assert client.upscale(IMAGE).model == file_hash(REPOSITORY / "SHA256SUMS")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_older_server_is_not_asked_for_its_model(
+    server: RunningServer, protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Client(server.url(protocol), protocol=protocol) as client:
+        config = client._wire.config("superres", 10)
+        assert config is not None
+        older = {**config, "output": [output for output in config["output"] if output["name"] != "model"]}
+        monkeypatch.setattr(client._wire, "config", lambda *_: older)
+        client.wait_until_ready()
+        assert client.upscale(IMAGE).model == ""
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

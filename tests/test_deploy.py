@@ -1,10 +1,19 @@
-"""The container's recipe: pins written once, and files for every package. Building it needs NVIDIA's image."""
+"""The recipes of the container and of the service: pins written once, files for every package, no rights to spare.
+
+Building the container needs NVIDIA's image.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
 
 from pipeline import ROOT, serve
 
@@ -52,3 +61,50 @@ def test_the_server_is_started_on_the_repository_it_holds() -> None:
     assert command[:3] == ["python3", "-m", serve.__name__]
     assert f"--model-repository={instructions('COPY')[-1].split()[-1]}" in command
     assert "--host=0.0.0.0" in command, "or no port could be published"
+
+
+def test_the_container_runs_as_a_user_without_rights() -> None:
+    assert instructions("USER") == ["1000:1000"]
+    order = [line.partition(" ")[0] for line in LINES]
+    assert order.index("USER") > order.index("RUN"), "packages are installed for all users"
+
+
+PROBE = ["python3", "-m", "pipeline.serve", "--probe", "--model-repository=/models"]
+
+
+def test_the_containers_health_is_a_real_request() -> None:
+    (check,) = instructions("HEALTHCHECK")
+    assert json.loads(check.partition("CMD ")[2]) == PROBE
+
+
+def test_compose_gives_the_container_what_it_needs_and_no_more() -> None:
+    (service,) = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"].values()
+    assert (ROOT / "deploy" / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+    assert service["user"] == instructions("USER")[0]
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["shm_size"] == "1g"
+    assert [mount.partition(":")[0] for mount in service["tmpfs"]] == ["/tmp"]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert service["healthcheck"]["test"][1:] == PROBE
+
+
+UNIT = (ROOT / "deploy" / "cxr-superres.service").read_text()
+
+
+def test_the_service_has_no_rights_to_spare() -> None:
+    lines = UNIT.splitlines()
+    wanted = "DynamicUser=yes CapabilityBoundingSet= NoNewPrivileges=yes ProtectSystem=strict PrivateTmp=yes"
+    assert {*wanted.split(), "Restart=on-failure", "KillMode=mixed"} <= set(lines)
+    assert "Environment=XDG_CACHE_HOME=/var/cache/cxr-superres PYTHONDONTWRITEBYTECODE=1" in lines
+    assert "CacheDirectory=cxr-superres" in lines
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_understands_the_service(tmp_path: Path) -> None:
+    path = tmp_path / "cxr-superres.service"
+    python = "/opt/cxr-superres/.venv/bin/python"
+    path.write_text(UNIT.replace(f"ExecStart={python} ", "ExecStart=/bin/true "))
+    result = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline import triton_config
 from pipeline.export import command as export
+from pipeline.hashes import NAME, read_hashes
 from pipeline.models import models, onnx_models
 from pipeline.networks import eager
 from pipeline.networks.unet import UNet
@@ -165,7 +166,8 @@ def test_presets_take_each_others_place(tmp_path: Path, monkeypatch: pytest.Monk
         files = {f"{model.name}/1/model.onnx" for model in onnx_models(preset)}
         assert files_of(tmp_path) == files | {f"{model}/1/model_int8.onnx" for model in preset.int8}
         assert triton_config.main([*arguments, "--check", "--preset", name]) == 0
-        assert {path.name for path in tmp_path.iterdir()} == {model.name for model in models(preset)}
+        assert {path.name for path in tmp_path.iterdir()} == {NAME, *(model.name for model in models(preset))}
+        assert list(read_hashes(tmp_path / NAME)) == sorted(files_of(tmp_path))
 
 
 def test_a_file_that_cannot_be_written_replaces_none(

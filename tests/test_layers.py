@@ -11,13 +11,21 @@ import pytest
 from pipeline import ROOT
 
 SYSTEMS = ("pipeline.spec", "pipeline.presets", "pipeline.models")
-COMMON = (*SYSTEMS, "pipeline.atomic", "pipeline.command_line", "pipeline.interrupts", "pipeline.remote")
+COMMON = (
+    *SYSTEMS,
+    "pipeline.atomic",
+    "pipeline.command_line",
+    "pipeline.hashes",
+    "pipeline.interrupts",
+    "pipeline.remote",
+)
 LAYERS: dict[str, tuple[str, ...]] = {
     "pipeline.spec": (),
     "pipeline.presets": ("pipeline.spec",),
     "pipeline.models": ("pipeline.spec", "pipeline.presets"),
     "pipeline.atomic": (),
     "pipeline.command_line": (),
+    "pipeline.hashes": ("pipeline.atomic", "pipeline.command_line"),
     "pipeline.interrupts": (),
     "pipeline.remote": (),
     "pipeline.method": SYSTEMS,

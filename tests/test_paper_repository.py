@@ -12,6 +12,7 @@ from torch import nn
 from client import Client
 from pipeline import ROOT, triton_config
 from pipeline.export import command as export
+from pipeline.hashes import NAME, check_hashes
 from pipeline.method.images import psnr
 from pipeline.method.upscale import generator, upscale
 from pipeline.models import models, onnx_models
@@ -79,4 +80,5 @@ def test_exports_a_pretrained_autoencoder_with_attention(
     for model in (UNET, ENCODER, DECODER):
         export.check_graph(repository / model.name / "1" / "model.onnx", model)
     assert triton_config.main(["--model-repository", str(repository), "--preset", "paper", "--check"]) == 0
-    assert {p.name for p in repository.iterdir()} == {model.name for model in models(PAPER)}
+    assert {p.name for p in repository.iterdir()} == {NAME, *(model.name for model in models(PAPER))}
+    assert check_hashes(repository) is not None

@@ -101,6 +101,7 @@ def test_every_result_is_recorded_without_its_image(kept: Kept) -> None:
     assert record["output_sha256"] == hash_of(upscaled[0])
     assert (record["seed"], record["steps"], record["sampler"]) == (5, 1, "ddim")
     assert (record["request"], record["caller"]) == ("study 3", "ward 7")
+    assert record["model"] == hashlib.sha256((ROOT / "model_repository" / "SHA256SUMS").read_bytes()).hexdigest()
     assert kept.audit.stat().st_mode & 0o077 == 0
 
 

@@ -21,7 +21,7 @@ import pytest
 import tritonclient.http
 
 from client import BadRequest, Client
-from pipeline import ROOT
+from pipeline import ROOT, hashes
 from pipeline.models import plan_models, superres_model
 from pipeline.presets import BEST, DEFAULT, PAPER
 from pipeline.runtimes import processor
@@ -227,7 +227,32 @@ def test_a_plan_of_another_network_is_refused(repository: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("about", ["{", "[]", "{}", '{"onnx": 1, "onnx_sha256": ""}'])
+def test_a_file_that_differs_from_its_hash_stops_the_start(repository: Path) -> None:
+    onnx = repository / "unet_onnx" / "1" / "model.onnx"
+    onnx.write_bytes(onnx.read_bytes() + b" ")
+    result = run("--model-repository", repository)
+    assert result.returncode == 1
+    assert_one_line(result, f"'{onnx}' differs from its hash", "restore it with git", "python -m pipeline.hashes")
+    assert result.stdout == "", "nothing was started"
+
+
+def test_a_repository_without_hashes_is_warned_of(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert checks.check_hashes(repository) == hashes.file_hash(repository / hashes.NAME)
+    assert capsys.readouterr().err == ""
+    (repository / hashes.NAME).unlink()
+    assert checks.check_hashes(repository) == ""
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: '{repository}' has no SHA256SUMS")
+    assert warning.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        *("{", "[]", "{}", '{"onnx": 1, "onnx_sha256": ""}', "[" * 100_000),
+        *('{"onnx": "' + name + '", "onnx_sha256": ""}' for name in ("x" * 1000, "\\u0000", ".")),
+    ],
+)
 def test_a_damaged_description_of_a_plan_is_named(repository: Path, about: str) -> None:
     add_plan(repository, about)
     with pytest.raises(ServeError, match=r"model.json' is damaged: build it again with `make plan`"):
@@ -428,6 +453,17 @@ def test_ready_is_said_once_an_image_is_upscaled(tmp_path: Path) -> None:
     write_superres(tmp_path / "Röntgen models")
     with serving(tmp_path, "--model-repository=Röntgen models") as (_, line):
         assert re.fullmatch(rf"ready: grpc 127\.0\.0\.1:\d+, http 127\.0\.0\.1:\d+ {TOOK}", line)
+
+
+@pytest.mark.slow
+def test_the_model_hash_is_said_and_given_to_the_server(tmp_path: Path) -> None:
+    repository = write_superres(tmp_path / "models", AN_IMAGE)
+    hashes.write_hashes(repository)
+    model = hashes.file_hash(repository / hashes.NAME)
+    with serving(tmp_path, "--model-repository=models") as (process, line):
+        assert line.endswith(f" s, model {model[:12]})")
+        server = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+        assert f"CXR_SUPERRES_MODEL={model}" in Path(f"/proc/{server}/environ").read_text().split("\0")
 
 
 @pytest.mark.slow

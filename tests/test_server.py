@@ -23,6 +23,7 @@ from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from pipeline import ROOT, triton_config
+from pipeline.hashes import write_hashes
 from pipeline.method.images import psnr
 from pipeline.method.options import Options
 from pipeline.method.reduction import reduce
@@ -427,6 +428,7 @@ def save_failing(path: Path) -> None:
 def test_a_network_that_is_missing_or_fails_is_named_in_the_answer(start_server: StartServer, tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY, tmp_path / "models")
     save_failing(tmp_path / "models" / "superres_onnx" / "1" / "model.onnx")
+    write_hashes(tmp_path / "models")
     path = tmp_path / "models" / "superres_onnx" / "config.pbtxt"
     config = triton_config.read_config(path)
     config.ClearField("model_warmup")  # it would fail too

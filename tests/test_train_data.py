@@ -151,3 +151,10 @@ def test_wrong_folders_and_files_are_refused_with_advice(pairs: Path, tmp_path: 
         cv2.imwrite(str(path), image)
         with pytest.raises(ValueError, match=f"must be 256x256, uint8, 1 channel, got {found}"):
             read_gray(path, 256)
+
+
+@pytest.mark.parametrize("text", [b"file,patient\n\xff.png,1\n", b"file,patient\n" + b"x" * 140_000 + b",1\n"])
+def test_an_index_that_is_no_csv_file(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "index.csv").write_bytes(text)
+    with pytest.raises(ValueError, match=r"index\.csv' must be a CSV file in UTF-8: "):
+        read_index(tmp_path / "index.csv")

@@ -217,7 +217,9 @@ def test_tensorrt_is_asked_of_the_server_with_each_images_seed(
 
         def upscale(self, image: Image, **options: object) -> Upscaled:
             asked.append(options)
-            return Upscaled(upsample(image), None, 0.0, "cubic", 0.0, None, None, "best", 0, Options.of(DEFAULT), 0.0)
+            return Upscaled(
+                upsample(image), None, 0.0, "cubic", 0.0, None, None, "best", "", 0, Options.of(DEFAULT), 0.0
+            )
 
     monkeypatch.setattr(methods, "Client", Server)
     system = eager.load(WEIGHTS, DEFAULT)

@@ -60,6 +60,12 @@ def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
         read_config(tmp_path / "config.pbtxt")
 
 
+def test_a_number_that_no_field_can_hold_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.pbtxt").write_text("model_warmup { batch_size: " + 30 * "9" + "}")
+    with pytest.raises(ValueError, match="config.pbtxt': "):
+        read_config(tmp_path / "config.pbtxt")
+
+
 def test_the_repositorys_files_are_up_to_date() -> None:
     assert main(["--check", "--model-repository", str(Path(__file__).parents[1] / "model_repository")]) == 0
 

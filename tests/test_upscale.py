@@ -24,6 +24,7 @@ from client.batch import MEAN_SAMPLES, options_of
 from client.files import read_image
 from client.upscale import main, parse
 from pipeline import ROOT
+from pipeline.hashes import file_hash
 from pipeline.method.images import downscale
 from pipeline.method.options import InvalidRequest
 from pipeline.presets import PAPER
@@ -72,6 +73,7 @@ def test_as_a_script_on_one_image(server: RunningServer, tmp_path: Path) -> None
             "preset=best seed=0 steps=2 sampler=ddim start=noise samples=1 output=sample faithful=True "
             "degradation=auto denoiser=auto found="
         )
+        assert upscaled.text["Parameters"].endswith(f" model={file_hash(ROOT / 'model_repository' / 'SHA256SUMS')}")
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline import ROOT
+from pipeline.hashes import file_hash
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import make_vae, set_latent_scale
 from pipeline.networks.weights import digest, load_unet, save_unet, save_vae
@@ -23,7 +25,10 @@ def test_unet_round_trip(tmp_path: Path) -> None:
     assert not loaded.training
     for (name, a), b in zip(unet.state_dict().items(), loaded.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    assert json.loads((tmp_path / "unet.json").read_text()) == {"steps": 3}
+    assert json.loads((tmp_path / "unet.json").read_text()) == {
+        "steps": 3,
+        "sha256": file_hash(tmp_path / "unet.safetensors"),
+    }
 
 
 def test_missing_weights(tmp_path: Path) -> None:
@@ -41,6 +46,21 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     save_unet(UNet(replace(PAPER.unet, base=16)), tmp_path, {})
     with pytest.raises(ValueError, match="does not hold the U-Net of preset 'paper'"):
         load_unet(tmp_path, PAPER)
+
+
+def test_a_unet_other_than_its_metadata_describes(tmp_path: Path) -> None:
+    save_unet(UNet(PAPER.unet), tmp_path, {})
+    about = (tmp_path / "unet.json").read_text()
+    save_unet(UNet(PAPER.unet), tmp_path, {})
+    (tmp_path / "unet.json").write_text(about)
+    with pytest.raises(ValueError, match=r"unet\.safetensors' is not the U-Net of unet\.json .* SHA-256 must be"):
+        load_unet(tmp_path, PAPER)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_shipped_metadata_has_the_hash_of_the_unet(preset: str) -> None:
+    folder = ROOT / "weights" / preset
+    assert json.loads((folder / "unet.json").read_text())["sha256"] == file_hash(folder / "unet.safetensors")
 
 
 @pytest.mark.parametrize("preset", PRESETS)

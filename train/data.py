@@ -39,11 +39,18 @@ def read_index(path: Path | None) -> Index:
     """Read the columns ``file`` and ``patient`` of a CSV file; None gives an empty index.
 
     Raises:
-        ValueError: a column or value is missing, or a file has two patients.
+        ValueError: the file is malformed, a column or value is missing, or a file has two patients.
         OSError: the file cannot be read.
     """
     if path is None:
         return {}
+    try:
+        return _read_rows(path)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"'{path}' must be a CSV file in UTF-8: {error}") from error
+
+
+def _read_rows(path: Path) -> Index:
     index: Index = {}
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)

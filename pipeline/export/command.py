@@ -30,6 +30,7 @@ from pipeline.atomic import atomic_write
 from pipeline.command_line import make_parser
 from pipeline.export.parity import MAX_DARK, MIN_PSNR, ParityError, compare_images, radiographs
 from pipeline.export.quantize import quantize
+from pipeline.hashes import write_hashes
 from pipeline.method.images import psnr
 from pipeline.method.options import Options
 from pipeline.method.upscale import Array, Call, generator, upscale
@@ -217,7 +218,7 @@ def networks(pipeline: eager.Eager) -> dict[str, nn.Module]:
 
 
 def export(weights: Path, repository: Path, preset: Preset, vae: str | None = None) -> None:
-    """Export and verify, then make the ONNX files and configurations in ``repository`` exactly the preset's.
+    """Export and verify, then make the ONNX files, hashes and configurations in ``repository`` exactly the preset's.
 
     Raises:
         ExportError: a graph differs from the specification or from PyTorch.
@@ -256,6 +257,7 @@ def export(weights: Path, repository: Path, preset: Preset, vae: str | None = No
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, stack.enter_context(atomic_write(target)))
     update(repository, preset)
+    write_hashes(repository)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from pipeline.atomic import atomic_write
+from pipeline.hashes import file_hash
 from pipeline.networks.tensors import load_tensors, save_tensors
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import DETAIL_FILE, VAE
@@ -58,9 +59,10 @@ def save_vae(vae: VAE, folder: Path, metadata: dict[str, Any]) -> None:
 
 
 def save_unet(unet: UNet, folder: Path, metadata: dict[str, Any]) -> None:
-    """Write ``folder/unet.safetensors`` and ``folder/unet.json``; raise OSError on failure."""
-    save_tensors(unet, folder / "unet.safetensors")
-    write_metadata(folder / "unet.json", metadata)
+    """Write ``folder/unet.safetensors`` and ``folder/unet.json``, with its hash; raise OSError on failure."""
+    path = folder / "unet.safetensors"
+    save_tensors(unet, path)
+    write_metadata(folder / "unet.json", metadata | {"sha256": file_hash(path)})
 
 
 RANGES_FILE = "ranges.safetensors"
@@ -111,6 +113,20 @@ def digest(module: nn.Module) -> str:
     return found.hexdigest()[:12]
 
 
+def check_unet(folder: Path) -> None:
+    """Raise ValueError if the folder's U-Net is not the one that its metadata describes; without a hash, say nothing.
+
+    The autoencoder needs no such check: ``check_pair`` compares it with the one that the U-Net was trained with.
+    """
+    path, file = folder / "unet.json", folder / "unet.safetensors"
+    expected = json.loads(path.read_text()).get("sha256") if path.exists() and file.exists() else None
+    if expected is not None and expected != (found := file_hash(file)):
+        raise ValueError(
+            f"'{file}' is not the U-Net of unet.json beside it: its SHA-256 must be {expected}, got {found}; restore "
+            "both with git, or train it again with train.unet"
+        )
+
+
 def check_pair(folder: Path, vae: VAE) -> None:
     """Raise ValueError if the folder's U-Net was, by its metadata, trained with an autoencoder other than ``vae``."""
     path = folder / "unet.json"
@@ -126,8 +142,9 @@ def load_unet(folder: Path, preset: Preset) -> UNet:
     """Load the denoiser from ``folder/unet.safetensors``, in evaluation mode.
 
     Raises:
-        ValueError: the file is missing, damaged, or holds a different network.
+        ValueError: the file is missing, damaged, holds a different network, or differs from its hash.
     """
+    check_unet(folder)
     unet = UNet(preset.unet)
     load_tensors(unet, folder / "unet.safetensors", f"the U-Net of preset '{preset.name}'")
     return unet.eval()

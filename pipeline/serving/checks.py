@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as pb
 
+from pipeline import hashes
 from pipeline.models import superres_model
 from pipeline.presets import Preset
 from pipeline.serving import ServeError
@@ -92,10 +92,36 @@ def check_plan(repository: Path, plan: Path) -> None:
     try:
         metadata = json.loads(path.read_text())
         onnx, expected = repository / metadata["onnx"], metadata["onnx_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+        found = hashes.file_hash(onnx)
+    except FileNotFoundError:
+        found = None
+    # deeply nested JSON is a RecursionError; what is no name of a file is an OSError
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise ServeError(f"'{path}' is damaged: {REMEDY['tensorrt']}") from error
-    if not onnx.is_file() or hashlib.sha256(onnx.read_bytes()).hexdigest() != expected:
-        raise ServeError(f"'{plan}' was not built from the current '{onnx}': {REMEDY['tensorrt']}")
+    if found is None or found != expected:
+        raise ServeError(f"'{plan}' was not built from the current {str(onnx)!r}: {REMEDY['tensorrt']}")
+
+
+def check_hashes(repository: Path) -> str:
+    """Check the ONNX files against the repository's SHA256SUMS; warn if it has none.
+
+    Returns:
+        The model hash; "" if there are no hashes.
+
+    Raises:
+        ServeError: a file differs, is missing or is not listed.
+    """
+    try:
+        found = hashes.check_hashes(repository)
+    except ValueError as error:
+        raise ServeError(str(error)) from error
+    if found is None:
+        print(
+            f"warning: '{repository}' has no {hashes.NAME}, so its files are not checked: write it with "
+            f"`python -m pipeline.hashes --model-repository {repository}`",
+            file=sys.stderr,
+        )
+    return found or ""
 
 
 def flag_value(extra: Sequence[str], flag: str) -> str | None:

@@ -21,11 +21,13 @@ from pathlib import Path
 
 from pipeline import ROOT
 from pipeline.command_line import make_parser
+from pipeline.hashes import SHOWN
 from pipeline.presets import Preset
 from pipeline.serving import ServeError
 from pipeline.serving.access import KEY, Access, find_access
 from pipeline.serving.checks import (
     PROTOCOLS,
+    check_hashes,
     check_ports,
     check_repository,
     check_shared_memory,
@@ -38,7 +40,7 @@ from pipeline.serving.find import RUNTIMES, Server, find_server, plain_path, run
 from pipeline.serving.probe import OPEN, Address, NotReady, upscale_one, wait_until_listening
 from pipeline.serving.processes import region_prefix, remove_leftovers
 from pipeline.serving.supervisor import supervise
-from pipeline.spec import AUDIT_VARIABLE, CACHE_VARIABLE, CALLER, MAX_WORK, MAX_WORK_VARIABLE
+from pipeline.spec import AUDIT_VARIABLE, CACHE_VARIABLE, CALLER, MAX_WORK, MAX_WORK_VARIABLE, MODEL_VARIABLE
 from pipeline.triton_config import preset_of
 
 REPOSITORY = ROOT / "model_repository" if (ROOT / "model_repository").is_dir() else Path("model_repository")
@@ -79,9 +81,13 @@ def printable(words: Sequence[str], secrets: Sequence[str]) -> str:
 
 
 def when_ready(
-    server: subprocess.Popen[bytes], addresses: dict[str, Address], preset: Preset, access: Access = OPEN
+    server: subprocess.Popen[bytes],
+    addresses: dict[str, Address],
+    preset: Preset,
+    access: Access = OPEN,
+    model: str = "",
 ) -> str:
-    """Wait until the server is ready and return a message about it.
+    """Wait until the server is ready and return a message about it; ``model`` is the repository's model hash.
 
     Raises:
         NotReady: the server ends or cannot upscale.
@@ -95,7 +101,8 @@ def when_ready(
         f"{protocol} {host}:{port}" for protocol, (host, port) in addresses.items() if protocol != "metrics"
     )
     side = preset.data.lr_size
-    return f"ready: {where} (a {side}×{side} image took {seconds:.2f} s)"
+    which = f", model {model[:SHOWN]}" if model else ""
+    return f"ready: {where} (a {side}×{side} image took {seconds:.2f} s{which})"
 
 
 def check_audit(path: Path) -> None:
@@ -213,6 +220,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.audit:
             check_audit(args.audit)
         models = check_repository(args.model_repository)
+        model = check_hashes(args.model_repository)
         server = find_server()
         preset = preset_of(args.model_repository)
         flags = runtime_flags(args.runtime, server, preset)
@@ -228,6 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     tolerant = TOLERANT if any(model.backend == "tensorrt" for model in models) else ()
     command = command_line(server, repository, hosts, ports, [*flags, *access.flags(), *tolerant, *args.extra])
     server.environment[MAX_WORK_VARIABLE] = str(args.max_work)
+    server.environment[MODEL_VARIABLE] = model
     server.environment[CACHE_VARIABLE] = f"{args.cache:g}"
     if args.audit:
         server.environment[AUDIT_VARIABLE] = str(args.audit.absolute())
@@ -252,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
     def check(process: subprocess.Popen[bytes]) -> str | None:
         if not args.check:
             return None
-        return f"not checked: {unchecked}" if unchecked else when_ready(process, addresses, preset, access)
+        return f"not checked: {unchecked}" if unchecked else when_ready(process, addresses, preset, access, model)
 
     def probe() -> None:
         upscale_one(addresses["grpc"], preset, access)

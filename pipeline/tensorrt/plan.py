@@ -12,7 +12,6 @@ else the Python package tensorrt. A JSON file beside the plan records its source
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -26,6 +25,7 @@ from typing import get_args
 
 from pipeline.command_line import make_parser
 from pipeline.export.parity import Parity, ParityError, judge, measure_parity, report
+from pipeline.hashes import file_hash
 from pipeline.models import onnx_models, plan_models
 from pipeline.presets import Preset
 from pipeline.runtimes.onnx import onnx_networks
@@ -152,7 +152,7 @@ def describe(order: Order, network: Model, model: Model, gpu: Gpu, version: str,
     onnx = order.onnx(network)
     metadata = {
         "onnx": onnx.relative_to(order.repository).as_posix(),
-        "onnx_sha256": hashlib.sha256(onnx.read_bytes()).hexdigest(),
+        "onnx_sha256": file_hash(onnx),
         "preset": order.preset.name,
         "tensorrt": version,
         "gpu": asdict(gpu),

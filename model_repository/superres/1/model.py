@@ -284,10 +284,11 @@ class TritonPythonModel:
             "found": lambda: [[r.history.reduction or OTHER] for r in rows],
             "noise": lambda: [[r.history.noise] for r in rows],
             "expected_error": lambda: [[UNKNOWN if r.expected_error is None else r.expected_error] for r in rows],
+            "model": lambda: [[os.environ.get(MODEL_VARIABLE, "")] for _ in rows],
         }
         wanted = request.requested_output_names()
         tensors = [
-            pb_utils.Tensor(name, np.array(make(), np.object_ if name == "found" else np.float32))
+            pb_utils.Tensor(name, np.array(make(), np.object_ if name in ("found", "model") else np.float32))
             for name, make in outputs.items()
             if name in wanted
         ]
