@@ -35,7 +35,9 @@ def connect(
         url: gRPC address, host:port.
         wait: maximum seconds to wait for the server, when connecting and after it went away.
         timeout: maximum seconds per request.
-        tls, ca, token: as for ``Client``.
+        tls: whether to use TLS.
+        ca: file of certificates to trust, as for ``Client``.
+        token: sent with every call.
 
     Raises:
         UpscaleError: there is no ready server, or its preset has no such model. The function raises it if an image

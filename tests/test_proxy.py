@@ -336,6 +336,12 @@ def test_sizes_of_json_headers(proxy: Proxy, ca: Certificate, size: str) -> None
     assert send(proxy, ca, "POST", HTTP_INFER, body, Inference_Header_Content_Length=size) == 400
 
 
+def test_queries_and_large_headers_are_refused(proxy: Proxy, ca: Certificate) -> None:
+    assert send(proxy, ca, "GET", "/v2/health/live?a=b") == 400
+    assert send(proxy, ca, "GET", "/v2/health/live", X_Large="x" * 3000) == 200
+    assert send(proxy, ca, "GET", "/v2/health/live", X_Large="x" * 5000) == 431
+
+
 def test_compressed_requests_are_refused(proxy: Proxy, ca: Certificate, triton: RunningServer) -> None:
     body = gzip.compress(bytes(100_000_000), 1)
     assert send(proxy, ca, "POST", HTTP_INFER, body, Content_Encoding="gzip") == 415
@@ -585,7 +591,8 @@ def test_errors_of_the_server_arrive(proxy: Proxy, ca: Certificate, protocol: Pr
 
 
 def test_the_log_has_names_of_tokens_but_not_tokens(proxy: Proxy, ca: Certificate) -> None:
-    assert send(proxy, ca, "GET", f"/v2?token={TOKEN}") == 200
+    assert send(proxy, ca, "GET", f"/v2?token={TOKEN}") == 400
+    assert send(proxy, ca, "GET", "/v2") == 200
     send(proxy, ca, "GET", "/v2", token=f"{TOKEN}-wrong")
     wait_for(lambda: "127.0.0.1 one GET /v2 status=200" in proxy.log.read_text())
     assert TOKEN not in proxy.log.read_text()

@@ -1,5 +1,5 @@
 -- Checks a whole inference request before Triton parses it: only raw tensors of sane shapes for known models, without
--- parameters of other kinds. What is not known here is refused. The fetches give the problem, or "none".
+-- parameters other than a priority. What is not known here is refused. The fetches give the problem, or "none".
 
 local LARGEST = 17000000 -- bytes of a message
 local MODELS = { superres = true, superres_onnx = true }
@@ -7,7 +7,7 @@ local MOST_FIELDS = 64 -- of one message or object, so that checking takes no ti
 local LONGEST_NAME = 256
 local MOST_DIMENSIONS, LARGEST_DIMENSION = 5, 9999
 local SHAPES = "shapes must have up to " .. MOST_DIMENSIONS .. " numbers of 1 to " .. LARGEST_DIMENSION
-local ONLY = "only names, types, shapes and raw tensors are allowed, no parameters, values in messages or other fields"
+local ONLY = "only names, types, shapes, raw tensors and a priority are allowed, no other parameters, values in messages or other fields"
 
 local function refuse(problem)
     error({ problem = problem })
@@ -86,6 +86,20 @@ local function output(data, first, last)
     walk(data, first, last, { [key(1)] = name })
 end
 
+-- Only the priority: others, such as a classification of strings, end Triton.
+local function parameter(data, first, last)
+    walk(data, first, last, {
+        [key(1)] = function(_, at, stop)
+            if data:sub(at, stop) ~= "priority" then
+                refuse(ONLY)
+            end
+        end,
+        [key(2)] = function(_, at, stop)
+            walk(data, at, stop, { [key(2, true)] = function() end, [key(5, true)] = function() end })
+        end,
+    })
+end
+
 local function model(data, first, last)
     if not MODELS[data:sub(first, last)] then
         refuse("only models superres and superres_onnx are allowed")
@@ -107,6 +121,7 @@ local function check_grpc(data)
         [key(1)] = model, -- model_name
         [key(2)] = name, -- model_version
         [key(3)] = name, -- id
+        [key(4)] = parameter,
         [key(5)] = input,
         [key(6)] = output,
         [key(7)] = function() end, -- raw_input_contents
@@ -192,13 +207,19 @@ local function check_http(data, size)
         return take("true") or need("false")
     end
 
+    local function level()
+        if #need("%d+") > 1 then
+            refuse("the priority must have one digit")
+        end
+    end
+
     local tensor = { name = text, datatype = text, shape = shape, parameters = object({ binary_data_size = bytes }) }
     local wanted = { name = text, parameters = object({ binary_data = choice }) }
     object({
         id = text,
         inputs = array(object(tensor)),
         outputs = array(object(wanted)),
-        parameters = object({ binary_data_output = choice }),
+        parameters = object({ binary_data_output = choice, priority = level }),
     })()
     if take("[^ \t\r\n]") then
         refuse("the JSON header is broken")

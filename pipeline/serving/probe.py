@@ -18,7 +18,7 @@ from pipeline.models import superres_model
 from pipeline.presets import Preset
 from pipeline.remote import infer
 from pipeline.serving.access import Access, Certificate
-from pipeline.spec import PROBE, SCALE
+from pipeline.spec import SCALE
 
 Address = tuple[str, int]
 
@@ -83,7 +83,7 @@ def connect(address: Address, certificate: Certificate | None) -> tritonclient.g
         return tritonclient.grpc.InferenceServerClient(f"{host}:{port}", channel_args=arguments, **tls)
 
 
-def upscale_one(address: Address, preset: Preset, access: Access = OPEN) -> float:
+def upscale_one(address: Address, preset: Preset, access: Access = OPEN, request_id: str = "") -> float:
     """Upscale a test image of the usual shape with model ``superres``; return the seconds it takes.
 
     Raises:
@@ -101,7 +101,7 @@ def upscale_one(address: Address, preset: Preset, access: Access = OPEN) -> floa
                 ["upscaled"],
                 timeout=ANSWER_LIMIT,
                 headers=access.headers(),
-                request_id=PROBE,
+                request_id=request_id,
             )
         except InferenceServerException as error:
             raise NotReady(f"a {side}×{side} image fails: {' '.join(error.message().split())}") from error

@@ -47,7 +47,7 @@ from pipeline.spec import (
     MAX_WORK_VARIABLE,
     MODEL_VARIABLE,
     OTHER,
-    PROBE,
+    PROBE_VARIABLE,
     RESTARTS_VARIABLE,
     UNKNOWN,
     Model,
@@ -178,6 +178,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self.preset = PRESETS[json.loads(args["model_config"])["parameters"]["preset"]["string_value"]]
         environment = os.environ.get
+        # without a supervisor, every request counts
+        self.probe = environment(PROBE_VARIABLE)
         self.metrics = Metrics(environment(RESTARTS_VARIABLE, ""))
         megabytes = float(environment(CACHE_VARIABLE, 0))
         self.cache = Cache(int(megabytes * 1e6 / INSTANCES)) if megabytes else None
@@ -258,7 +260,7 @@ class TritonPythonModel:
         images = required_input(request, "image").as_numpy()
         check_image(images)
         seeds, sizes, *options = (values(request, n, len(images)) for n in ("seed", "pixel_mm", *OPTIONS))
-        jobs, kept = [], request.request_id() != PROBE
+        jobs, kept = [], request.request_id() != self.probe
         for row, (image, seed, mm, *chosen) in enumerate(zip(images, seeds, sizes, *options, strict=True)):
             check_seed(seed or 0)
             pixel_mm = None if mm is None else check_pixel_mm(mm)
