@@ -32,7 +32,7 @@ from pipeline.method.images import Image
 from pipeline.method.options import InvalidRequest, Options, check_pixel_mm, check_seconds, check_seed, gray_image
 from pipeline.models import superres_model
 from pipeline.presets import DEFAULT, PRESETS, Preset
-from pipeline.spec import NOISY, OTHER, UNKNOWN, Model
+from pipeline.spec import NOISY, OTHER, PRIORITIES, UNKNOWN, Model
 
 T = TypeVar("T")
 
@@ -131,6 +131,7 @@ class Client:
         timeout: maximum seconds per request. Both may be infinite.
         tls: whether to encrypt, by TLS 1.2 or later, and to verify the server's certificate and host name.
         ca: file of certificates (PEM) to trust instead of the system's; implies ``tls``.
+        priority: "interactive", or "bulk" for requests that wait while interactive ones do.
         token: sent with every call, as ``authorization: Bearer TOKEN``. Without ``tls``, others can read it on the way.
 
     Raises:
@@ -153,6 +154,7 @@ class Client:
         tls: bool = False,
         ca: Path | str | None = None,
         token: str | None = None,
+        priority: Literal["interactive", "bulk"] = "interactive",
     ) -> None:
         if protocol not in ("grpc", "http"):
             raise BadRequest(f"'protocol' must be 'grpc' or 'http', got {protocol!r}")
@@ -175,12 +177,16 @@ class Client:
             self._has_token = token is not None and bool(access.check_token(token))
         except access.AccessError as error:
             raise BadRequest(str(error)) from None  # whose cause may quote what it read
+        if priority not in PRIORITIES:
+            raise BadRequest(f"'priority' must be {' or '.join(map(repr, PRIORITIES))}, got {priority!r}")
+        # interactive is the server's default
+        level = 0 if priority == "interactive" else PRIORITIES[priority]
         self._closed = threading.Event()
         secure = self._context is not None
         self._wire: wire.Wire = (
-            wire.Grpc(self.url, secure, None if ca is None else os.fspath(ca), token)
+            wire.Grpc(self.url, secure, None if ca is None else os.fspath(ca), token, level)
             if protocol == "grpc"
-            else wire.Http(*self._address, self._context, token)
+            else wire.Http(*self._address, self._context, token, level)
         )
         try:
             self.wait_until_ready()

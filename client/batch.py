@@ -30,6 +30,8 @@ from pipeline.method.options import InvalidRequest
 from pipeline.presets import Preset
 from pipeline.spec import MAX_SIDE, MIN_SIDE, SCALE
 
+CONNECTION = ("protocol", "wait", "timeout", "tls", "ca", "token", "priority")
+"""Options that say how to reach the server."""
 MEAN_SAMPLES = 8
 """Default samples for --mean, and for --uncertainty if the networks cannot estimate it from one sample."""
 IN_FLIGHT = 8
@@ -237,7 +239,7 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
         tally.collect(running.pop(future), future)
 
     def connect() -> Client:
-        server = {name: getattr(args, name) for name in ("protocol", "wait", "timeout", "tls", "ca", "token")}
+        server = {name: getattr(args, name) for name in CONNECTION}
         client = stack.enter_context(Client(args.url, **server))
         client.check(args.seed, **validated(options_of, args, client.preset))
         return client

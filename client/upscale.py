@@ -35,7 +35,17 @@ from pipeline.command_line import make_parser
 from pipeline.interrupts import Interrupted, install
 from pipeline.method.options import InvalidRequest, Options, check_seed
 from pipeline.presets import DEFAULT, PRESETS
-from pipeline.spec import DEGRADATIONS, DENOISERS, MAX_SAMPLES, MAX_SEED, MAX_SIDE, PIXEL_MM, SAMPLERS, STARTS
+from pipeline.spec import (
+    DEGRADATIONS,
+    DENOISERS,
+    MAX_SAMPLES,
+    MAX_SEED,
+    MAX_SIDE,
+    PIXEL_MM,
+    PRIORITIES,
+    SAMPLERS,
+    STARTS,
+)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -140,6 +150,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="maximum seconds to wait for the server, at the start or if it goes away (default: %(default)s)",
     )
     add(
+        "--priority",
+        choices=PRIORITIES,
+        help="interactive requests overtake waiting bulk ones (default: interactive for one image, bulk for several)",
+    )
+    add(
         "--timeout",
         type=float,
         default=600,
@@ -153,6 +168,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if not args.inputs:
         parser.error("the following arguments are required: IMAGE|DIR")
     several = len(args.inputs) > 1 or os.path.isdir(args.inputs[0])
+    args.priority = args.priority or ("bulk" if several else "interactive")
     check_access(parser, args)
     check_reading(parser, args)
     check_output(parser, args, several)

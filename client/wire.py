@@ -130,10 +130,13 @@ class Grpc:
         tls: whether to use TLS.
         ca: file of the certificates to trust; None: those that gRPC trusts.
         token: sent with every call.
+        priority: level of requests for ``superres``; 0: the server's default.
     """
 
-    def __init__(self, url: str, tls: bool = False, ca: str | None = None, token: str | None = None) -> None:
-        self._headers = token_headers(token, "grpc")
+    def __init__(
+        self, url: str, tls: bool = False, ca: str | None = None, token: str | None = None, priority: int = 0
+    ) -> None:
+        self._headers, self._priority = token_headers(token, "grpc"), priority
         with uninterrupted():  # tritonclient cannot be deleted half made
             self._client = tritonclient.grpc.InferenceServerClient(
                 url, ssl=tls, root_certificates=ca, channel_args=CHANNEL
@@ -169,7 +172,8 @@ class Grpc:
         inputs = _inputs(tritonclient.grpc, model, arrays)
         wanted = [tritonclient.grpc.InferRequestedOutput(name) for name in outputs]
         common = {"headers": self._headers, "client_timeout": _limit(limit)}
-        answer = self._ask(lambda: self._client.infer(model.name, inputs, outputs=wanted, **common))
+        level = self._priority if model.preset else 0
+        answer = self._ask(lambda: self._client.infer(model.name, inputs, outputs=wanted, priority=level, **common))
         return {name: answer.as_numpy(name) for name in outputs}
 
 
@@ -183,8 +187,15 @@ class Http:
         token: sent with every call.
     """
 
-    def __init__(self, host: str, port: int, context: ssl.SSLContext | None = None, token: str | None = None) -> None:
-        self.host, self.port = host, port
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        context: ssl.SSLContext | None = None,
+        token: str | None = None,
+        priority: int = 0,
+    ) -> None:
+        self.host, self.port, self._priority = host, port, priority
         self._context, self._headers = context, token_headers(token, "http")
         self._lock = threading.Lock()
         self._open: set[http.client.HTTPConnection] = set()
@@ -268,6 +279,7 @@ class Http:
         body, size = tritonclient.http.InferenceServerClient.generate_request_body(
             _inputs(tritonclient.http, model, arrays),
             outputs=[tritonclient.http.InferRequestedOutput(name) for name in outputs],
+            priority=self._priority if model.preset else 0,
         )
         status, json_size, answer = self._ask("POST", f"/v2/models/{model.name}/infer", limit, body, size or 0)
         if status != 200:

@@ -503,6 +503,28 @@ def test_a_closed_client_says_so(server: RunningServer, protocol: Protocol) -> N
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_interactive_requests_overtake_bulk_ones(server: RunningServer, protocol: Protocol) -> None:
+    with (
+        Client(server.url(protocol), protocol=protocol, priority="bulk") as bulk,
+        Client(server.url(protocol), protocol=protocol) as interactive,
+        ThreadPoolExecutor(16) as pool,
+    ):
+        sent, _ = watch(bulk)
+        # of different shapes, which no batch holds together
+        images = [np.zeros((64, 16 + 2 * i)) for i in range(16)]
+        waiting = [pool.submit(bulk.upscale, image, steps=60, sampler="ddpm") for image in images]
+        wait_for(lambda: any(future.done() for future in waiting))
+        interactive.upscale(np.zeros((64, 64)))
+        assert len(sent) == 16
+        assert sum(future.done() for future in waiting) < 10
+
+
+def test_a_priority_that_is_none() -> None:
+    with pytest.raises(BadRequest, match=r"'priority' must be 'interactive' or 'bulk', got 'high'"):
+        Client(priority="high")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_closing_ends_the_requests_of_other_threads(server: RunningServer, protocol: Protocol) -> None:
     client = Client(server.url(protocol), protocol=protocol)
     with ThreadPoolExecutor(3) as pool:
