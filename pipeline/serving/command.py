@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
 import math
 import os
@@ -31,6 +32,7 @@ from pipeline.serving.checks import (
     why_unchecked,
 )
 from pipeline.serving.find import Server, find_server, plain_path, runtime_flags
+from pipeline.serving.log import as_json
 from pipeline.serving.parser import make_serve_parser
 from pipeline.serving.probe import Address, NotReady, upscale_one, wait_until_listening
 from pipeline.serving.processes import region_prefix, remove_leftovers
@@ -213,6 +215,12 @@ def when_ready(server: subprocess.Popen[bytes], launch: Launch) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = make_serve_parser().parse_args(argv)
+    with as_json() if args.log_format == "json" else contextlib.nullcontext():
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command and return its status."""
     try:
         if args.probe:
             return probe_running(args)

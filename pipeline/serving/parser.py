@@ -97,5 +97,11 @@ def make_serve_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="append a JSON line per result: hashes of input, output and model, options, seed, time, caller",
     )
+    add(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="json: a line with time, level, source and message for everything that the server and its models print",
+    )
     add("extra", nargs="*", metavar="-- FLAG", help="any tritonserver flag")
     return parser
