@@ -96,7 +96,8 @@ def failure(status: str, message: str) -> Exception:
         return Refused(TOKEN_REFUSED)
     if status in ("PERMISSION_DENIED", "403"):
         return Refused(f"the server does not allow the call ({message})")
-    if status in ("UNAVAILABLE", "CANCELLED", "429", "502", "503"):
+    # a proxy whose server died in the middle of an answer ends it without gRPC's status
+    if status in ("UNAVAILABLE", "CANCELLED", "429", "502", "503") or message.startswith("Stream removed"):
         return NotServing(message)
     if status in ("INVALID_ARGUMENT", "400"):
         # older servers report any error as 400 over HTTP; the other messages may quote the request

@@ -90,15 +90,18 @@ def test_a_process_that_is_killed_under_load_comes_back_and_no_image_is_lost(
 def test_nothing_of_a_killed_server_stays(start_server: StartServer) -> None:
     server = start_server(REPOSITORY, options=(), ready="")
     triton = triton_of(server)
-    mine = f"-{server.process.pid}-"
     models = list(model_processes(triton))
-    assert any(mine in path.name for path in SHARED_MEMORY.iterdir())
+    assert regions_of(server.process.pid)
     for pid in (server.process.pid, triton):
         os.kill(pid, signal.SIGKILL)
     server.process.wait()
     start_server(REPOSITORY)
-    assert not any(mine in path.name for path in SHARED_MEMORY.iterdir())
+    assert regions_of(server.process.pid) == []
     wait_for(lambda: not any(is_model_process(pid) for pid in models))
+
+
+def regions_of(supervisor: int) -> list[str]:
+    return [path.name for path in SHARED_MEMORY.glob(f"cxr-superres-*-{supervisor}-*-????????-*")]
 
 
 def is_model_process(pid: int) -> bool:

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from pipeline import ROOT
 from pipeline.export import parity
 from pipeline.export.parity import Parity, ParityError, judge, measure_parity, report
+from pipeline.hashes import write_hashes
 from pipeline.models import onnx_models, plan_models
 from pipeline.presets import BEST
 from pipeline.runtimes.onnx import onnx_networks
@@ -62,6 +63,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     add_model(folder / "models", NETWORKS[0], "unet_late", last=100.0)
     add_model(folder / "models", NETWORKS[0], "unet_nan", factor=float("nan"))
     add_model(folder / "models", NETWORKS[1], "encoder_far", factor=1.2)
+    write_hashes(folder / "models")
     with running_server(folder / "log", folder / "models", ["--runtime=onnxruntime"]) as url:
         yield url
 

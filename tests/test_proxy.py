@@ -13,8 +13,10 @@ import signal
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -596,3 +598,31 @@ def test_the_log_has_names_of_tokens_but_not_tokens(proxy: Proxy, ca: Certificat
     send(proxy, ca, "GET", "/v2", token=f"{TOKEN}-wrong")
     wait_for(lambda: "127.0.0.1 one GET /v2 status=200" in proxy.log.read_text())
     assert TOKEN not in proxy.log.read_text()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_second_server_takes_over_from_one_that_is_killed(
+    start_server: StartServer, triton: RunningServer, ca: Certificate, tmp_path: Path, protocol: Protocol
+) -> None:
+    certificate = make_certificate(ca, f"two-{protocol}")
+    mortal = start_server(ROOT / "model_repository", options=("--no-check",))
+    second = {"CXR_TRITON_GRPC_2": f"127.0.0.1:{mortal.grpc}", "CXR_TRITON_HTTP_2": f"127.0.0.1:{mortal.http}"}
+    image, stop, answers = np.full((64, 64), 0.5, np.float32), threading.Event(), list[float]()
+
+    with running_proxy(certificate, triton, tmp_path, **second) as proxy, ThreadPoolExecutor(4) as pool:
+        clients = [Client(proxy.url, protocol=protocol, ca=ca.chain, token=TOKEN, wait=20) for _ in range(4)]
+
+        def work(client: Client) -> None:
+            with client:
+                while not stop.is_set():
+                    client.upscale(image)
+                    answers.append(time.monotonic())
+
+        running = [pool.submit(work, client) for client in clients]
+        wait_for(lambda: len(answers) > 20)
+        mortal.kill()
+        count = len(answers)
+        wait_for(lambda: len(answers) > count + 40)
+        stop.set()
+        for future in running:
+            future.result()  # no request failed

@@ -113,9 +113,9 @@ def _belongs_to_nobody(name: str) -> bool:
 
 
 def _commands() -> Iterator[tuple[int, list[str]]]:
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            yield int(path.parent.name), path.read_bytes().decode(errors="replace").split("\0")
+    for name in filter(str.isdecimal, (path.name for path in Path("/proc").iterdir())):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            yield int(name), Path(f"/proc/{name}/cmdline").read_bytes().decode(errors="replace").split("\0")
 
 
 def remove_leftovers(is_left: Callable[[str], bool] = _belongs_to_nobody) -> tuple[int, int]:
