@@ -21,7 +21,7 @@ from pipeline.method.images import Image
 from pipeline.method.options import Options
 from pipeline.method.upscale import Result
 
-LR_ERROR_BOUNDS = (0.5, 1, 2, 4, 8, 16, 32, 64)
+LR_ERROR_BOUNDS = (1, 4, 16)
 """Upper bounds of the histogram of ``lr_error``, in gray levels of 255."""
 
 
@@ -105,14 +105,13 @@ class Metrics:
     def count(self, results: Sequence[Result], hits: int) -> None:
         if self.images is None:
             return
-        self.images.increment(len(results))
-        self.hits.increment(hits)
-        for result in results:
-            levels = 255 * result.lr_error
-            self.sum.increment(levels)
-            for bound, metric in self.buckets.items():
-                if bound == "+Inf" or levels <= float(bound):
-                    metric.increment(1)
+        levels = [255 * result.lr_error for result in results]
+        counts = {self.images: len(results), self.hits: hits, self.sum: sum(levels)}
+        for bound, metric in self.buckets.items():
+            counts[metric] = sum(level <= float(bound) for level in levels)
+        for metric, count in counts.items():
+            if count:  # each takes 0.02 ms
+                metric.increment(count)
 
 
 class Audit:

@@ -246,7 +246,6 @@ class TritonPythonModel:
 
     def _upscale(self, jobs: list[Job], options: Options, interrupt: Callable[[], None]) -> list[Result]:
         """Upscale jobs of one shape with the same options."""
-        interrupt()
         return upscale(
             [job.image for job in jobs],
             [job.seed for job in jobs],
