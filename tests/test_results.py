@@ -129,11 +129,10 @@ def test_no_name_reaches_the_log_or_the_record(kept: Kept, tmp_path: Path) -> No
 
     dataset = dcmread(source)
     dataset.PatientName = "Mustermann^Erika"
-    path = tmp_path / "Erika Mustermann 1964.dcm"
+    path = tmp_path / "Erika Mustermann.dcm"
     dataset.save_as(path)
     command = [sys.executable, "client/upscale.py", str(path), "--downscale=8", "--url", kept.server.url("grpc")]
     result = subprocess.run([*command, "-o", str(tmp_path / "out.png")], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     for text in (kept.server.log.read_text(), kept.audit.read_text()):
-        assert "ustermann" not in text
-        assert "1964" not in text
+        assert "ustermann" not in text and "Erika" not in text
