@@ -167,10 +167,12 @@ def test_the_time_is_linear_in_the_number_of_files(tmp_path: Path) -> None:
     """Quadratic, as it was, 8,000 files would take sixteen times as long as 2,000."""
     times = []
     for count in (2000, 8000):
-        folder = tree(tmp_path / str(count), *(f"{i:06}.png" for i in range(count)))
-        began = time.process_time()
-        assert sum(1 for _ in Finder([folder]).jobs()) == count
-        times.append(time.process_time() - began)
+        folder, found = tree(tmp_path / str(count), *(f"{i:06}.png" for i in range(count))), []
+        for _ in range(5):  # the quickest is what it takes; the others also waited for a cold cache
+            began = time.process_time()
+            assert sum(1 for _ in Finder([folder]).jobs()) == count
+            found.append(time.process_time() - began)
+        times.append(min(found))
     assert times[1] < 10 * times[0]
 
 
