@@ -24,7 +24,7 @@ class Row:
 
     name: str
     outcomes: Counter[str] = field(default_factory=Counter)
-    """"right", "wrong" or "refused: REASON" ⇒ images."""
+    """"right", "wrong", "refused: REASON" or "lost: REASON" ⇒ images."""
     recovered: float | None = None
     """Seconds from the fault to the next answer to a request that was sent after it."""
     memory: tuple[float, float] | None = None
@@ -34,7 +34,7 @@ class Row:
 
     @property
     def lost(self) -> int:
-        return self.outcomes["wrong"] + self.outcomes["lost"]
+        return sum(count for outcome, count in self.outcomes.items() if outcome.startswith(("wrong", "lost")))
 
 
 def load(server: Server, row: Row, seconds: float, fault: Callable[[], object]) -> None:
