@@ -11,19 +11,13 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-
-def _began(pid: int | str = "self") -> str | None:
-    """Return when a process began, in ticks since the machine did; None if it does not run or is unknown."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return None
+from pipeline.owner import NAMESPACE, began
 
 
 def _machine() -> str:
     """Return a number for the processes among which an ID means one: this machine's or container's."""
     try:
-        namespace = Path("/proc/self/ns/pid").stat().st_ino
+        namespace = NAMESPACE.stat().st_ino
     except OSError:
         namespace = 0
     return f"{zlib.crc32(f'{platform.node()} {namespace}'.encode()):08x}"
@@ -36,7 +30,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Its name tells the writer, for ``remove_unfinished``.
     """
     # a name of its own: one derived from the target's could be too long
-    name = f".{_machine()}-{os.getpid()}-{_began() or 0}-{secrets.token_hex(4)}.partial"
+    name = f".{_machine()}-{os.getpid()}-{began('self') or 0}-{secrets.token_hex(4)}.partial"
     partial = path.with_name(name)
     try:
         yield partial
@@ -52,7 +46,7 @@ def remove_unfinished(folder: Path) -> int:
     with contextlib.suppress(OSError):
         for path in folder.glob(".*.partial"):
             match = re.fullmatch(r"\.(\w{8})-(\d+)-(\d+)-\w{8}\.partial", path.name)
-            if match and match[1] == _machine() and _began(match[2]) != match[3] != "0":
+            if match and match[1] == _machine() and began(match[2]) != match[3] != "0":
                 with contextlib.suppress(OSError):
                     path.unlink()
                     removed += 1

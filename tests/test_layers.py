@@ -13,6 +13,7 @@ from pipeline import ROOT
 SYSTEMS = ("pipeline.spec", "pipeline.presets", "pipeline.models")
 COMMON = (
     *SYSTEMS,
+    "pipeline.owner",
     "pipeline.atomic",
     "pipeline.command_line",
     "pipeline.hashes",
@@ -23,7 +24,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "pipeline.spec": (),
     "pipeline.presets": ("pipeline.spec",),
     "pipeline.models": ("pipeline.spec", "pipeline.presets"),
-    "pipeline.atomic": (),
+    "pipeline.owner": (),
+    "pipeline.atomic": ("pipeline.owner",),
     "pipeline.command_line": (),
     "pipeline.hashes": ("pipeline.atomic", "pipeline.command_line"),
     "pipeline.interrupts": (),

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.owner import NAMESPACE
 from pipeline.serving import processes
-from pipeline.serving.processes import NAMESPACE, STUB, is_dead, model_processes, region_prefix, remove_leftovers
+from pipeline.serving.processes import STUB, is_dead, model_processes, region_prefix, remove_leftovers
 from tests.conftest import wait_for
 
 

@@ -27,14 +27,14 @@ sys.exit(supervise(sys.argv[2:], {}, check))
 """
 
 
-def supervise(*command: str, check: str = "passes") -> subprocess.Popen[str]:
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", SUPERVISE, check, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
+
+
+def supervise(*command: str, check: str = "passes") -> subprocess.Popen[str]:
+    return start(SUPERVISE, check, *command)
 
 
 @pytest.mark.slow
@@ -156,13 +156,7 @@ sys.exit(supervisor.supervise(sys.argv[2:], {}, check, restart=True, probe=probe
 
 
 def restarting(*command: str, probes: str = "") -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", COUNT, probes, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
+    return start(COUNT, probes, *command)
 
 
 @pytest.mark.parametrize(

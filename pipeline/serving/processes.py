@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pipeline.owner import NAMESPACE, began, stat
+
 SHARED_MEMORY = Path("/dev/shm")
 STUB = "triton_python_backend_stub"
 """Name of the program that runs a Python model."""
-NAMESPACE = Path("/proc/self/ns/pid")
 ORPHANS_LIMIT = 2
 """Seconds that the server's child processes may outlive it."""
 POLL = 0.02
@@ -72,14 +73,6 @@ def end_orphans(limit: float = ORPHANS_LIMIT) -> None:
         time.sleep(POLL)
 
 
-def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat after the name, empty if there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
 def model_processes(server: int) -> dict[int, str]:
     """Return process ID ⇒ model of the server's Python models that run."""
     found = {}
@@ -93,7 +86,7 @@ def model_processes(server: int) -> dict[int, str]:
 
 def is_dead(pid: int) -> bool:
     """Whether a child of the server is gone, or has ended and the server does not know."""
-    return _stat(pid)[:1] in ([], ["Z"])
+    return stat(pid)[:1] in ([], ["Z"])
 
 
 def region_prefix() -> str:
@@ -101,7 +94,7 @@ def region_prefix() -> str:
 
     It holds the namespace of process IDs, in which alone they mean something: containers may share /dev/shm.
     """
-    return f"cxr-superres-{NAMESPACE.stat().st_ino}-{os.getpid()}-{_stat(os.getpid())[19]}-"
+    return f"cxr-superres-{NAMESPACE.stat().st_ino}-{os.getpid()}-{began('self')}-"
 
 
 def _belongs_to_nobody(name: str) -> bool:
@@ -109,7 +102,7 @@ def _belongs_to_nobody(name: str) -> bool:
     match = re.match(r"cxr-superres-(\d+)-(\d+)-(\d+)-", name)
     if match is None or int(match[1]) != NAMESPACE.stat().st_ino:
         return False
-    return _stat(int(match[2]))[19:20] != [match[3]]
+    return began(match[2]) != match[3]
 
 
 def _commands() -> Iterator[tuple[int, list[str]]]:
