@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL.Image import Image as Picture
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -60,8 +60,8 @@ class Task:
     to compile. (): the ``forward`` of ``loss``."""
 
 
-class Batches:
-    """Sequence whose item i is part i mod P of the batch of step ``first`` + i div P, for P ``shares``."""
+class Batches(Dataset[Arguments]):
+    """Dataset whose item i is part i mod P of the batch of step ``first`` + i div P, for P ``shares``."""
 
     def __init__(self, task: Task, shares: list[slice], first: int, steps: int) -> None:
         self.batch, self.shares, self.first, self.steps = task.batch, shares, first, steps
@@ -92,42 +92,36 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):  # pinning makes lists of tuples
         return tuple(to_device(v, device) for v in value)
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
-def pinned(value: Any) -> Any:
-    """Move tensors to pinned memory."""
-    if isinstance(value, tuple):
-        return tuple(map(pinned, value))
-    return value.pin_memory() if isinstance(value, Tensor) else value
+def as_it_is(item: Any) -> Any:
+    return item
+
+
+def use_one_thread(_worker: int) -> None:
+    """Keep OpenCV from its thread pool, which does not survive the fork."""
+    cv2.setNumThreads(0)
 
 
 def load_batches(batches: Batches, workers: int, pin: bool) -> Iterator[Arguments]:
-    """Yield the items in order, prepared ahead by threads if ``workers`` > 0; their number does not affect the items.
+    """Yield the items in order, prepared ahead by processes if ``workers`` > 0; their number does not affect the items.
 
-    NumPy, OpenCV and Pillow release the GIL; forking processes next to the threads of CUDA, OpenMP and gRPC is unsafe.
+    Threads would take the GIL from the one that launches the GPU's kernels.
     """
-
-    def prepare(i: int) -> Arguments:
-        return pinned(batches[i]) if pin else batches[i]
-
-    if not workers:
-        yield from map(prepare, range(len(batches)))
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[Arguments]] = deque()
-        try:
-            for i in range(len(batches) + AHEAD * workers):
-                if i < len(batches):
-                    ahead.append(pool.submit(prepare, i))
-                if i >= AHEAD * workers or i >= len(batches):
-                    if not ahead:
-                        break
-                    yield ahead.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=as_it_is,
+        pin_memory=pin,
+        prefetch_factor=AHEAD if workers else None,
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=use_one_thread,
+    )
+    return iter(loader)
 
 
 def duration(seconds: float) -> str:

@@ -54,7 +54,7 @@ class Training:
         "auto", "precision of training; auto: bf16 if the device has it, otherwise fp32", choices=PRECISIONS
     )
     workers: int = option(
-        -1, "threads that prepare batches ahead; -1: up to 12 with a GPU, else none", affects_result=False
+        -1, "processes that prepare batches ahead; -1: up to 12 with a GPU, else none", affects_result=False
     )
     compile: str = option(
         "auto", "compile the networks, which takes a minute; auto: on a GPU", choices=SWITCH, affects_result=False
