@@ -2,12 +2,14 @@
 
 python -m benchmarks.soak --side 16
 python -m benchmarks.soak --requests 2000 --rate 5 --steps 4
+python -m benchmarks.soak --mixed
 python -m benchmarks.soak --url localhost:8001 --pid 12345
 
 Without a rate, ``--concurrency`` clients each send the next request after the response to the last; with a rate,
 requests are sent when due and their latency counts from then. The first tenth of the requests is warm-up. The exit
 status is 1 if a request failed, or if the server's memory or shared memory grew by more than ``--allowed-growth`` after
-the warm-up. The last line is JSON.
+the warm-up. The last line is JSON. ``--mixed`` sends images of 16² to 96² in six file formats with seven sets of
+options, gives up one request in twenty, and counts answers that differ from the first to the same request as errors.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.mixture import make_mixture
 from client import Client, ServerLost, ServerUnavailable, UpscaleError
 from pipeline.command_line import make_parser
 from pipeline.serving.local_server import ServerError, running_server
@@ -238,6 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--concurrency", type=int, default=4, help="maximum concurrent requests (default: %(default)s)")
     parser.add_argument("--side", type=int, default=64, help="side of the LR image (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--mixed", action="store_true", help="mixed sizes, formats, options and cancelled requests")
     parser.add_argument(
         "--allowed-growth", type=float, default=0.1, help="maximum memory growth, as a share (default: %(default)s)"
     )
@@ -254,22 +258,22 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("arguments --concurrency and --rate: must be above 0")
     image = np.random.default_rng(0).random((args.side, args.side), dtype=np.float32)
     try:
-        with server(args.url, args.pid) as (url, pids), Client(url) as client:
+        with (
+            server(args.url, args.pid) as (url, pids),
+            Client(url) as client,
+            tempfile.TemporaryDirectory() as folder,
+        ):
             client.check(steps=args.steps)
-            memories, answers, errors = soak(
-                lambda number: client.upscale(image, seed=number, steps=args.steps),
-                pids,
-                args.requests,
-                args.rate,
-                args.concurrency,
-            )
+            mixture = make_mixture(client, Path(folder)) if args.mixed else None
+            call = mixture.call if mixture else lambda number: client.upscale(image, seed=number, steps=args.steps)
+            memories, answers, errors = soak(call, pids, args.requests, args.rate, args.concurrency)
     except (ServerError, SoakError, UpscaleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    figures = summary(memories, answers, errors)
+    figures = summary(memories, answers, errors) | (dict(mixture.outcomes) if mixture else {})
     print(f"{report(figures, memories, errors)}\n{json.dumps(figures)}")
     grown = max(figures["growth"], figures["shm_growth"]) > args.allowed_growth
     if grown:

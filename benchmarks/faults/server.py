@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline import ROOT
 from pipeline.serving.local_server import free_ports
-from pipeline.serving.processes import children, model_processes
+from pipeline.serving.processes import children, cpu_seconds, model_processes
 
 REPOSITORY = ROOT / "model_repository"
 STARTED = re.compile(r"^(ready|not checked): ", re.MULTILINE)
@@ -56,12 +56,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """Processor time that the models have taken."""
-        ticks = 0
-        for pid in self.models():
-            with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.triton())
 
 
 @contextlib.contextmanager
