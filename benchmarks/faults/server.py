@@ -35,16 +35,20 @@ class Server:
     grpc: int
     http: int
     log: Path
+    host: str = "localhost"
 
     @property
     def url(self) -> str:
-        return f"localhost:{self.grpc}"
+        return f"{self.host}:{self.grpc}"
 
     def triton(self) -> int:
         return children(self.process.pid)[0]
 
     def models(self) -> dict[int, str]:
         return model_processes(self.triton())
+
+    def restarts(self) -> int:
+        return self.log.read_text().count("\nrestarting")
 
     def memory_mb(self) -> float:
         """Memory of the server and its models, in MB."""
@@ -60,17 +64,19 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *options: str, prefix: Sequence[str] = ()) -> Iterator[Server]:
+def serving(
+    folder: Path, *options: str, prefix: Sequence[str] = (), repository: Path = REPOSITORY, host: str = "localhost"
+) -> Iterator[Server]:
     """Start a supervised server, wait until it is ready, and end everything of it."""
     grpc, http, metrics = free_ports(3)
     log = folder / f"server-{grpc}.log"
     command = [
-        *(*prefix, sys.executable, "-m", "pipeline.serve", f"--model-repository={REPOSITORY}"),
-        *(f"--grpc-port={grpc}", f"--http-port={http}", f"--metrics-port={metrics}", *options),
+        *(*prefix, sys.executable, "-m", "pipeline.serve", f"--model-repository={repository}"),
+        *(f"--grpc-port={grpc}", f"--http-port={http}", f"--metrics-port={metrics}", f"--host={host}", *options),
     ]
     with open(log, "wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, cwd=ROOT)
-    server = Server(process, grpc, http, log)
+    server = Server(process, grpc, http, log, host)
     try:
         wait_until(lambda: process.poll() is not None or STARTED.search(log.read_text()), START_LIMIT)
         if process.poll() is not None:
