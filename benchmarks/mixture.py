@@ -50,6 +50,8 @@ class Mixture:
     """Maximum difference of an answer, in gray levels, from the first answer to the same request."""
     first: dict[int, Upscaled] = field(default_factory=dict)
     """Kind of request ⇒ its first answer."""
+    largest: float = 0.0
+    """Largest such difference so far."""
     outcomes: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -69,8 +71,10 @@ class Mixture:
         file, options = self.files[kind // len(OPTIONS)], OPTIONS[kind % len(OPTIONS)]
         found = self.client.upscale(read_image(file).image, seed=kind, **options)
         levels = difference(found, self.first.setdefault(kind, found))
+        with self.lock:
+            self.largest = max(self.largest, levels)
         if levels > self.tolerance:
-            raise ServerError(f"the answer to {file.name} with {options} differs by {levels:.2f} gray levels")
+            raise ServerError(f"the answer to {file.name} with {options} differs by {levels:.2g} gray levels")
         return "differently rounded" if levels else "equal"
 
     def _give_up(self, chance: random.Random) -> str:

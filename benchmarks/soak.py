@@ -284,7 +284,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    figures = summary(memories, answers, errors) | (dict(mixture.outcomes) if mixture else {})
+    figures = summary(memories, answers, errors) | (
+        {**mixture.outcomes, "largest_difference": mixture.largest} if mixture else {}
+    )
     print(f"{report(figures, memories, errors)}\n{json.dumps(figures)}")
     grown = max(figures["growth"], figures["shm_growth"]) > args.allowed_growth
     if grown:
