@@ -28,6 +28,7 @@ from pipeline.method.images import downscale
 from pipeline.method.upscale import Networks
 from pipeline.presets import PAPER, PRESETS
 from pipeline.serving.local_server import free_ports, stop
+from tests.logs import found, logs, names
 from tests.tiny import TINY
 
 Array = NDArray[np.float32]
@@ -217,6 +218,19 @@ class RunningServer:
 
 
 StartServer = Callable[..., RunningServer]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Once all tests have run and their servers have ended, no log has told a name of an image or patient, or pixels.
+
+    A failure is one of the last test.
+    """
+    yield
+    folder = tmp_path_factory.getbasetemp()
+    forbidden = set(names(folder)) if logs(folder) else set()
+    told = {str(log): found(log.read_text(errors="replace"), forbidden) for log in logs(folder)}
+    assert not any(told.values()), {log: words for log, words in told.items() if words}
 
 
 @pytest.fixture(scope="session")
