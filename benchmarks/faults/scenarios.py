@@ -96,9 +96,10 @@ def work(folder: Path, seconds: float) -> Iterator[Row]:  # noqa: ARG001
         yield row
         row = Row("two requests of minutes at a time, for 70 s")
         with Client(one.url, timeout=70) as client, ThreadPoolExecutor(2) as pool:
-            futures = [pool.submit(client.upscale, LARGE, samples=n, sampler="ddpm") for n in (3, 4)]
+            futures = [pool.submit(client.upscale, LARGE, samples=n, sampler="ddpm") for n in (5, 6)]
             row.outcomes["refused: timeout"] += sum(isinstance(f.exception(), ServerError) for f in futures)
-        row.note, row.good = f"{one.restarts()} restarts", not one.restarts()
+        row.note = f"{one.restarts()} restarts"
+        row.good = not one.restarts() and row.outcomes["refused: timeout"] == 2
         yield row
         row = Row("SIGTERM while a request of minutes is in progress")
         with Client(one.url, wait=0) as client, ThreadPoolExecutor(1) as pool:
@@ -189,10 +190,28 @@ def reload(folder: Path, seconds: float) -> Iterator[Row]:
     yield row
 
 
+def memory(folder: Path, seconds: float) -> Iterator[Row]:  # noqa: ARG001
+    """Images of the largest size, twice as many again: what their memory is kept for, and that it ends."""
+    row = Row("12 images of 512², four at a time, then 12 and 12 more")
+    with serving(folder) as one, Client(one.url) as client, ThreadPoolExecutor(4) as pool:
+        found = [one.memory_mb()]
+        for _ in range(3):
+            images = [np.full((512, 512), 0.5, np.float32)] * 12
+            row.outcomes["right"] += sum(
+                result.image.shape == (2048, 2048) for result in pool.map(client.upscale, images)
+            )
+            found.append(one.memory_mb())
+    row.memory = found[0], found[-1]
+    row.note = "MB after each: " + ", ".join(f"{mb:.0f}" for mb in found[1:])
+    row.good = row.all_right and found[-1] < 1.1 * found[-2]
+    yield row
+
+
 SCENARIOS: dict[str, Callable[[Path, float], Iterator[Row]]] = {
     "process": process,
     "server": server,
     "work": work,
+    "memory": memory,
     "client": client,
     "connections": connections,
     "reload": reload,

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +263,10 @@ def poll(folder: Path, seconds: float) -> Iterator[Row]:
         return one.log.read_text().count("successfully loaded")
 
     with serving(folder, *extra, repository=repository) as one:
+
+        def loaded_since(count: int) -> bool:
+            return loads(one) > count
+
         before = loads(one)
 
         def fault() -> None:
@@ -269,8 +274,7 @@ def poll(folder: Path, seconds: float) -> Iterator[Row]:
                 copy = path.with_name("copy")
                 shutil.copy(path, copy)
                 copy.rename(path)
-                now = loads(one)
-                wait_until(lambda now=now: loads(one) > now, 30)
+                wait_until(partial(loaded_since, loads(one)), 30)
 
         load(one, row, seconds, fault)
         row.note = f"{loads(one) - before} loads, {one.restarts()} restarts"
