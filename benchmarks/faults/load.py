@@ -89,6 +89,6 @@ def faulty(folder: Path, name: str, seconds: float, fault: Callable[[Server], ob
     row = Row(name)
     with serving(folder, *options) as server:
         load(server, row, seconds, lambda: fault(server))
-        row.note = f"{server.restarts()} restarts"
+        row.note = f"{len(server.restarts())} restarts"
     row.good = row.all_right
     return row

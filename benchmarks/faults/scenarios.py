@@ -98,7 +98,7 @@ def work(folder: Path, seconds: float) -> Iterator[Row]:  # noqa: ARG001
         with Client(one.url, timeout=70) as client, ThreadPoolExecutor(2) as pool:
             futures = [pool.submit(client.upscale, LARGE, samples=n, sampler="ddpm") for n in (5, 6)]
             row.outcomes["refused: timeout"] += sum(isinstance(f.exception(), ServerError) for f in futures)
-        row.note = f"{one.restarts()} restarts"
+        row.note = f"{len(one.restarts())} restarts"
         row.good = not one.restarts() and row.outcomes["refused: timeout"] == 2
         yield row
         row = Row("SIGTERM while a request of minutes is in progress")

@@ -47,8 +47,9 @@ class Server:
     def models(self) -> dict[int, str]:
         return model_processes(self.triton())
 
-    def restarts(self) -> int:
-        return self.log.read_text().count("\nrestarting")
+    def restarts(self) -> list[str]:
+        """The supervisor's reasons for restarts so far."""
+        return re.findall(r"^restarting.*?: (.*) \(restart \d+\)$", self.log.read_text(), re.MULTILINE)
 
     def memory_mb(self) -> float:
         """Memory of the server and its models, in MB."""
