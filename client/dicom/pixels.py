@@ -7,6 +7,8 @@ reduces to the source.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,7 @@ from pipeline.method.reduction import enlarge, reduce
 from pipeline.spec import SCALE, ReductionName
 
 Values = NDArray[np.float64]
+Pixel = TypeVar("Pixel", np.int32, np.bool_)
 
 SMOOTH_STEPS = 2
 """Corrections by interpolated differences, which leave no blocks, before the projection that is exact."""
@@ -87,15 +90,15 @@ def with_padding(original: Original, stored: Stored) -> Stored:
     return np.where(enlarged(original.padding), enlarged(original.stored), stored).astype(np.int32)
 
 
-def enlarged(pixels: NDArray[np.int32] | NDArray[np.bool_]) -> NDArray[np.int32] | NDArray[np.bool_]:
+def enlarged(pixels: NDArray[Pixel]) -> NDArray[Pixel]:
     """Repeat every pixel 4×4 times."""
     return pixels.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
 
 
-def slope(original: Original, image: Image, spread: Image) -> Values:
-    """Return the half-width of a band in stored values, [H, W].
+def band(original: Original, image: Image, spread: Image) -> Values:
+    """Return the half-width of a band of grays in stored values, [H, W].
 
-    The slope of the curve is that within the band; at the edges of the window, that on their inner side.
+    The slope of the curve is that within the band and the window.
 
     Args:
         original: the source.
