@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydicom import Dataset
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless
+from pydicom.uid import UID, JPEG2000Lossless, JPEGLSLossless
 
+from client.dicom import Compression
 from client.formats import dicom_codecs
 from client.formats.source import FileError
 from client.png import tidy
 from pipeline.atomic import atomic_write
 
-Compression = Literal["jpeg2000", "jpeg-ls"]
-PLUGINS = {"jpeg2000": (JPEG2000Lossless, dicom_codecs.PLUGIN), "jpeg-ls": (JPEGLSLossless, "pyjpegls")}
+PLUGINS: dict[Compression, tuple[UID, str]] = {
+    "jpeg2000": (JPEG2000Lossless, dicom_codecs.PLUGIN),
+    "jpeg-ls": (JPEGLSLossless, "pyjpegls"),
+}
 """Compression ⇒ transfer syntax, encoder."""
 
 
