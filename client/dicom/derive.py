@@ -13,6 +13,7 @@ import numpy as np
 from highdicom import ContributingEquipment
 from highdicom.sr import CodedConcept
 from pydicom import Dataset
+from pydicom.config import disable_value_validation
 from pydicom.dataset import FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import (
@@ -95,25 +96,26 @@ def derive(source: Source, result: Upscaled, *, marked: bool = False) -> Dataset
     exact = result.options.faithful
     reduction: ReductionName = next((name for name in REDUCTIONS if name == result.degradation), "area")
     stored = stored_result(original, source.image, result.image, reduction, exact=exact)
-    derived = copy.deepcopy(original.header)
-    for group in OVERLAYS:
-        for tag in [e.tag for e in derived if group[0] <= e.tag.group <= group[1]]:
-            del derived[tag]
-    for keyword in DROPPED:
-        if keyword in derived:
-            delattr(derived, keyword)
-    for keyword in (*EMPTY, *(EMPTY_IN_CR if derived.SOPClassUID == ComputedRadiographyImageStorage else ())):
-        if keyword not in derived:
-            setattr(derived, keyword, None)
-    if "Laterality" not in derived and "ImageLaterality" not in derived and not derived.get("BodyPartExamined"):
-        derived.Laterality = None
-    if marked:
-        stored = burn_in(original, stored, CAUTION)
-        derived.BurnedInAnnotation = "YES"
-    identify(derived, source, result, marked=marked)
-    describe(derived, original, result)
-    scale_geometry(derived, original)
-    set_pixels(derived, original, stored)
+    with disable_value_validation():  # sources may have values that break the rules
+        derived = copy.deepcopy(original.header)
+        for group in OVERLAYS:
+            for tag in [e.tag for e in derived if group[0] <= e.tag.group <= group[1]]:
+                del derived[tag]
+        for keyword in DROPPED:
+            if keyword in derived:
+                delattr(derived, keyword)
+        for keyword in (*EMPTY, *(EMPTY_IN_CR if derived.SOPClassUID == ComputedRadiographyImageStorage else ())):
+            if keyword not in derived:
+                setattr(derived, keyword, None)
+        if "Laterality" not in derived and "ImageLaterality" not in derived and not derived.get("BodyPartExamined"):
+            derived.Laterality = None
+        if marked:
+            stored = burn_in(original, stored, CAUTION)
+            derived.BurnedInAnnotation = "YES"
+        identify(derived, source, result, marked=marked)
+        describe(derived, original, result)
+        scale_geometry(derived, original)
+        set_pixels(derived, original, stored)
     return derived
 
 

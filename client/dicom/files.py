@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydicom import Dataset
+from pydicom.config import disable_value_validation
 from pydicom.uid import UID, JPEG2000Lossless, JPEGLSLossless
 
 from client.dicom import Compression
@@ -35,7 +36,7 @@ def write_dicom(path: Path, dataset: Dataset) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tidy(path.parent)
-        with atomic_write(path) as partial:
+        with atomic_write(path) as partial, disable_value_validation():  # sources may break the rules
             dataset.save_as(partial, enforce_file_format=True)
     except OSError as error:
         raise FileError(f"'{path}' cannot be written: {error.strerror or error}") from error

@@ -8,6 +8,7 @@ import numpy as np
 from highdicom import VOILUTTransformation
 from highdicom.pm import DerivedPixelContrastValues, ImageFlavorValues, ParametricMap, RealWorldValueMapping
 from pydicom import Dataset
+from pydicom.config import disable_value_validation
 from pydicom.sr.codedict import codes
 
 from client.api import Upscaled
@@ -42,49 +43,50 @@ def map_uncertainty(derived: Dataset, original: Original, result: Upscaled) -> D
     top = max(float(np.quantile(values, 0.999)), 1.0)
     # of the image, not of the run: the same job gives the same file
     date, time = (derived.get(f"Content{what}") or derived.get(f"Study{what}") or default for what, default in DATES)
-    found = ParametricMap(
-        source_images=[located(derived)],
-        pixel_array=values,
-        series_instance_uid=uid_of("uncertainty", "series", derived.SeriesInstanceUID),
-        series_number=derived.SeriesNumber + 1000,
-        sop_instance_uid=uid_of("uncertainty", derived.SOPInstanceUID),
-        instance_number=int(derived.InstanceNumber or 1),
-        manufacturer=NAME,
-        manufacturer_model_name=f"{NAME} {result.preset}",
-        software_versions=version(NAME),
-        device_serial_number=result.model or "unknown",
-        contains_recognizable_visual_features=False,
-        real_world_value_mappings=[
-            RealWorldValueMapping(
-                lut_label="HALF-WIDTH",
-                lut_explanation="half-width of the 90 % band, in stored values",
-                unit=codes.UCUM.NoUnits,
-                value_range=(-LIMIT, LIMIT),
-                slope=1.0,
-                intercept=0.0,
-            )
-        ],
-        voi_lut_transformations=[VOILUTTransformation(window_center=top / 2, window_width=top)],
-        content_label="UNCERTAINTY",
-        content_description="Half-width of the 90 % band, in stored values",
-        image_flavor=ImageFlavorValues.STATIC,
-        derived_pixel_contrast=DerivedPixelContrastValues.NONE,
-        contributing_equipment=[equipment(result)],
-        series_description=f"x{SCALE} uncertainty, {CAUTION}",
-        content_date=date,
-        content_time=time,
-    )
-    organization = uid_of("dimension", derived.SOPInstanceUID)
-    for item in (*found.DimensionOrganizationSequence, *found.DimensionIndexSequence):
-        item.DimensionOrganizationUID = organization
-    for item in found.ContributingEquipmentSequence:
-        item.pop("ContributionDateTime", None)
-    for keyword in ("BodyPartExamined", "Laterality"):
-        if keyword in derived:
-            setattr(found, keyword, derived[keyword].value)
-    for keyword in ("InstanceCreationDate", "InstanceCreationTime", "SeriesDate", "SeriesTime"):
-        if keyword in found:
-            delattr(found, keyword)
+    with disable_value_validation():  # sources may have values that break the rules
+        found = ParametricMap(
+            source_images=[located(derived)],
+            pixel_array=values,
+            series_instance_uid=uid_of("uncertainty", "series", derived.SeriesInstanceUID),
+            series_number=derived.SeriesNumber + 1000,
+            sop_instance_uid=uid_of("uncertainty", derived.SOPInstanceUID),
+            instance_number=int(derived.InstanceNumber or 1),
+            manufacturer=NAME,
+            manufacturer_model_name=f"{NAME} {result.preset}",
+            software_versions=version(NAME),
+            device_serial_number=result.model or "unknown",
+            contains_recognizable_visual_features=False,
+            real_world_value_mappings=[
+                RealWorldValueMapping(
+                    lut_label="HALF-WIDTH",
+                    lut_explanation="half-width of the 90 % band, in stored values",
+                    unit=codes.UCUM.NoUnits,
+                    value_range=(-LIMIT, LIMIT),
+                    slope=1.0,
+                    intercept=0.0,
+                )
+            ],
+            voi_lut_transformations=[VOILUTTransformation(window_center=top / 2, window_width=top)],
+            content_label="UNCERTAINTY",
+            content_description="Half-width of the 90 % band, in stored values",
+            image_flavor=ImageFlavorValues.STATIC,
+            derived_pixel_contrast=DerivedPixelContrastValues.NONE,
+            contributing_equipment=[equipment(result)],
+            series_description=f"x{SCALE} uncertainty, {CAUTION}",
+            content_date=date,
+            content_time=time,
+        )
+        organization = uid_of("dimension", derived.SOPInstanceUID)
+        for item in (*found.DimensionOrganizationSequence, *found.DimensionIndexSequence):
+            item.DimensionOrganizationUID = organization
+        for item in found.ContributingEquipmentSequence:
+            item.pop("ContributionDateTime", None)
+        for keyword in ("BodyPartExamined", "Laterality"):
+            if keyword in derived:
+                setattr(found, keyword, derived[keyword].value)
+        for keyword in ("InstanceCreationDate", "InstanceCreationTime", "SeriesDate", "SeriesTime"):
+            if keyword in found:
+                delattr(found, keyword)
     return found
 
 
