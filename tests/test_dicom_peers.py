@@ -50,7 +50,7 @@ def write(
 ) -> tuple[Path, Path, Path]:
     """Write a source, its result and the map of its uncertainty."""
     paths = folder / "source.dcm", folder / "result.dcm", folder / "map.dcm"
-    data = to_bytes(source, **tags)
+    data = to_bytes(source)
     paths[0].write_bytes(data)
     read = read_original(data)
     assert read.original is not None

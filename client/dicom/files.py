@@ -27,12 +27,13 @@ def compress(dataset: Dataset, compression: Compression) -> None:
     dataset.compress(syntax, encoding_plugin=plugin, generate_instance_uid=False)
 
 
-def write_dicom(path: Path, dataset: Dataset) -> None:
+def write_dicom(path: Path | str, dataset: Dataset) -> None:
     """Write a DICOM file atomically.
 
     Raises:
         FileError: the file cannot be written.
     """
+    path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tidy(path.parent)
