@@ -126,11 +126,8 @@ def make_radiograph(
         return dataset
     dataset.BodyPartExamined, dataset.ViewPosition, dataset.ImagerPixelSpacing = "CHEST", "PA", [0.6, 0.6]
     if kind != ComputedRadiographyImageStorage:
-        dataset.PresentationIntentType, dataset.ImageLaterality, dataset.DetectorType = (
-            "FOR PRESENTATION",
-            "U",
-            "DIRECT",
-        )
+        dataset.PresentationIntentType, dataset.ImageLaterality = "FOR PRESENTATION", "U"
+        dataset.DetectorType, dataset.PositionerType = "DIRECT", None
         dataset.PixelIntensityRelationship, dataset.PixelIntensityRelationshipSign = "LOG", -1
         dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = 0, 1, "US"
         dataset.PresentationLUTShape = "INVERSE" if inverted else "IDENTITY"

@@ -45,9 +45,7 @@ def run(*command: str | Path) -> str:
     return said
 
 
-def write(
-    folder: Path, source: Dataset, compression: Compression | None = None, **tags: object
-) -> tuple[Path, Path, Path]:
+def write(folder: Path, source: Dataset, compression: Compression | None = None) -> tuple[Path, Path, Path]:
     """Write a source, its result and the map of its uncertainty."""
     paths = folder / "source.dcm", folder / "result.dcm", folder / "map.dcm"
     data = to_bytes(source)
