@@ -17,6 +17,9 @@ from pipeline.spec import SCALE
 _one_at_a_time = threading.Lock()
 """Images may be large, and pydicom's warnings can only be suppressed for the whole process."""
 
+MAX_BYTES = 4 * 2**30
+"""Maximum bytes of a file: twice those of the largest image in double precision."""
+
 DECODERS: dict[Kind, str] = {"png": "raster", "jpeg": "raster", "tiff": "tiff", "npy": "npy", "dicom": "dicom"}
 """Kind ⇒ decoder module, imported on demand: pydicom alone takes 0.2 s."""
 
@@ -36,6 +39,9 @@ def read_image(path: Path | str, choice: Choice | None = None, downscale: int | 
     try:
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
             raise FileError(f"'{path}' is not a regular file: write it to one first")
+        if path.stat().st_size > MAX_BYTES:
+            size = path.stat().st_size / 2**30
+            raise FileError(f"'{path}' has {size:.1f} GiB, must have at most {MAX_BYTES / 2**30:.0f} GiB")
         data = path.read_bytes()
     except FileNotFoundError:
         raise FileError(f"'{path}' does not exist") from None
@@ -53,6 +59,8 @@ def read_image(path: Path | str, choice: Choice | None = None, downscale: int | 
         with _one_at_a_time:
             decoder = import_module(f"client.formats.{DECODERS[kind]}")
             choice = choice or Choice()
+            if choice.original and kind != "dicom":
+                raise FormatError(f"is {kind.upper()}, must be DICOM for --format dicom")
             source: Source = decoder.read(data, choice, notes)
         if choice.pixel_mm is not None:
             source = replace(source, pixel_mm=choice.pixel_mm)
@@ -78,4 +86,6 @@ def smaller(source: Source, factor: int, notes: list[str]) -> Source:
     rows, columns = (side % factor for side in source.image.shape)
     left_out = f", {columns} columns and {rows} rows left out" if rows or columns else ""
     notes.append(f"downscaled ×{factor} to {image.shape[1]}×{image.shape[0]}, {how}{left_out}")
-    return replace(source, image=image, pixel_mm=None if source.pixel_mm is None else factor * source.pixel_mm)
+    size = None if source.pixel_mm is None else factor * source.pixel_mm
+    original = source.original and source.original.smaller(reduce, factor)
+    return replace(source, image=image, pixel_mm=size, original=original)
