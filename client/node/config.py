@@ -57,7 +57,7 @@ def text(value: Any) -> str:
     return value
 
 
-def ae_title(value: Any) -> str:
+def title(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[ -\[\]-~]{1,16}", value) or not value.strip():
         raise ValueError("an AE title of 1–16 characters of ASCII without backslash")
     return value.strip()
@@ -100,11 +100,11 @@ def key(check: Check, default: Any = MISSING) -> Any:
 class Listen:
     """Where and what the node receives."""
 
-    ae_title: str = key(ae_title)
+    ae_title: str = key(title)
     folder: Path = key(path)
     host: str = key(text, "127.0.0.1")
     port: int = key(whole(1, 65535), 11112)
-    calling_ae_titles: tuple[str, ...] = key(list_of(ae_title), ())
+    calling_ae_titles: tuple[str, ...] = key(list_of(title), ())
     modalities: tuple[str, ...] = key(list_of(code), ("CR", "DX", "OT"))
     body_parts: tuple[str, ...] = key(list_of(code), ("CHEST", "THORAX"))
     missing_body_part: bool = key(yes_or_no, True)
@@ -132,7 +132,7 @@ class Server:
 class Destination:
     """The PACS that gets the results."""
 
-    ae_title: str = key(ae_title)
+    ae_title: str = key(title)
     host: str = key(text)
     port: int = key(whole(1, 65535), 104)
     tls: bool = key(yes_or_no, False)
@@ -289,7 +289,9 @@ def load_chain(context: ssl.SSLContext, name: str, cert: Path | None, private: P
             context.load_cert_chain(cert, private)
         except (OSError, ssl.SSLError) as error:
             why = error.strerror or error
-            raise ConfigError(f"[{name}]: '{cert}' and '{private}' cannot be used as certificate and key: {why}") from None
+            raise ConfigError(
+                f"[{name}]: '{cert}' and '{private}' cannot be used as certificate and key: {why}"
+            ) from None
 
 
 def listening_tls(listen: Listen) -> ssl.SSLContext | None:

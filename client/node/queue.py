@@ -1,7 +1,7 @@
 """The durable list of images: what is written here survives the node's being killed, and the machine's losing power.
 
-    received ──upscale──▶ upscaled ──send──▶ sent
-        ╰────────────────────┴── N tries ──▶ dead
+received ──upscale──▶ upscaled ──send──▶ sent
+    ╰────────────────────┴── N tries ──▶ dead
 """
 
 from __future__ import annotations

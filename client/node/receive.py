@@ -227,4 +227,3 @@ def answer(status: int, reason: str = "") -> Dataset:
     if reason:
         dataset.ErrorComment = reason.encode("ascii", "replace").decode()[:COMMENT]
     return dataset
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,8 +98,9 @@ class Sender:
             with socket.create_connection((place.host, place.port), CONNECT) as connection:
                 if self.tls is not None:
                     self.tls.wrap_socket(connection, server_hostname=place.host).close()
+        except ssl.SSLError as error:
+            return f"{where}: TLS: {getattr(error, 'verify_message', '') or error.reason or error}"
         except OSError as error:
-            what = "TLS" if hasattr(error, "reason") else "cannot be reached"
-            return f"{where}: {what}: {getattr(error, 'verify_message', '') or getattr(error, 'reason', '') or error.strerror or error}"
+            return f"{where} cannot be reached: {error.strerror or error}"
         hint = "" if self.tls is not None else "; does it require TLS?"
         return f"{where} aborts the association{hint}"

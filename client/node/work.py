@@ -89,7 +89,9 @@ class Worker:
 
         def send(entry: Entry) -> None:
             try:
-                problem = sender.send([p for p in (self.storage.derived(entry.uid), self.storage.map(entry.uid)) if p.exists()])
+                problem = sender.send(
+                    [p for p in (self.storage.derived(entry.uid), self.storage.map(entry.uid)) if p.exists()]
+                )
             except ConnectionError as error:
                 raise Down("destination", str(error)) from error
             self.journal.up("destination")
