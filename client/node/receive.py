@@ -154,9 +154,12 @@ class Receiver:
         )
 
     def on_accepted(self, event: evt.Event) -> None:
-        for context in event.assoc.rejected_contexts:
-            name = getattr(context.abstract_syntax, "name", "?")
-            self.journal.refuse("", ae_title_of(event), f"images of class {name}, or their compression, are not taken")
+        """Name what a caller wants to send if it is nothing that the node takes; many callers offer all they know."""
+        if not event.assoc.accepted_contexts:
+            names = {getattr(context.abstract_syntax, "name", "?") for context in event.assoc.rejected_contexts}
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            what = ", ".join(sorted(names)[:3]) + more
+            self.journal.refuse("", ae_title_of(event), f"{what}: this class, or its compression, is not taken")
 
     @contextmanager
     def running(self) -> Iterator[ThreadedAssociationServer]:
@@ -217,7 +220,7 @@ class Listener(ThreadedAssociationServer):
 def ae_title_of(event: evt.Event) -> str:
     """Return the AE title of the caller."""
     primitive = event.assoc.requestor.primitive
-    return str(primitive.calling_ae_title if primitive else "").strip() or "?"  # type: ignore[union-attr]
+    return str(primitive.calling_ae_title if primitive else "").strip() or "?"
 
 
 def answer(status: int, reason: str = "") -> Dataset:

@@ -54,7 +54,8 @@ class Sender:
                 status = association.send_c_store(dataset)
             except ValueError:
                 if association.is_established:
-                    return f"the destination does not take {dataset.SOPClassUID.name}"
+                    syntax = dataset.file_meta.TransferSyntaxUID
+                    return f"the destination does not take {dataset.SOPClassUID.name} as {syntax.name}"
                 status = Dataset()
             except RuntimeError:  # the association has ended
                 status = Dataset()
