@@ -50,9 +50,9 @@ def radiograph(uid: str = "1.2.3", **tags: Any) -> Dataset:
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid
     with disable_value_validation():
         for name, value in tags.items():
-            if value is None:
+            if name in dataset:  # an element remembers how to validate its value
                 delattr(dataset, name)
-            else:
+            if value is not None:
                 setattr(dataset, name, value)
     return dataset
 

@@ -54,6 +54,11 @@ def working(config: Config, *uids: str, damaged: bool = False) -> Iterator[Parts
                 thread.join(30)
 
 
+def wait_until_sent(node: Parts, count: int = 1) -> None:
+    wait_for(lambda: node.queue.counts()["sent"] == count or node.queue.counts()["dead"])
+    assert (node.queue.problems(), node.queue.counts()["sent"]) == ([], count)
+
+
 def to(server: RunningServer) -> str:
     return f'url = "{server.url("grpc")}"\nrequests = 2'
 
@@ -62,7 +67,7 @@ def test_results_arrive_once_and_files_are_removed(server: RunningServer, tmp_pa
     config = make_config(tmp_path, server=to(server), more=FAST)
     pacs = Pacs(config.destination.port)
     with pacs.running(), working(config, "1.1", "1.2", "1.3") as node:
-        wait_for(lambda: node.queue.counts()["sent"] == 3)
+        wait_until_sent(node, 3)
         sources = [image.SourceImageSequence[0].ReferencedSOPInstanceUID for image in pacs.images]
         assert sorted(sources) == ["1.1", "1.2", "1.3"]
         assert {(image.Rows, image.Columns) for image in pacs.images} == {(192, 256)}
@@ -74,8 +79,7 @@ def test_the_uncertainty_goes_with_the_image(server: RunningServer, tmp_path: Pa
     config = make_config(tmp_path, server=to(server), more=output + FAST)
     pacs = Pacs(config.destination.port)
     with pacs.running(), working(config, "1.1") as node:
-        wait_for(lambda: node.queue.counts()["sent"] + node.queue.counts()["dead"])
-        assert node.queue.problems() == []
+        wait_until_sent(node)
     image, band = pacs.images
     assert band.SOPClassUID.name == "Parametric Map Storage"
     assert (image.Rows, image.BurnedInAnnotation) == (96, "YES")
@@ -124,7 +128,7 @@ def test_a_pacs_that_is_down_is_waited_for(server: RunningServer, tmp_path: Path
         while time.monotonic() < began + 1:  # many more tries than an image has
             assert node.queue.counts() == {"received": 0, "upscaled": 1, "sent": 0, "dead": 0}
         with pacs.running():
-            wait_for(lambda: node.queue.counts()["sent"])
+            wait_until_sent(node)
             assert node.journal.problems == {}
 
 
@@ -146,7 +150,7 @@ def test_an_instance_that_is_there_already_was_sent(server: RunningServer, tmp_p
     pacs = Pacs(config.destination.port)
     pacs.status = 0x0111
     with pacs.running(), working(config, "1.1") as node:
-        wait_for(lambda: node.queue.counts()["sent"])
+        wait_until_sent(node)
 
 
 def test_a_class_that_the_pacs_does_not_take_is_named(server: RunningServer, tmp_path: Path) -> None:
@@ -190,4 +194,4 @@ def test_a_pacs_by_tls_gets_results(server: RunningServer, tmp_path: Path) -> No
     config = make_config(tmp_path, server=to(server), destination=f"tls = true\ntls_ca = '{ca.chain}'", more=FAST)
     pacs = Pacs(config.destination.port)
     with pacs.running(tls), working(config, "1.1") as node:
-        wait_for(lambda: node.queue.counts()["sent"])
+        wait_until_sent(node)

@@ -14,10 +14,8 @@ import os
 import signal
 import sqlite3
 import sys
-import threading
 import time
 import warnings
-from contextlib import ExitStack
 from pathlib import Path
 
 from client.terminal import make_output_safe
@@ -25,6 +23,7 @@ from pipeline.command_line import make_parser
 
 DRAIN = 8.0
 """Maximum seconds for images in progress to be finished; the rest is done after the next start."""
+ENDING = (signal.SIGTERM, signal.SIGINT)
 MISSING = "needs what the extra 'pacs' installs: pip install '.[pacs]'"
 
 
@@ -62,14 +61,11 @@ def main(argv: list[str] | None = None) -> int:
         setattr(pydicom_config.settings, mode, pydicom_config.IGNORE)
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(format="%(asctime)sZ %(message)s", datefmt="%Y-%m-%dT%H:%M:%S", level=logging.INFO)
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    # of all threads, so that whichever would get the signal, this one waits for it
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
-        with ExitStack() as stack:
-            drain = stack.enter_context(running(config))
-            while not ended.wait(3600):
-                pass
+        with running(config) as drain:
+            signal.sigwait(ENDING)
             drain(DRAIN)
             sys.stderr.flush()
             # threads that are still at work lose nothing: the node may be killed at any time

@@ -23,7 +23,7 @@ from client.node.send import Sender
 from client.node.storage import Storage, write_durably
 from client.reader import Reader
 
-WAIT = 2.0
+WAIT = 10.0
 """Maximum seconds to wait for the server before an image is put back."""
 
 
