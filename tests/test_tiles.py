@@ -63,7 +63,8 @@ def radiograph(height: int, width: int) -> Array:
     from pydicom.data import get_testdata_file
 
     pixels = dcmread(get_testdata_file("RG1_UNCR.dcm")).pixel_array.astype(np.float32)
-    return cv2.resize(pixels / pixels.max(), (width, height), interpolation=cv2.INTER_AREA)
+    # it stores white as 0
+    return cv2.resize(1 - pixels / pixels.max(), (width, height), interpolation=cv2.INTER_AREA)
 
 
 @pytest.fixture(scope="module")
