@@ -74,6 +74,15 @@ class Orthanc:
             self._process.terminate()
             self._process.wait(30)
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run it for the duration of the block."""
+        try:
+            self.start()
+            yield
+        finally:
+            self.stop()
+
     def ask(self, path: str, data: bytes | None = None, accept: str = "application/json") -> bytes:
         """GET a path or, with data, POST it."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.http}{path}", data, {"Accept": accept})
@@ -104,8 +113,5 @@ class Orthanc:
 def running_orthanc(folder: Path, **settings: Any) -> Iterator[Orthanc]:
     """Run an Orthanc for the duration of the block."""
     orthanc = Orthanc(folder, **settings)
-    try:
-        orthanc.start()
+    with orthanc.running():
         yield orthanc
-    finally:
-        orthanc.stop()

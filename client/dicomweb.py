@@ -9,6 +9,7 @@ from typing import Any
 
 import pydicom
 
+from client.dicom import UID_PATTERN
 from client.dicom.derive import NAME
 from client.formats.dicom_original import CLASSES
 from client.formats.source import FileError
@@ -22,13 +23,6 @@ FAILED = "FailedSOPSequence"
 
 class DicomwebError(Exception):
     """The DICOMweb server cannot be used, or has nothing to upscale; the message says why."""
-
-
-def check_uid(value: str) -> str:
-    """Return a UID. Raises ValueError if it is none, which would change the meaning of an address."""
-    if not re.fullmatch(r"[0-9][0-9.]{0,63}", value):
-        raise ValueError(f"must be a UID, got '{value}'")
-    return value
 
 
 class Dicomweb:
@@ -74,6 +68,7 @@ class Dicomweb:
             raise DicomwebError(self._problem(error)) from error
         images = [pydicom.Dataset.from_json(item) for item in found]
         wanted = [(str(i.SeriesInstanceUID), str(i.SOPInstanceUID)) for i in images if i.SOPClassUID in CLASSES]
+        wanted = [uids for uids in wanted if all(re.fullmatch(UID_PATTERN, uid) for uid in uids)]
         if not wanted:
             what = f"series {series}" if series else f"study {study}"
             raise DicomwebError(f"{self.url} has no CR, DX or Secondary Capture in {what}")
@@ -93,7 +88,7 @@ class Dicomweb:
                 raise DicomwebError(self._problem(error)) from error
             if any(item.get("Manufacturer") == NAME for item in dataset.get("ContributingEquipmentSequence") or ()):
                 continue
-            path = folder / f"{check_uid(instance)}.dcm"
+            path = folder / f"{instance}.dcm"
             try:
                 dataset.save_as(path, enforce_file_format=True)
             except OSError as error:

@@ -19,6 +19,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
 
+from client.dicom import UID_PATTERN
 from client.dicom.derive import NAME
 from client.formats.dicom import check_length, parse
 from client.formats.dicom_original import CLASSES
@@ -35,8 +36,7 @@ COMMENT = 64
 """Maximum characters of a status's comment."""
 HANDSHAKE = 10.0
 """Maximum seconds for TLS to begin."""
-UID_RULE = re.compile(r"[0-9][0-9.]{0,63}")
-DATA_FLAGS = re.compile(r"( for|: give) --format \w+$")
+FLAGS = re.compile(r"( for|: give) --format \w+$")
 """Ends of messages that name options of the command."""
 
 
@@ -68,7 +68,7 @@ def check(file: bytes, config: Config) -> str:
         if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
             check_length(dataset, keyword, [])
     except FormatError as error:
-        raise Refused(WRONG, DATA_FLAGS.sub("", " ".join(str(error).split()))) from None
+        raise Refused(WRONG, FLAGS.sub("", " ".join(str(error).split()))) from None
     except Exception as error:  # damage can make a parser fail in any way, with messages that quote the data
         raise Refused(FAILED, f"is not a readable DICOM image ({type(error).__name__})") from None
     uid = str(dataset.SOPInstanceUID)
@@ -127,7 +127,7 @@ class Receiver:
         """Answer a C-STORE request."""
         caller = ae_title_of(event)
         uid = str(event.request.AffectedSOPInstanceUID or "")  # type: ignore[union-attr]
-        uid = uid if UID_RULE.fullmatch(uid) else ""
+        uid = uid if re.fullmatch(UID_PATTERN, uid) else ""
         try:
             if not uid:
                 raise Refused(WRONG, "has no valid SOPInstanceUID")

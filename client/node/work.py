@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
-from client.api import BadRequest, Client, ServerError, Upscaled, UpscaleError
+from client import BadRequest, Client, ServerError, Upscaled, UpscaleError
 from client.dicom.derive import derive
 from client.dicom.files import compress
 from client.dicom.uncertainty import map_uncertainty
