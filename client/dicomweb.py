@@ -38,7 +38,7 @@ class Dicomweb:
     def __init__(self, url: str) -> None:
         try:
             import requests
-            from dicomweb_client.api import DICOMwebClient
+            from dicomweb_client import DICOMwebClient
         except ModuleNotFoundError as error:
             if error.name not in ("dicomweb_client", "requests"):
                 raise

@@ -7,18 +7,22 @@ import ssl
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydicom.uid import ComputedRadiographyImageStorage, SecondaryCaptureImageStorage
 
+from client import ServerError
 from client.node.config import Config
 from client.node.journal import Journal
 from client.node.queue import Queue
 from client.node.receive import digest_of
 from client.node.storage import Storage
-from client.node.work import Worker
+from client.node.work import Down, Fault, Worker
+from client.reader import Reader
 from tests.certificates import make_ca, make_certificate
 from tests.conftest import RunningServer, wait_for
 from tests.dicom_files import to_bytes
@@ -99,12 +103,38 @@ def test_a_damaged_image_ends_with_a_reason(server: RunningServer, tmp_path: Pat
         assert (dead / "1.1.txt").read_text() == f"{problem['problem']}\n"
 
 
-def test_a_server_that_is_down_is_waited_for(tmp_path: Path) -> None:
+def test_a_server_that_is_down_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.node.work.WAIT", 0.1)
     config = make_config(tmp_path, server='url = "localhost:1"\nrequests = 1', more=FAST)
     with working(config, "1.1") as node:
         wait_for(lambda: "server" in node.journal.problems)
         assert "no server ready at localhost:1" in node.journal.problems["server"]
         assert node.queue.next("received") is not None and node.queue.problems() == []
+
+
+@dataclass
+class Failing:
+    """A client of a server that fails for some images, or for all."""
+
+    everything: bool
+
+    def upscale(self, image: NDArray[np.float32], **_: object) -> None:
+        if self.everything or image.shape != (8, 8):
+            raise ServerError("no answer within 1 s")
+
+
+def test_a_server_that_fails_for_one_image_only_is_not_down(tmp_path: Path) -> None:
+    config = make_config(tmp_path, more=FAST)
+    storage = Storage(config.listen.folder)
+    queue = Queue(storage.folder / "queue.db")
+    storage.received("1.1").write_bytes(to_bytes(radiograph("1.1")))
+    worker = Worker(config, storage, queue, Journal())
+    with Reader() as worker.reader:
+        for everything, kind in ((False, Fault), (True, Down)):
+            with pytest.raises(kind, match="no answer within 1 s"):
+                worker._upscale(Failing(everything), "1.1")  # type: ignore[arg-type]
+    queue.close()
+    storage.close()
 
 
 def test_options_that_the_servers_preset_does_not_allow_are_no_fault_of_images(
