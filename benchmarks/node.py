@@ -86,19 +86,19 @@ class Node:
     folder: Path
     server: str
     destination: Orthanc
-    more: str = ""
-    """More lines of its configuration."""
     dicom: int = 0
+    """Its port for DICOM; 0: any."""
     http: int = 0
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
-        self.dicom, self.http = free_ports(2)
+        dicom, self.http = free_ports(2)
+        self.dicom = self.dicom or dicom
         (self.folder / "node.toml").write_text(
             f'[listen]\nae_title = "{AE_TITLE}"\nfolder = "{self.folder / "node"}"\nport = {self.dicom}\n'
             f'[server]\nurl = "{self.server}"\n'
             f'[destination]\nae_title = "{PACS}"\nhost = "127.0.0.1"\nport = {self.destination.dicom}\n'
-            f"[retry]\nfirst = 0.2\nlongest = 2\n[options]\nsteps = 2\n[status]\nport = {self.http}\n{self.more}"
+            f"[retry]\nfirst = 0.2\nlongest = 2\n[options]\nsteps = 2\n[status]\nport = {self.http}\n"
         )
 
     @property
@@ -146,9 +146,9 @@ class Node:
 
 
 @contextmanager
-def running_node(folder: Path, server: str, orthanc: Orthanc, more: str = "") -> Iterator[Node]:
+def running_node(folder: Path, server: str, orthanc: Orthanc, dicom: int = 0) -> Iterator[Node]:
     """Run a node for the duration of the block."""
-    node = Node(folder, server, orthanc, more)
+    node = Node(folder, server, orthanc, dicom)
     try:
         node.start()
         yield node

@@ -15,6 +15,7 @@ import pytest
 from benchmarks.node import radiograph, running_node, send_all, wait_for
 from benchmarks.orthanc import ORTHANC, running_orthanc
 from pipeline import ROOT
+from pipeline.serving.local_server import free_ports
 from tests.conftest import RunningServer
 
 pytestmark = [
@@ -54,6 +55,23 @@ def test_it_ends_when_told_and_keeps_what_waits(server: RunningServer, tmp_path:
         assert len(orthanc.instances()) == 1
         found = json.loads(node.get("/queue") or "")
         assert (found["images"]["sent"], found["down"]) == (1, {})
+
+
+def test_orthanc_sends_to_the_node(server: RunningServer, tmp_path: Path) -> None:
+    """By the script of docs/how-to/pacs.md; what the node sends back is not sent to it again."""
+    guide = (ROOT / "docs" / "how-to" / "pacs.md").read_text()
+    script = tmp_path / "send.lua"
+    script.write_text(guide.partition("```lua\n")[2].partition("```")[0])
+    (port,) = free_ports(1)
+    settings = {"LuaScripts": [str(script)], "DicomModalities": {"superres": ["SUPERRES", "127.0.0.1", port]}}
+    with running_orthanc(tmp_path, **settings) as orthanc:
+        with running_node(tmp_path, server.url("grpc"), orthanc, dicom=port) as node:
+            path = tmp_path / "a.dcm"
+            radiograph(1).save_as(path, enforce_file_format=True)
+            orthanc.store(path.read_bytes())
+            wait_for(lambda: len(orthanc.instances()) == 2, "the result")
+            wait_for(lambda: not node.waiting(), "the end of the queue")
+            assert "refused" not in node.log.read_text()
 
 
 def test_two_nodes_do_not_share_a_folder(server: RunningServer, tmp_path: Path) -> None:
