@@ -1,0 +1,197 @@
+"""What happens when users act on the page: upload, upscale, cancel, leave."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from client.api import BadRequest, Client, Event, UpscaleError
+from client.files import smaller
+from client.formats.source import Choice, FileError, FormatError, Source
+from client.reader import Reader
+from client.web import viewer
+from client.web.display import make_display
+from client.web.sessions import Cancelled, Rate, Session, Sessions, Work
+from pipeline.spec import MAX_SIDE, MIN_SIDE
+
+FAITHFUL = {"preset's": None, "yes": True, "no": False}
+PAUSE = 0.2
+"""Seconds between updates of the progress."""
+
+Updates = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Site:
+    """The page's actions, for all its users."""
+
+    connect: Callable[[], Client]
+    """Connects to the Triton server."""
+    reader: Reader
+    sessions: Sessions
+    uploads: Path
+    """Folder where Gradio puts uploaded files; they are deleted as soon as they have been read."""
+    rate: Rate
+    """How many images an address may have upscaled."""
+    queue: int
+    """Maximum sessions with work in progress or waiting."""
+
+    def receive(self, path: str | None, request: gr.Request) -> Updates:
+        """Read an uploaded file. Returns: file (emptied), state, viewer, reduction, upscale button."""
+        keep = (None, gr.skip(), gr.skip(), gr.skip(), gr.skip())
+        if path is None:
+            return keep
+        session = self.sessions.of(request.session_hash or "")
+        if session.work is not None:
+            self._delete(Path(path))
+            return None, viewer.problem("an image is being upscaled: cancel it first"), *keep[2:]
+        try:
+            source = self._read(Path(path))
+        except FileError as error:
+            return None, viewer.problem(str(error)), *keep[2:]
+        finally:
+            self._delete(Path(path))
+        session.name, session.upload, session.source = Path(path).stem, path, source
+        session.upscaled = None
+        self._show(session)
+        factor = math.ceil(max(source.image.shape) / MAX_SIDE)
+        told = viewer.description(session)
+        return None, told, viewer.viewer(session), gr.update(value=factor), gr.update(interactive=True)
+
+    def _read(self, path: Path) -> Source:
+        """Read an upload; its path is made from its content, so that another session may have read and deleted it."""
+        if not path.is_relative_to(self.uploads):
+            raise FileError(f"'{path.name}' was not uploaded")
+        try:
+            source = self.reader.read(path, Choice())
+        except FileError as error:
+            twin = self.sessions.with_upload(str(path))
+            if twin is not None and twin.source is not None:
+                return twin.source
+            raise FileError(str(error).replace(str(path), path.name)) from None
+        if min(source.image.shape) < MIN_SIDE:
+            height, width = source.image.shape
+            raise FileError(f"'{path.name}' must have {MIN_SIDE} pixels per side or more, got {width}×{height}")
+        return source
+
+    def _delete(self, path: Path) -> None:
+        if path.is_relative_to(self.uploads):
+            path.unlink(missing_ok=True)
+            if path.parent != self.uploads and not any(path.parent.iterdir()):
+                path.parent.rmdir()
+
+    def _show(self, session: Session) -> None:
+        """Make the pictures of a session anew, under a new address."""
+        assert session.source is not None
+        result = session.upscaled
+        session.display = make_display(
+            session.source.image, *((result.image, result.spread) if result is not None else ())
+        )
+        session.token = Session().token
+        self.sessions.trim()
+
+    def start(self, request: gr.Request) -> Updates:
+        """Accept or refuse work. Returns: state, upscale button, cancel button."""
+        session = self.sessions.of(request.session_hash or "")
+        address = request.client.host if request.client else ""
+        refusal = ""
+        if session.source is None:
+            refusal = "the page no longer has an image: drop one first"
+        elif session.work is not None:
+            refusal = "an image is being upscaled already"
+        elif self.sessions.working() >= self.queue:
+            refusal = f"{self.queue} images are waiting already, which is the limit: try again in a minute"
+        elif seconds := self.rate.wait(address):
+            refusal = f"the limit is {self.rate.limit} images per minute: try again in {math.ceil(seconds)} s"
+        if refusal:
+            return viewer.problem(refusal), gr.skip(), gr.skip()
+        session.work = Work()
+        return viewer.told("Waiting for a free place …"), gr.update(interactive=False), gr.update(interactive=True)
+
+    def upscale(
+        self, samples: float, steps: float | None, seed: float | None, faithful: str, factor: float, request: gr.Request
+    ) -> Iterator[Updates]:
+        """Upscale a session's image. Yields: state, viewer, upscale button, cancel button."""
+        session = self.sessions.of(request.session_hash or "")
+        work = session.work
+        if work is None:  # refused
+            yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            return
+        shown: Any = gr.skip()
+        try:
+            options = {"samples": whole("samples", samples), "faithful": FAITHFUL[faithful]}
+            options |= {} if steps is None else {"steps": whole("steps", steps)}
+            options |= {} if seed is None else {"seed": whole("seed", seed)}
+            for step, steps_in_all in self._run(session, work, options, int(factor)):
+                yield viewer.progress(step, steps_in_all), gr.skip(), gr.skip(), gr.skip()
+            state, shown = viewer.description(session), viewer.viewer(session)
+        except (UpscaleError, FormatError, Cancelled) as error:
+            state = viewer.told("Cancelled.") if work.cancelled.is_set() else viewer.problem(str(error))
+        finally:
+            session.work = None
+        yield state, shown, gr.update(interactive=True), gr.update(interactive=False)
+
+    def _run(
+        self, session: Session, work: Work, options: dict[str, Any], factor: int
+    ) -> Iterator[tuple[int, int]]:
+        """Upscale, yield the step and the number of steps from time to time, and put the result into the session."""
+        assert session.source is not None
+        source = reduced(session.source, factor)
+        height, width = source.image.shape
+        if max(height, width) > MAX_SIDE or min(height, width) < MIN_SIDE:
+            raise BadRequest(
+                f"the image must be {MIN_SIDE}–{MAX_SIDE} pixels per side, got {width}×{height}: "
+                "change 'Reduce the image first by'"
+            )
+        with self.connect() as client:
+            work.use(client)
+            told = -math.inf
+            last: Event | None = None
+            for last in client.stream(source.image, pixel_mm=source.pixel_mm, **options):
+                if work.cancelled.is_set():
+                    raise Cancelled
+                if time.monotonic() >= told + PAUSE:
+                    told = time.monotonic()
+                    yield last.step, last.steps
+        assert last is not None and last.result is not None
+        session.source, session.upscaled = source, last.result
+        self._show(session)
+
+    def cancel(self, request: gr.Request) -> None:
+        """Cancel the session's work, on the server as well."""
+        session = self.sessions.of(request.session_hash or "")
+        if session.work is not None:
+            session.work.cancel()
+
+    def leave(self, request: gr.Request) -> None:
+        """Forget the session: its tab was closed."""
+        self.sessions.drop(request.session_hash or "")
+
+
+def whole(name: str, value: float) -> int:
+    """Return a number of a form as an integer.
+
+    Raises:
+        BadRequest: it is not one.
+    """
+    if value != int(value):
+        raise BadRequest(f"'{name}' must be a whole number, got {value:g}")
+    return int(value)
+
+
+def reduced(source: Source, factor: int) -> Source:
+    """Return the source reduced by a factor, 1 for none.
+
+    Raises:
+        FormatError: it is too small.
+    """
+    if factor == 1:
+        return source
+    notes = list(source.notes)
+    return replace(smaller(source, factor, notes), notes=tuple(notes))
