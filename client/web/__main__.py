@@ -92,7 +92,7 @@ def serve(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
         listener = stack.enter_context(socket.create_server((args.host, args.port), family=family))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cxr-web-")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cxr-web-"))).resolve()
         # Gradio's, and Python's own, which Gradio receives uploads in
         os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = str(folder)
         connection = {name: getattr(args, name) for name in ("protocol", "tls", "ca", "token", "wait", "timeout")}

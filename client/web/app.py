@@ -109,10 +109,10 @@ def add_images(app: FastAPI, sessions: Sessions) -> None:
             raise HTTPException(400, "'center' must be 0–100 and 'width' 1–100.")
         return answer(display.through_window(pixels, center / 100, width / 100), "image/png")
 
-    @app.get("/results/{token}.{kind}")
+    @app.get("/results/{token}/{kind}")
     def result(token: str, kind: str) -> Response:
         session = of(token)
-        if session.source is None or session.upscaled is None or kind not in ("png", "16.png"):
+        if session.source is None or session.upscaled is None or kind not in ("png", "png16"):
             raise HTTPException(404, "There is no such result.")
         file = io.BytesIO()
         text = provenance(session.source, session.upscaled)

@@ -51,7 +51,10 @@ def build(site: Site, at_once: int) -> gr.Blocks:
             with gr.Column(scale=3, min_width=320):
                 state = gr.HTML(viewer.told("Drop an image, or choose one."), elem_id="state")
                 picture = gr.HTML(elem_id="picture")
-        file.upload(site.receive, [file], [file, state, picture, factor, upscale], show_progress="hidden")
+        # Gradio's own preparation of uploads leaves empty files, and downloads what is an address
+        file.upload(
+            site.receive, [file], [file, state, picture, factor, upscale], preprocess=False, show_progress="hidden"
+        )
         work = upscale.click(
             site.start, None, [state, upscale, cancel], queue=False, show_progress="hidden"
         ).then(

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from client.api import Client, Upscaled
 from client.formats.source import Source
@@ -46,7 +47,7 @@ class Session:
 
     name: str = ""
     """Name of the uploaded file, without its suffix."""
-    upload: str = ""
+    upload: Path | None = None
     """Where the uploaded file was, a path made from its content."""
     source: Source | None = None
     upscaled: Upscaled | None = None
@@ -83,7 +84,7 @@ class Sessions:
         with self._lock:
             return next((s for s in self._sessions.values() if secrets.compare_digest(s.token, token)), None)
 
-    def with_upload(self, upload: str) -> Session | None:
+    def with_upload(self, upload: Path) -> Session | None:
         """Return a session whose image was uploaded to this path."""
         with self._lock:
             return next((s for s in self._sessions.values() if s.upload == upload), None)

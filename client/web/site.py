@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -42,49 +43,45 @@ class Site:
     queue: int
     """Maximum sessions with work in progress or waiting."""
 
-    def receive(self, path: str | None, request: gr.Request) -> Updates:
+    def receive(self, upload: dict[str, Any] | None, request: gr.Request) -> Updates:
         """Read an uploaded file. Returns: file (emptied), state, viewer, reduction, upscale button."""
-        keep = (None, gr.skip(), gr.skip(), gr.skip(), gr.skip())
-        if path is None:
-            return keep
+        keep = (gr.skip(), gr.skip(), gr.skip())
+        if upload is None:
+            return None, gr.skip(), *keep
         session = self.sessions.of(request.session_hash or "")
-        if session.work is not None:
-            self._delete(Path(path))
-            return None, viewer.problem("an image is being upscaled: cancel it first"), *keep[2:]
+        path, name = Path(str(upload["path"])).resolve(), Path(str(upload["orig_name"])).name
+        if not path.is_relative_to(self.uploads):
+            return None, viewer.problem(f"'{name}' was not uploaded"), *keep
         try:
-            source = self._read(Path(path))
+            if session.work is not None:
+                raise FileError("an image is being upscaled: cancel it first")
+            source = self._read(path, name)
         except FileError as error:
-            return None, viewer.problem(str(error)), *keep[2:]
+            return None, viewer.problem(str(error)), *keep
         finally:
-            self._delete(Path(path))
-        session.name, session.upload, session.source = Path(path).stem, path, source
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another upload of the same file is there
+                path.parent.rmdir()
+        session.name, session.upload, session.source = Path(name).stem, path, source
         session.upscaled = None
         self._show(session)
         factor = math.ceil(max(source.image.shape) / MAX_SIDE)
         told = viewer.description(session)
         return None, told, viewer.viewer(session), gr.update(value=factor), gr.update(interactive=True)
 
-    def _read(self, path: Path) -> Source:
+    def _read(self, path: Path, name: str) -> Source:
         """Read an upload; its path is made from its content, so that another session may have read and deleted it."""
-        if not path.is_relative_to(self.uploads):
-            raise FileError(f"'{path.name}' was not uploaded")
         try:
             source = self.reader.read(path, Choice())
         except FileError as error:
-            twin = self.sessions.with_upload(str(path))
+            twin = self.sessions.with_upload(path)
             if twin is not None and twin.source is not None:
                 return twin.source
-            raise FileError(str(error).replace(str(path), path.name)) from None
+            raise FileError(str(error).replace(str(path), name)) from None
         if min(source.image.shape) < MIN_SIDE:
             height, width = source.image.shape
-            raise FileError(f"'{path.name}' must have {MIN_SIDE} pixels per side or more, got {width}×{height}")
+            raise FileError(f"'{name}' must have {MIN_SIDE} pixels per side or more, got {width}×{height}")
         return source
-
-    def _delete(self, path: Path) -> None:
-        if path.is_relative_to(self.uploads):
-            path.unlink(missing_ok=True)
-            if path.parent != self.uploads and not any(path.parent.iterdir()):
-                path.parent.rmdir()
 
     def _show(self, session: Session) -> None:
         """Make the pictures of a session anew, under a new address."""

@@ -16,8 +16,8 @@ from pipeline.spec import SCALE
 HERE = Path(__file__).parent
 VIEWER = Template((HERE / "viewer.html").read_text(encoding="utf-8"))
 CAUTION_HTML = (
-    f'<p class="caution" role="note"><strong>{CAUTION.capitalize()}.</strong> An upscaled image looks like a chest '
-    "X-ray, and it can be wrong: ribs, vessels, devices and text may be invented, altered or missing.</p>"
+    f'<p class="caution" role="note"><strong>{CAUTION.capitalize()}.</strong> <span>An upscaled image looks like a '
+    "chest X-ray, and it can be wrong: ribs, vessels, devices and text may be invented, altered or missing.</span></p>"
 )
 COLOURS = ", ".join(f"rgb({r} {g} {b})" for r, g, b in heat(np.linspace(0, 1, 9, dtype=np.float32)[None])[0])
 TICKS = 5
@@ -58,7 +58,7 @@ def viewer(session: Session) -> str:
             '<label>Compare <output>50 %</output><input type="range" name="cut" min="0" max="100" value="50" '
             'aria-description="left of here bicubic, right of here upscaled"></label>'
         )
-        downloads = links(session, address)
+        downloads = links(session)
         if session.display.doubt is not None:
             compare += (
                 '<label>Uncertainty <output>0 %</output>'
@@ -86,10 +86,10 @@ def colour_bar(hottest: float) -> str:
     )
 
 
-def links(session: Session, address: str) -> str:
+def links(session: Session) -> str:
     """Return the links that download the result."""
-    kinds = {"png": "PNG", "16.png": "16-bit PNG"} | ({} if no_dicom(session) else {"dcm": "DICOM"})
-    found = "".join(f'<a href="results/{session.token}.{kind}" download>Download {name}</a>' for kind, name in kinds.items())
+    kinds = {"png": "PNG", "png16": "16-bit PNG"} | ({} if no_dicom(session) else {"dicom": "DICOM"})
+    found = "".join(f'<a href="results/{session.token}/{kind}" download>Download {name}</a>' for kind, name in kinds.items())
     reason = no_dicom(session)
     return f'<p class="downloads">{found}</p>' + (f'<p class="hint">{escape(reason)}</p>' if reason else "")
 
