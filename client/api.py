@@ -103,6 +103,16 @@ class Upscaled:
     seconds: float
     """Seconds from sending the request to receiving the answer."""
 
+    def parameters(self) -> str:
+        """Return preset, options, estimates and model as text, such as "preset=best seed=0 steps=…"."""
+        return " ".join(
+            [f"preset={self.preset} seed={self.seed}"]
+            + [f"{name}={value}" for name, value in asdict(self.options).items()]
+            + [f"found={self.degradation} noise={255 * self.noise:.2f}"]
+            + ([] if self.pixel_mm is None else [f"pixel_mm={self.pixel_mm:.4g}"])
+            + ([f"model={self.model}"] if self.model else [])
+        )
+
     def notes(self) -> list[str]:
         """Return readable notes on anything unusual about the image."""
         preset, found = PRESETS[self.preset], []

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -65,13 +65,7 @@ def provenance(source: Source, result: Upscaled) -> dict[str, str]:
     return ({"Notes": notes} if notes else {}) | {
         "Software": "cxr-superres",
         "Description": f"Super-resolved x{SCALE} by latent diffusion: {CAUTION}.",
-        "Parameters": " ".join(
-            [f"preset={result.preset} seed={result.seed}"]
-            + [f"{name}={value}" for name, value in asdict(result.options).items()]
-            + [f"found={result.degradation} noise={255 * result.noise:.2f}"]
-            + ([] if result.pixel_mm is None else [f"pixel_mm={result.pixel_mm:.4g}"])
-            + ([f"model={result.model}"] if result.model else [])
-        ),
+        "Parameters": result.parameters(),
     }
 
 

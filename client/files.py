@@ -53,6 +53,8 @@ def read_image(path: Path | str, choice: Choice | None = None, downscale: int | 
         with _one_at_a_time:
             decoder = import_module(f"client.formats.{DECODERS[kind]}")
             choice = choice or Choice()
+            if choice.original and kind != "dicom":
+                raise FormatError(f"is {kind.upper()}, must be DICOM for --format dicom")
             source: Source = decoder.read(data, choice, notes)
         if choice.pixel_mm is not None:
             source = replace(source, pixel_mm=choice.pixel_mm)
@@ -78,4 +80,6 @@ def smaller(source: Source, factor: int, notes: list[str]) -> Source:
     rows, columns = (side % factor for side in source.image.shape)
     left_out = f", {columns} columns and {rows} rows left out" if rows or columns else ""
     notes.append(f"downscaled ×{factor} to {image.shape[1]}×{image.shape[0]}, {how}{left_out}")
-    return replace(source, image=image, pixel_mm=None if source.pixel_mm is None else factor * source.pixel_mm)
+    size = None if source.pixel_mm is None else factor * source.pixel_mm
+    original = source.original and source.original.smaller(reduce, factor)
+    return replace(source, image=image, pixel_mm=size, original=original)

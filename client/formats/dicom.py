@@ -16,7 +16,8 @@ from pydicom.pixels import pixel_array
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from client.formats import dicom_codecs
-from client.formats.dicom_display import Mask, first_number, from_palette, numbers, places, to_gray
+from client.formats.dicom_display import Mask, first_number, from_palette, gray_curve, numbers, places
+from client.formats.dicom_original import check_original, keep
 from client.formats.source import (
     Choice,
     FormatError,
@@ -71,6 +72,8 @@ def _read(data: bytes, choice: Choice, notes: list[str]) -> Source:
     check_size(dataset.Columns, dataset.Rows)
     frames = max(1, int(first_number(dataset, "NumberOfFrames", notes) or 1))
     dataset.NumberOfFrames = frames
+    if choice.original:
+        check_original(dataset, keyword)
     frame = choose_one("frame", choice.frame, frames, notes)
     bits = 8 if dataset.get("BitsStored", 16) <= 8 else 16
     stored, uncut = stored_values(dataset, keyword, frame, notes)
@@ -80,12 +83,18 @@ def _read(data: bytes, choice: Choice, notes: list[str]) -> Source:
         return Source(gray.clip(0, 1).astype(np.float32), bits, pixel_mm=size)
     if kind == PALETTE:
         return Source(from_palette(stored, dataset, notes), bits, pixel_mm=size)
-    padding = find_padding(stored, uncut, dataset, keyword, notes)
+    unused = padding_range(dataset, keyword, notes)
+    padding = None if unused is None else find_padding(stored, uncut, unused, notes)
     if stored.dtype.kind == "f":
         outside = not_finite(stored, notes)
         stored, padding = np.where(outside, 0, stored), outside if padding is None else outside | padding
         bits = 16
-    return Source(to_gray(stored, padding, dataset, frame, choice.window, notes), bits, pixel_mm=size)
+    curve, window = gray_curve(stored, padding, dataset, frame, choice.window, notes)
+    gray = curve(stored)
+    if padding is not None:
+        gray[padding] = 0
+    original = keep(dataset, stored, uncut, padding, unused, curve, window) if choice.original else None
+    return Source(gray, bits, pixel_mm=size, original=original)
 
 
 def pixel_mm(dataset: Dataset, frame: int, notes: list[str]) -> float | None:
@@ -238,14 +247,8 @@ def check_length(dataset: Dataset, keyword: str, notes: list[str]) -> None:
         notes.append(f"{surplus} more bytes of pixels than rows, columns and frames require: ignored")
 
 
-def find_padding(
-    stored: NDArray[Any],
-    uncut: NDArray[Any],
-    dataset: Dataset,
-    keyword: str,
-    notes: list[str],
-) -> Mask | None:
-    """Return the mask of padding (PS3.3 C.7.5.1.1.2), one value or a range; None if the file does not specify any."""
+def padding_range(dataset: Dataset, keyword: str, notes: list[str]) -> tuple[Any, Any] | None:
+    """Return the smallest and largest value of padding (PS3.3 C.7.5.1.1.2); None if the file specifies none."""
     names = (f"{PIXELS[keyword]}PixelPaddingValue", f"{PIXELS[keyword]}PixelPaddingRangeLimit")
     found = []
     for name in names:
@@ -261,7 +264,12 @@ def find_padding(
         levels = 2**dataset.BitsAllocated
         lowest = -levels // 2 if dataset.PixelRepresentation else 0
         found = [(int(value) - lowest) % levels + lowest for value in found]
-    low, high = min(found), max(found)
+    return min(found), max(found)
+
+
+def find_padding(stored: NDArray[Any], uncut: NDArray[Any], unused: tuple[Any, Any], notes: list[str]) -> Mask:
+    """Return the mask of padding, whose values are in the range ``unused``."""
+    low, high = unused
     padding: Mask = (stored >= low) & (stored <= high)
     if not padding.any():
         padding = (uncut >= low) & (uncut <= high)

@@ -1,12 +1,13 @@
-"""JPEG, JPEG-LS and JPEG 2000 in DICOM, decoded by imagecodecs as a pydicom plug-in; pydicom decodes RLE."""
+"""JPEG, JPEG-LS and JPEG 2000 in DICOM by imagecodecs, as a plug-in of pydicom, which itself decodes RLE."""
 
 from __future__ import annotations
 
 import imagecodecs
 import numpy as np
 from pydicom.encaps import generate_fragments
-from pydicom.pixels import get_decoder
+from pydicom.pixels import get_decoder, get_encoder
 from pydicom.pixels.decoders.base import DecodeRunner
+from pydicom.pixels.encoders.base import EncodeRunner
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -46,6 +47,15 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
     return np.ascontiguousarray(pixels).tobytes()
 
 
+def encode_frame(src: bytes, runner: EncodeRunner) -> bytes:
+    """Encode a gray frame as JPEG 2000 without loss."""
+    kind = f"<{'i' if runner.pixel_representation else 'u'}{runner.bits_allocated // 8}"
+    pixels = np.frombuffer(src, kind).reshape(runner.rows, runner.columns)
+    return bytes(
+        imagecodecs.jpeg2k_encode(pixels, reversible=True, bitspersample=runner.bits_stored, codecformat="J2K")
+    )
+
+
 def transforms_colour(codestream: bytes) -> bool:
     """Whether a JPEG 2000 codestream decodes to RGB, according to its coding style (COD)."""
     style = codestream.find(b"\xff\x52")
@@ -63,6 +73,9 @@ for _syntax in (
     *(JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K),
 ):
     get_decoder(_syntax).add_plugin(PLUGIN, (__name__, "decode_frame"))
+
+
+get_encoder(JPEG2000Lossless).add_plugin(PLUGIN, (__name__, "encode_frame"))
 
 
 def guess_syntax(encapsulated: bytes) -> UID | None:

@@ -7,8 +7,9 @@ indices beyond a table. Deviations from the standard that common viewers accept 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.pixels import apply_color_lut
 
-from client.formats.source import FormatError, from_range, luminance
+from client.formats.source import FormatError, between, luminance, range_of
 from pipeline.method.images import Image
 
 Values = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Curve = Callable[[NDArray[Any]], NDArray[np.floating[Any]]]
+"""A function of every pixel's value."""
 
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 BINARY = ("FL", "FD", "US", "SS", "UL", "SL")
@@ -151,12 +154,12 @@ def white_of(top: int, bits: int, name: str, notes: list[str]) -> int:
     return max(top, 1)
 
 
-def to_modality(stored: NDArray[Any], dataset: Dataset, frame: int, notes: list[str]) -> Values:
-    """Apply the modality LUT or rescaling to stored values, giving the units of the window."""
+def modality_curve(stored: NDArray[Any], dataset: Dataset, frame: int, notes: list[str]) -> Curve:
+    """Return the modality LUT or rescaling, from stored values to the units of the window."""
     for item in list(dataset.get("ModalityLUTSequence") or [])[:1]:
         table = read_table(item, "LUT", stored, notes)
         if table is not None:
-            return table(stored).astype(np.float64)
+            return lambda values: table(values).astype(np.float64)
     slope, intercept = 1.0, 0.0
     for place in places(dataset, frame, "PixelValueTransformationSequence"):
         if "RescaleSlope" in place or "RescaleIntercept" in place:
@@ -165,7 +168,7 @@ def to_modality(stored: NDArray[Any], dataset: Dataset, frame: int, notes: list[
                 notes.append(f"RescaleSlope is {'missing or empty' if found is None else 0}: taken as 1")
             slope, intercept = found or 1.0, first_number(place, "RescaleIntercept", notes) or 0.0
             break
-    return stored * slope + intercept
+    return lambda values: values * slope + intercept
 
 
 def find_window(place: Dataset, notes: list[str]) -> Window | None:
@@ -191,15 +194,16 @@ def find_window(place: Dataset, notes: list[str]) -> Window | None:
     return None
 
 
-def to_voi(values: Values, dataset: Dataset, frame: int, notes: list[str]) -> NDArray[np.floating[Any]] | None:
-    """Apply the frame's most specific VOI LUT or window, mapping to black (0) … white (1); None if there is none."""
+def voi_curve(values: Values, dataset: Dataset, frame: int, notes: list[str]) -> Curve | None:
+    """Return the frame's most specific VOI LUT or window, to black (0) … white (1); None if there is none."""
     for place in places(dataset, frame, "FrameVOILUTSequence"):
         for item in list(place.get("VOILUTSequence") or [])[:1]:
             if (table := read_table(item, "LUT", values, notes)) is not None:
                 notes.append("VOI LUT")
-                return table(values) / white_of(int(table.entries.max()), table.bits, "VOI LUT", notes)
+                white = white_of(int(table.entries.max()), table.bits, "VOI LUT", notes)
+                return lambda values: table(values) / white
         if (window := find_window(place, notes)) is not None:
-            return window(values)
+            return window
     return None
 
 
@@ -218,37 +222,44 @@ def is_inverted(dataset: Dataset, notes: list[str]) -> bool:
     return inverted
 
 
-def to_gray(
+def gray_curve(
     stored: NDArray[Any],
     padding: Mask | None,
     dataset: Dataset,
     frame: int,
     window: tuple[float, float] | None,
     notes: list[str],
-) -> Image:
-    """Convert stored values of MONOCHROME1 or 2 [H, W] to gray [H, W] in [0, 1].
+) -> tuple[Curve, tuple[float, float] | None]:
+    """Return the function from stored values of MONOCHROME1 or 2 to gray, float32 in [0, 1], and its window.
+
+    The window, center and width, is that asked for or, if there is none, that of the range; None: the file's own.
 
     Args:
-        stored: integers or floating-point numbers.
-        padding: mask of padding, which becomes black and is excluded from the range.
+        stored: integers or floating-point numbers [H, W], whose range is used where the file has no window.
+        padding: mask of padding, which is excluded from the range.
         dataset: data set with look-up tables, windows and photometric interpretation.
         frame: frame number, from 0.
         window: center and width to use instead of the file's.
         notes: list to extend with decisions.
     """
-    values = to_modality(stored, dataset, frame, notes)
-    shown: NDArray[np.floating[Any]] | None
+    modality = modality_curve(stored, dataset, frame, notes)
+    values = modality(stored)
+    voi: Curve | None
     if window is not None:
         notes.append(f"window as asked for: center {window[0]:g}, width {window[1]:g}")
-        shown = Window(*window, "LINEAR" if window[1] >= 1 else "LINEAR_EXACT")(values)
+        voi = Window(*window, "LINEAR" if window[1] >= 1 else "LINEAR_EXACT")
     else:
-        shown = to_voi(values, dataset, frame, notes)
-    if shown is None:
-        shown = from_range(values, notes, padding, why="no window: ")
-    if is_inverted(dataset, notes):
-        shown = 1 - shown
-    gray = shown.clip(0, 1).astype(np.float32)
-    return gray if padding is None else np.where(padding, np.float32(0), gray)
+        voi = voi_curve(values, dataset, frame, notes)
+    if voi is None:
+        low, high = range_of(values, notes, padding, why="no window: ")
+        voi, window = partial(between, low, high), ((low + high + 1) / 2, high - low + 1)
+    inverted, shown = is_inverted(dataset, notes), voi
+
+    def curve(stored: NDArray[Any]) -> Image:
+        gray = shown(modality(stored))
+        return (1 - gray if inverted else gray).clip(0, 1).astype(np.float32)
+
+    return curve, window
 
 
 def from_palette(stored: NDArray[Any], dataset: Dataset, notes: list[str]) -> Image:

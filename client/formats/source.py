@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.method.images import Image
+
+if TYPE_CHECKING:  # which imports pydicom
+    from client.formats.original import Original
 
 MAX_PIXELS = 2**28
 """Maximum pixels of an image, 268 megapixels: converting larger ones would take several GB."""
@@ -37,6 +40,8 @@ class Choice:
     """Page number from 1, for TIFF and .npy."""
     pixel_mm: float | None = None
     """Pixel spacing, in mm."""
+    original: bool = False
+    """Whether to keep what results need to be written as DICOM; other images are refused."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Source:
     """Decisions and changes in reading, for the user."""
     pixel_mm: float | None = None
     """Pixel spacing, in mm, if known."""
+    original: Original | None = None
+    """The DICOM image, if it was asked for."""
 
 
 CHOSEN = {"window": "DICOM", "frame": "DICOM", "page": "TIFF or .npy"}
@@ -102,19 +109,20 @@ def from_depth(pixels: NDArray[Any], bits: int, notes: list[str]) -> Image:
     return (pixels / np.float32(2**bits - 1)).astype(np.float32)
 
 
-def from_range(
+def range_of(
     values: NDArray[Any], notes: list[str], outside: NDArray[np.bool_] | None = None, why: str = ""
-) -> Image:
-    """Map the range of numbers to [0, 1]; pixels ``outside`` are ignored and become black.
-
-    A constant image becomes black. The note begins with ``why``.
-    """
+) -> tuple[float, float]:
+    """Return the smallest and the largest number, without those ``outside``. The note begins with ``why``."""
     inside = values if outside is None else values[~outside]
     low, high = (float(inside.min()), float(inside.max())) if inside.size else (0.0, 0.0)
     notes.append(f"{why}black is {low:g}, white {high:g}, the smallest and the largest value")
+    return low, high
+
+
+def between(low: float, high: float, values: NDArray[Any]) -> Image:
+    """Map low … high to [0, 1]; if they are equal, low becomes black."""
     # halved, because the difference of the largest numbers would overflow
-    image = ((values * 0.5 - low * 0.5) / max(high * 0.5 - low * 0.5, 1e-38)).clip(0, 1).astype(np.float32)
-    return image if outside is None else np.where(outside, np.float32(0), image)
+    return ((values * 0.5 - low * 0.5) / max(high * 0.5 - low * 0.5, 1e-38)).clip(0, 1).astype(np.float32)
 
 
 def from_numbers(
@@ -147,7 +155,7 @@ def from_numbers(
             raise FormatError("holds no finite values")
         values = np.where(outside, 0, values)
         if inside.min() < 0 or inside.max() > 1:
-            image = from_range(values, notes, outside)
+            image = between(*range_of(values, notes, outside), values)
         else:
             notes.append(f"black is 0, white 1; values from {inside.min():g} to {inside.max():g}")
             image = values.astype(np.float32)
