@@ -63,11 +63,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="unless a server answers, start one on model_repository/ for as long as the page is served",
     )
     add("--max-upload", type=size, default="64MB", metavar="SIZE", help="largest file (default: %(default)s)")
-    add("--memory", type=size, default="2GB", metavar="SIZE", help="memory for images and results (default: %(default)s)")
+    add(
+        "--memory",
+        type=size,
+        default="2GB",
+        metavar="SIZE",
+        help="memory for images and results (default: %(default)s)",
+    )
     add("--rate", type=number, default=30, metavar="N", help="images per minute and address (default: %(default)s)")
     add("--at-once", type=number, default=4, metavar="N", help="images upscaled at once (default: %(default)s)")
     add("--queue", type=number, default=16, metavar="N", help="images upscaled or waiting (default: %(default)s)")
-    add("--wait", type=float, default=5, metavar="S", help="maximum seconds to wait for the server (default: %(default)s)")
+    add(
+        "--wait",
+        type=float,
+        default=5,
+        metavar="S",
+        help="maximum seconds to wait for the server (default: %(default)s)",
+    )
     add("--timeout", type=float, default=600, metavar="S", help="maximum seconds per image (default: %(default)s)")
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535:

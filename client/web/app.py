@@ -11,6 +11,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from client.batch import provenance
+from client.dicom.derive import derive
 from client.png import save_png
 from client.web import display, page
 from client.web.sessions import Rate, Session, Sessions
@@ -112,9 +113,14 @@ def add_images(app: FastAPI, sessions: Sessions) -> None:
     @app.get("/results/{token}/{kind}")
     def result(token: str, kind: str) -> Response:
         session = of(token)
-        if session.source is None or session.upscaled is None or kind not in ("png", "png16"):
+        source, upscaled = session.source, session.upscaled
+        if source is None or upscaled is None or kind not in ("png", "png16", "dicom"):
             raise HTTPException(404, "There is no such result.")
         file = io.BytesIO()
-        text = provenance(session.source, session.upscaled)
-        save_png(file, session.upscaled.image, 8 if kind == "png" else 16, text)
+        if kind == "dicom":
+            if session.no_dicom:
+                raise HTTPException(404, f"There is no DICOM: {session.no_dicom}.")
+            derive(source, upscaled).save_as(file, enforce_file_format=True)
+            return answer(file.getvalue(), "application/dicom", f"{session.name}_x4.dcm")
+        save_png(file, upscaled.image, 8 if kind == "png" else 16, provenance(source, upscaled))
         return answer(file.getvalue(), "image/png", f"{session.name}_x4.png")

@@ -39,9 +39,7 @@ def make_display(lr: Image, upscaled: Image | None = None, spread: Image | None 
     """Make the pictures of an LR image [H, W] and its result [4H, 4W] with its spread, all in [0, 1]."""
     hottest = 0.0 if spread is None else hottest_of(spread)
     doubt = None if spread is None else overlay(fit(spread), hottest)
-    return Display(
-        levels(fit(upsample(lr))), None if upscaled is None else levels(fit(upscaled)), doubt, hottest
-    )
+    return Display(levels(fit(upsample(lr))), None if upscaled is None else levels(fit(upscaled)), doubt, hottest)
 
 
 def fit(image: Image) -> Image:

@@ -46,7 +46,12 @@ def build(site: Site, at_once: int) -> gr.Blocks:
                         info="whether reducing the result must give the image again",
                     )
                     factor = gr.Slider(
-                        1, 16, 1, step=1, label="Reduce the image first by", info="1: not; set for images that are too large"
+                        1,
+                        16,
+                        1,
+                        step=1,
+                        label="Reduce the image first by",
+                        info="1: not; set for images that are too large",
                     )
             with gr.Column(scale=3, min_width=320):
                 state = gr.HTML(viewer.told("Drop an image, or choose one."), elem_id="state")
@@ -55,9 +60,7 @@ def build(site: Site, at_once: int) -> gr.Blocks:
         file.upload(
             site.receive, [file], [file, state, picture, factor, upscale], preprocess=False, show_progress="hidden"
         )
-        work = upscale.click(
-            site.start, None, [state, upscale, cancel], queue=False, show_progress="hidden"
-        ).then(
+        work = upscale.click(site.start, None, [state, upscale, cancel], queue=False, show_progress="hidden").then(
             site.upscale,
             [samples, steps, seed, faithful, factor],
             [state, picture, upscale, cancel],

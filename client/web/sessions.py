@@ -8,6 +8,9 @@ import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from client.api import Client, Upscaled
 from client.formats.source import Source
@@ -50,6 +53,8 @@ class Session:
     upload: Path | None = None
     """Where the uploaded file was, a path made from its content."""
     source: Source | None = None
+    no_dicom: str = ""
+    """Why there is no DICOM of the result; "" if there is."""
     upscaled: Upscaled | None = None
     display: Display | None = None
     work: Work | None = None
@@ -58,7 +63,9 @@ class Session:
 
     def size(self) -> int:
         """Return its memory, in bytes."""
-        arrays = [] if self.source is None else [self.source.image]
+        arrays: list[NDArray[Any]] = [] if self.source is None else [self.source.image]
+        if self.source is not None and self.source.original is not None:
+            arrays += [self.source.original.stored, self.source.original.padding]
         if self.upscaled is not None:
             arrays += [a for a in (self.upscaled.image, self.upscaled.spread) if a is not None]
         return sum(array.nbytes for array in arrays) + (0 if self.display is None else self.display.size())

@@ -14,6 +14,7 @@ import gradio as gr
 
 from client.api import BadRequest, Client, Event, UpscaleError
 from client.files import smaller
+from client.formats.kinds import is_dicom
 from client.formats.source import Choice, FileError, FormatError, Source
 from client.reader import Reader
 from client.web import viewer
@@ -55,31 +56,43 @@ class Site:
         try:
             if session.work is not None:
                 raise FileError("an image is being upscaled: cancel it first")
-            source = self._read(path, name)
+            source, no_dicom = self._read(path, name)
         except FileError as error:
             return None, viewer.problem(str(error)), *keep
         finally:
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # another upload of the same file is there
                 path.parent.rmdir()
-        session.name, session.upload, session.source = Path(name).stem, path, source
-        session.upscaled = None
+        session.name, session.upload = Path(name).stem, path
+        session.source, session.no_dicom, session.upscaled = source, no_dicom, None
         self._show(session)
         factor = math.ceil(max(source.image.shape) / MAX_SIDE)
         told = viewer.description(session)
         return None, told, viewer.viewer(session), gr.update(value=factor), gr.update(interactive=True)
 
-    def _read(self, path: Path, name: str) -> Source:
-        """Read an upload; its path is made from its content, so that another session may have read and deleted it."""
+    def _read(self, path: Path, name: str) -> tuple[Source, str]:
+        """Read an upload; return it and why there will be no DICOM of its result ("" if there will be).
+
+        Its path is made from its content, so that another session may have read and deleted it.
+        """
+        no_dicom = "the image is not DICOM"
         try:
-            source = self.reader.read(path, Choice())
+            if is_dicom(path):
+                try:
+                    return self._checked(self.reader.read(path, Choice(original=True)), name), ""
+                except FileError as error:  # which does not keep it from being read as a picture
+                    no_dicom = str(error).replace(str(path), name)
+            return self._checked(self.reader.read(path), name), no_dicom
         except FileError as error:
             twin = self.sessions.with_upload(path)
             if twin is not None and twin.source is not None:
-                return twin.source
+                return twin.source, twin.no_dicom
             raise FileError(str(error).replace(str(path), name)) from None
-        if min(source.image.shape) < MIN_SIDE:
-            height, width = source.image.shape
+
+    @staticmethod
+    def _checked(source: Source, name: str) -> Source:
+        height, width = source.image.shape
+        if min(height, width) < MIN_SIDE:
             raise FileError(f"'{name}' must have {MIN_SIDE} pixels per side or more, got {width}×{height}")
         return source
 
@@ -134,9 +147,7 @@ class Site:
             session.work = None
         yield state, shown, gr.update(interactive=True), gr.update(interactive=False)
 
-    def _run(
-        self, session: Session, work: Work, options: dict[str, Any], factor: int
-    ) -> Iterator[tuple[int, int]]:
+    def _run(self, session: Session, work: Work, options: dict[str, Any], factor: int) -> Iterator[tuple[int, int]]:
         """Upscale, yield the step and the number of steps from time to time, and put the result into the session."""
         assert session.source is not None
         source = reduced(session.source, factor)

@@ -61,7 +61,7 @@ def viewer(session: Session) -> str:
         downloads = links(session)
         if session.display.doubt is not None:
             compare += (
-                '<label>Uncertainty <output>0 %</output>'
+                "<label>Uncertainty <output>0 %</output>"
                 '<input type="range" name="doubt" min="0" max="100" step="5" value="0"></label>'
             )
             legend = colour_bar(session.display.hottest)
@@ -88,15 +88,12 @@ def colour_bar(hottest: float) -> str:
 
 def links(session: Session) -> str:
     """Return the links that download the result."""
-    kinds = {"png": "PNG", "png16": "16-bit PNG"} | ({} if no_dicom(session) else {"dicom": "DICOM"})
-    found = "".join(f'<a href="results/{session.token}/{kind}" download>Download {name}</a>' for kind, name in kinds.items())
-    reason = no_dicom(session)
-    return f'<p class="downloads">{found}</p>' + (f'<p class="hint">{escape(reason)}</p>' if reason else "")
-
-
-def no_dicom(session: Session) -> str:
-    """Return why there is no DICOM download; "" if there is."""
-    return "No DICOM download: the image was not DICOM."
+    kinds = {"png": "PNG", "png16": "16-bit PNG"} | ({} if session.no_dicom else {"dicom": "DICOM"})
+    found = "".join(
+        f'<a href="results/{session.token}/{kind}" download>Download {name}</a>' for kind, name in kinds.items()
+    )
+    reason = f'<p class="hint">No DICOM: {escape(session.no_dicom)}.</p>' if session.no_dicom else ""
+    return f'<p class="downloads">{found}</p>{reason}'
 
 
 def description(session: Session) -> str:
