@@ -99,7 +99,7 @@ def add_images(app: FastAPI, sessions: Sessions) -> None:
     @app.get("/images/{token}/{layer}.png")
     def picture(token: str, layer: str, request: Request) -> Response:
         shown = of(token).display
-        pixels = {"before": shown and shown.before, "after": shown and shown.after}.get(layer)
+        pixels = None if shown is None else {"before": shown.before, "after": shown.after}.get(layer)
         if pixels is None:
             raise HTTPException(404, "There is no such picture.")
         try:

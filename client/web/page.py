@@ -60,14 +60,13 @@ def build(site: Site, at_once: int) -> gr.Blocks:
         file.upload(
             site.receive, [file], [file, state, picture, factor, upscale], preprocess=False, show_progress="hidden"
         )
-        work = upscale.click(site.start, None, [state, upscale, cancel], queue=False, show_progress="hidden").then(
+        upscale.click(site.start, None, [state, upscale, cancel], queue=False, show_progress="hidden").then(
             site.upscale,
             [samples, steps, seed, faithful, factor],
             [state, picture, upscale, cancel],
             concurrency_limit=at_once,
             show_progress="hidden",
         )
-        del work
-        cancel.click(site.cancel, queue=False, show_progress="hidden")
+        cancel.click(site.cancel, None, [state, upscale, cancel], queue=False, show_progress="hidden")
         page.unload(site.leave)
     return page.queue(api_open=False)

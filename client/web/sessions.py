@@ -25,6 +25,7 @@ class Work:
     """The upscaling in progress of a session; ``cancel`` ends it on the server as well."""
 
     def __init__(self) -> None:
+        self.started = False
         self.cancelled = threading.Event()
         self._client: Client | None = None
 
@@ -52,7 +53,10 @@ class Session:
     """Name of the uploaded file, without its suffix."""
     upload: Path | None = None
     """Where the uploaded file was, a path made from its content."""
+    given: Source | None = None
+    """The image as uploaded."""
     source: Source | None = None
+    """The image as shown and upscaled: reduced first if the user wants that."""
     no_dicom: str = ""
     """Why there is no DICOM of the result; "" if there is."""
     upscaled: Upscaled | None = None
@@ -63,9 +67,11 @@ class Session:
 
     def size(self) -> int:
         """Return its memory, in bytes."""
-        arrays: list[NDArray[Any]] = [] if self.source is None else [self.source.image]
-        if self.source is not None and self.source.original is not None:
-            arrays += [self.source.original.stored, self.source.original.padding]
+        arrays: list[NDArray[Any]] = []
+        for source in {id(source): source for source in (self.given, self.source) if source is not None}.values():
+            arrays.append(source.image)
+            if source.original is not None:
+                arrays += [source.original.stored, source.original.padding]
         if self.upscaled is not None:
             arrays += [a for a in (self.upscaled.image, self.upscaled.spread) if a is not None]
         return sum(array.nbytes for array in arrays) + (0 if self.display is None else self.display.size())
@@ -79,8 +85,17 @@ class Sessions:
         self._lock = threading.Lock()
         self._sessions: OrderedDict[str, Session] = OrderedDict()
 
-    def of(self, key: str) -> Session:
+    def get(self, key: str | None) -> Session | None:
+        """Return a tab's session; None if it has none."""
+        with self._lock:
+            session = self._sessions.get(key or "")
+            if session is not None:
+                self._sessions.move_to_end(key or "")
+            return session
+
+    def of(self, key: str | None) -> Session:
         """Return a tab's session, new if it has none."""
+        key = key or ""
         with self._lock:
             session = self._sessions.setdefault(key, Session())
             self._sessions.move_to_end(key)
@@ -101,10 +116,10 @@ class Sessions:
         with self._lock:
             return sum(session.work is not None for session in self._sessions.values())
 
-    def drop(self, key: str) -> None:
+    def drop(self, key: str | None) -> None:
         """Forget a session and cancel its work."""
         with self._lock:
-            session = self._sessions.pop(key, None)
+            session = self._sessions.pop(key or "", None)
         if session is not None and session.work is not None:
             session.work.cancel()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from client.web.sessions import Cancelled, Rate, Session, Sessions, Work
 from pipeline.spec import MAX_SIDE, MIN_SIDE
 
 FAITHFUL = {"preset's": None, "yes": True, "no": False}
+CANCELLED = "Cancelled."
 PAUSE = 0.2
 """Seconds between updates of the progress."""
 
@@ -49,7 +51,7 @@ class Site:
         keep = (gr.skip(), gr.skip(), gr.skip())
         if upload is None:
             return None, gr.skip(), *keep
-        session = self.sessions.of(request.session_hash or "")
+        session = self.sessions.of(request.session_hash)
         path, name = Path(str(upload["path"])).resolve(), Path(str(upload["orig_name"])).name
         if not path.is_relative_to(self.uploads):
             return None, viewer.problem(f"'{name}' was not uploaded"), *keep
@@ -64,7 +66,8 @@ class Site:
             with contextlib.suppress(OSError):  # another upload of the same file is there
                 path.parent.rmdir()
         session.name, session.upload = Path(name).stem, path
-        session.source, session.no_dicom, session.upscaled = source, no_dicom, None
+        session.given = session.source = source
+        session.no_dicom, session.upscaled = no_dicom, None
         self._show(session)
         factor = math.ceil(max(source.image.shape) / MAX_SIDE)
         told = viewer.description(session)
@@ -85,8 +88,8 @@ class Site:
             return self._checked(self.reader.read(path), name), no_dicom
         except FileError as error:
             twin = self.sessions.with_upload(path)
-            if twin is not None and twin.source is not None:
-                return twin.source, twin.no_dicom
+            if twin is not None and twin.given is not None:
+                return twin.given, twin.no_dicom
             raise FileError(str(error).replace(str(path), name)) from None
 
     @staticmethod
@@ -108,31 +111,32 @@ class Site:
 
     def start(self, request: gr.Request) -> Updates:
         """Accept or refuse work. Returns: state, upscale button, cancel button."""
-        session = self.sessions.of(request.session_hash or "")
+        session = self.sessions.get(request.session_hash)
         address = request.client.host if request.client else ""
         refusal = ""
-        if session.source is None:
-            refusal = "the page no longer has an image: drop one first"
+        if session is None or session.given is None:
+            refusal = "the page no longer has this image: drop it again"
         elif session.work is not None:
             refusal = "an image is being upscaled already"
         elif self.sessions.working() >= self.queue:
-            refusal = f"{self.queue} images are waiting already, which is the limit: try again in a minute"
+            refusal = f"{self.queue} images are being upscaled or waiting, which is the limit: try again in a minute"
         elif seconds := self.rate.wait(address):
             refusal = f"the limit is {self.rate.limit} images per minute: try again in {math.ceil(seconds)} s"
-        if refusal:
-            return viewer.problem(refusal), gr.skip(), gr.skip()
-        session.work = Work()
-        return viewer.told("Waiting for a free place …"), gr.update(interactive=False), gr.update(interactive=True)
+        else:
+            session.work = Work()
+            return viewer.told("Waiting for other images …"), gr.update(interactive=False), gr.update(interactive=True)
+        return viewer.problem(refusal), gr.skip(), gr.skip()
 
     def upscale(
         self, samples: float, steps: float | None, seed: float | None, faithful: str, factor: float, request: gr.Request
     ) -> Iterator[Updates]:
         """Upscale a session's image. Yields: state, viewer, upscale button, cancel button."""
-        session = self.sessions.of(request.session_hash or "")
-        work = session.work
-        if work is None:  # refused
+        session = self.sessions.get(request.session_hash)
+        work = None if session is None else session.work
+        if session is None or work is None or work.started:  # refused, or cancelled while it waited
             yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
             return
+        work.started = True
         shown: Any = gr.skip()
         try:
             options = {"samples": whole("samples", samples), "faithful": FAITHFUL[faithful]}
@@ -142,15 +146,18 @@ class Site:
                 yield viewer.progress(step, steps_in_all), gr.skip(), gr.skip(), gr.skip()
             state, shown = viewer.description(session), viewer.viewer(session)
         except (UpscaleError, FormatError, Cancelled) as error:
-            state = viewer.told("Cancelled.") if work.cancelled.is_set() else viewer.problem(str(error))
+            state = viewer.told(CANCELLED) if work.cancelled.is_set() else viewer.problem(str(error))
+        except Exception:
+            traceback.print_exc()
+            state = viewer.problem("the page failed: its log tells why")
         finally:
             session.work = None
         yield state, shown, gr.update(interactive=True), gr.update(interactive=False)
 
     def _run(self, session: Session, work: Work, options: dict[str, Any], factor: int) -> Iterator[tuple[int, int]]:
         """Upscale, yield the step and the number of steps from time to time, and put the result into the session."""
-        assert session.source is not None
-        source = reduced(session.source, factor)
+        assert session.given is not None
+        source = reduced(session.given, factor)
         height, width = source.image.shape
         if max(height, width) > MAX_SIDE or min(height, width) < MIN_SIDE:
             raise BadRequest(
@@ -171,15 +178,20 @@ class Site:
         session.source, session.upscaled = source, last.result
         self._show(session)
 
-    def cancel(self, request: gr.Request) -> None:
-        """Cancel the session's work, on the server as well."""
-        session = self.sessions.of(request.session_hash or "")
-        if session.work is not None:
-            session.work.cancel()
+    def cancel(self, request: gr.Request) -> Updates:
+        """Cancel the session's work, on the server as well. Returns: state, upscale button, cancel button."""
+        session = self.sessions.get(request.session_hash)
+        if session is None or session.work is None:  # it has just ended
+            return gr.skip(), gr.skip(), gr.skip()
+        session.work.cancel()
+        if session.work.started:
+            return viewer.told("Cancelling …"), gr.skip(), gr.update(interactive=False)
+        session.work = None
+        return viewer.told(CANCELLED), gr.update(interactive=True), gr.update(interactive=False)
 
     def leave(self, request: gr.Request) -> None:
         """Forget the session: its tab was closed."""
-        self.sessions.drop(request.session_hash or "")
+        self.sessions.drop(request.session_hash)
 
 
 def whole(name: str, value: float) -> int:
