@@ -149,7 +149,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {args.host}:{args.port}: {error.strerror or error}", file=sys.stderr)
+        problem = (error.strerror or str(error)).partition(" (while")[0]  # which repeats the address
+        print(f"error: {args.host}:{args.port}: {problem}", file=sys.stderr)
         return 1
     except Interrupted as error:
         return 128 + int(error.args[0])

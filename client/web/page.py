@@ -35,7 +35,7 @@ def build(site: Site, at_once: int) -> gr.Blocks:
                         1, MAX_SAMPLES, 1, step=1, label="Samples", info="their spread shows where detail was guessed"
                     )
                     steps = gr.Number(
-                        None, precision=0, label="Steps", info=f"1 to {DEFAULT.diffusion.T}; empty: the preset's"
+                        0, precision=0, label="Steps", info=f"1 to {DEFAULT.diffusion.T}; 0: the preset's"
                     )
                     seed = gr.Number(0, precision=0, label="Seed", info="of the noise")
                     faithful = gr.Dropdown(

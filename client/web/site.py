@@ -84,7 +84,7 @@ class Site:
                 try:
                     return self._checked(self.reader.read(path, Choice(original=True)), name), ""
                 except FileError as error:  # which does not keep it from being read as a picture
-                    no_dicom = str(error).replace(str(path), name)
+                    no_dicom = str(error).replace(str(path), name).partition(": give --")[0]
             return self._checked(self.reader.read(path), name), no_dicom
         except FileError as error:
             twin = self.sessions.with_upload(path)
@@ -140,8 +140,7 @@ class Site:
         shown: Any = gr.skip()
         try:
             options = {"samples": whole("samples", samples), "faithful": FAITHFUL[faithful]}
-            options |= {} if steps is None else {"steps": whole("steps", steps)}
-            options |= {} if seed is None else {"seed": whole("seed", seed)}
+            options |= {"seed": whole("seed", seed or 0), "steps": whole("steps", steps or 0) or None}
             for step, steps_in_all in self._run(session, work, options, int(factor)):
                 yield viewer.progress(step, steps_in_all), gr.skip(), gr.skip(), gr.skip()
             state, shown = viewer.description(session), viewer.viewer(session)
