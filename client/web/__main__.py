@@ -19,6 +19,7 @@ import threading
 import time
 from contextlib import ExitStack
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from client.api import Client, ServerUnavailable, UpscaleError
@@ -34,6 +35,10 @@ READ_LIMIT = 30
 KEEP = 600
 """Seconds after which uploads that nobody used are deleted."""
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+class WebError(Exception):
+    """The page cannot be served; the message states the reason."""
 
 
 def size(text: str) -> int:
@@ -115,6 +120,8 @@ def serve(args: argparse.Namespace) -> None:
         threading.Thread(target=sweep, args=(folder, stopped), daemon=True).start()
         stack.callback(stopped.set)
 
+        if find_spec("gradio") is None:
+            raise WebError("Gradio is missing: run make web, or pip install '.[web]' and pip install --no-deps gradio")
         import uvicorn  # with Gradio, two seconds: not for --help
 
         from client.web.app import make_app
@@ -145,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     install()
     try:
         serve(args)
-    except (UpscaleError, ServerError) as error:
+    except (UpscaleError, ServerError, WebError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
