@@ -63,6 +63,14 @@
     for (const input of viewer.querySelectorAll("input")) move(viewer, input.name, input.defaultValue);
   });
 
+  // an error may be told while its place is out of sight
+  new MutationObserver(() => {
+    const alert = document.querySelector("#state [role=alert]:not([data-seen])");
+    if (!alert) return;
+    alert.dataset.seen = "";
+    alert.scrollIntoView({ block: "center" });
+  }).observe(document, { childList: true, subtree: true });
+
   document.addEventListener("pointerdown", (event) => {
     const line = event.target.closest?.(".viewer .line");
     if (!line) return;

@@ -15,12 +15,18 @@ THEME = gr.themes.Default(
     primary_hue="blue",
     font=["system-ui", "sans-serif"],  # the default ones come from a server of Google's
     font_mono=["ui-monospace", "monospace"],
+).set(
+    # legible: the default ones are light gray on white
+    body_text_color_subdued="*neutral_600",
+    block_info_text_color="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color_dark="*neutral_300",
 )
 
 
 def build(site: Site, at_once: int) -> gr.Blocks:
     """Build the page; ``at_once`` images are upscaled at the same time, further ones wait."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(f"<h1>{TITLE}</h1>")
         gr.HTML(viewer.CAUTION_HTML)
         with gr.Row():
