@@ -2,12 +2,15 @@
 
 python -m benchmarks.soak --side 16
 python -m benchmarks.soak --requests 2000 --rate 5 --steps 4
+python -m benchmarks.soak --mixed --warm-up 0.5 --runtime onnxruntime
 python -m benchmarks.soak --url localhost:8001 --pid 12345
 
 Without a rate, ``--concurrency`` clients each send the next request after the response to the last; with a rate,
 requests are sent when due and their latency counts from then. The first tenth of the requests is warm-up. The exit
 status is 1 if a request failed, or if the server's memory or shared memory grew by more than ``--allowed-growth`` after
-the warm-up. The last line is JSON.
+the warm-up. The last line is JSON. ``--mixed`` sends images of 16² to 96² in six file formats with seven sets of
+options, gives up one request in twenty, and counts answers that differ from the first to the same request by more than
+``--tolerance`` as errors: OpenVINO may round otherwise for one image at a time than for several.
 """
 
 from __future__ import annotations
@@ -31,14 +34,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.mixture import make_mixture
 from client import Client, ServerLost, ServerUnavailable, UpscaleError
 from pipeline.command_line import make_parser
+from pipeline.serving.find import RUNTIMES
 from pipeline.serving.local_server import ServerError, running_server
 from pipeline.spec import MAX_SIDE, MIN_SIDE
 
 PROC = Path("/proc")
-WARM_UP = 0.1
-"""Share of requests used for warm-up; also the share at the start and end whose latencies are compared."""
+SHARE = 0.1
+"""Share of requests used for warm-up by default; also the share at the start and end whose latencies are compared."""
 MIN_REQUESTS = 30
 
 
@@ -161,13 +166,14 @@ def soak(
     requests: int,
     rate: float | None,
     concurrency: int,
+    warm_up: float = SHARE,
 ) -> tuple[list[Memory], Answers, Counter[str]]:
     """Return (memory at the start, after warm-up and at the end; results after warm-up; errors of all requests).
 
     Raises:
         SoakError: see ``memory``.
     """
-    warm = round(WARM_UP * requests)
+    warm = round(warm_up * requests)
     memories = [memory(pids)]
     warming = send(call, range(warm), rate, concurrency, "warm-up")
     memories.append(memory(pids))
@@ -179,7 +185,7 @@ def soak(
 def summary(memories: list[Memory], answers: Answers, errors: Counter[str]) -> dict[str, Any]:
     """Return the results; growth and drift are relative to the value after the warm-up, 0 if nothing changed."""
     start, warm, end = memories
-    part = max(1, round(WARM_UP * len(answers.seconds)))
+    part = max(1, round(SHARE * len(answers.seconds)))
     figures: dict[str, Any] = {
         "start_mb": start.total,
         "warm_mb": warm.total,
@@ -215,7 +221,7 @@ def report(figures: dict[str, Any], memories: list[Memory], errors: Counter[str]
 
 
 @contextlib.contextmanager
-def server(url: str | None, pid: int | None) -> Iterator[tuple[str, list[int]]]:
+def server(url: str | None, pid: int | None, runtime: str) -> Iterator[tuple[str, list[int]]]:
     """Yield (address, processes) of the given server, or of one started for the duration of the block.
 
     Raises:
@@ -227,7 +233,10 @@ def server(url: str | None, pid: int | None) -> Iterator[tuple[str, list[int]]]:
             raise SoakError(f"--pid must be the process of tritonserver, got {pid}, which does not exist")
         yield url, [pid, *descendants(pid)]
         return
-    with tempfile.TemporaryDirectory() as folder, running_server(Path(folder) / "log") as own:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_server(Path(folder) / "log", flags=[f"--runtime={runtime}"]) as own,
+    ):
         yield own, descendants(os.getpid())
 
 
@@ -238,6 +247,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--concurrency", type=int, default=4, help="maximum concurrent requests (default: %(default)s)")
     parser.add_argument("--side", type=int, default=64, help="side of the LR image (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--warm-up", type=float, default=SHARE, help="share of the requests (default: %(default)s)")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="of the started server (default: auto)")
+    parser.add_argument("--tolerance", type=float, default=0.0, help="gray levels, for --mixed (default: %(default)s)")
+    parser.add_argument("--mixed", action="store_true", help="mixed sizes, formats, options and cancelled requests")
     parser.add_argument(
         "--allowed-growth", type=float, default=0.1, help="maximum memory growth, as a share (default: %(default)s)"
     )
@@ -252,24 +265,28 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"argument --side: must be {MIN_SIDE}–{MAX_SIDE}, got {args.side}")
     if args.concurrency < 1 or (args.rate is not None and not args.rate > 0):
         parser.error("arguments --concurrency and --rate: must be above 0")
+    if not 0 < args.warm_up < 1:
+        parser.error(f"argument --warm-up: must be between 0 and 1, got {args.warm_up:g}")
     image = np.random.default_rng(0).random((args.side, args.side), dtype=np.float32)
     try:
-        with server(args.url, args.pid) as (url, pids), Client(url) as client:
+        with (
+            server(args.url, args.pid, args.runtime) as (url, pids),
+            Client(url) as client,
+            tempfile.TemporaryDirectory() as folder,
+        ):
             client.check(steps=args.steps)
-            memories, answers, errors = soak(
-                lambda number: client.upscale(image, seed=number, steps=args.steps),
-                pids,
-                args.requests,
-                args.rate,
-                args.concurrency,
-            )
+            mixture = make_mixture(client, Path(folder), args.tolerance) if args.mixed else None
+            call = mixture.call if mixture else lambda number: client.upscale(image, seed=number, steps=args.steps)
+            memories, answers, errors = soak(call, pids, args.requests, args.rate, args.concurrency, args.warm_up)
     except (ServerError, SoakError, UpscaleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    figures = summary(memories, answers, errors)
+    figures = summary(memories, answers, errors) | (
+        {**mixture.outcomes, "largest_difference": mixture.largest} if mixture else {}
+    )
     print(f"{report(figures, memories, errors)}\n{json.dumps(figures)}")
     grown = max(figures["growth"], figures["shm_growth"]) > args.allowed_growth
     if grown:

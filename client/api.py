@@ -33,6 +33,7 @@ from pipeline.method.options import InvalidRequest, Options, check_pixel_mm, che
 from pipeline.models import superres_model
 from pipeline.presets import DEFAULT, PRESETS, Preset
 from pipeline.spec import NOISY, OTHER, PRIORITIES, UNKNOWN, Model
+from pipeline.tokens import TokenError, check_token
 
 T = TypeVar("T")
 
@@ -184,8 +185,8 @@ class Client:
             raise BadRequest(f"'ca' must be the path of a file, got {ca!r}")
         try:
             self._context = access.trust(ca, protocol) if tls or ca is not None else None
-            self._has_token = token is not None and bool(access.check_token(token))
-        except access.AccessError as error:
+            self._has_token = token is not None and bool(check_token(token))
+        except (access.AccessError, TokenError) as error:
             raise BadRequest(str(error)) from None  # whose cause may quote what it read
         if priority not in PRIORITIES:
             raise BadRequest(f"'priority' must be {' or '.join(map(repr, PRIORITIES))}, got {priority!r}")

@@ -46,6 +46,7 @@ from pipeline.spec import (
     SAMPLERS,
     STARTS,
 )
+from pipeline.tokens import TokenError, check_token, read_token
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -198,10 +199,10 @@ def check_access(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     value = os.environ.get(access.VARIABLE)
     try:
         if args.token_file is not None:
-            args.token = access.read_token(args.token_file)
+            args.token = read_token(args.token_file)
         else:
-            args.token = None if value is None else access.check_token(value, f"the variable {access.VARIABLE}")
-    except access.AccessError as error:
+            args.token = None if value is None else check_token(value, f"the variable {access.VARIABLE}")
+    except TokenError as error:
         parser.error(f"argument --token-file: {error}" if args.token_file is not None else str(error))
     try:
         if args.ca is not None:

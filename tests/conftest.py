@@ -28,6 +28,7 @@ from pipeline.method.images import downscale
 from pipeline.method.upscale import Networks
 from pipeline.presets import PAPER, PRESETS
 from pipeline.serving.local_server import free_ports, stop
+from tests.logs import found, logs, names
 from tests.tiny import TINY
 
 Array = NDArray[np.float32]
@@ -190,6 +191,17 @@ def wait_for(state: Callable[[], object], limit: float = 60) -> None:
 
 
 @pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that are not told how long to wait for a server wait a moment."""
     defaults = Client.__init__.__kwdefaults__
@@ -217,6 +229,19 @@ class RunningServer:
 
 
 StartServer = Callable[..., RunningServer]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Once all tests have run and their servers have ended, no log has told a name of an image or patient, or pixels.
+
+    A failure is one of the last test.
+    """
+    yield
+    folder = tmp_path_factory.getbasetemp()
+    forbidden = set(names(folder)) if logs(folder) else set()
+    told = {str(log): found(log.read_text(errors="replace"), forbidden) for log in logs(folder)}
+    assert not any(told.values()), {log: words for log, words in told.items() if words}
 
 
 @pytest.fixture(scope="session")

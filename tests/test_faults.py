@@ -23,7 +23,7 @@ from client import BadRequest, Client, ServerError, ServerLost
 from pipeline import ROOT
 from pipeline.method.images import Image
 from pipeline.serving.access import GRPC_KEY
-from pipeline.serving.processes import SHARED_MEMORY, children, model_processes
+from pipeline.serving.processes import SHARED_MEMORY, children, cpu_seconds, model_processes
 from tests.certificates import make_ca, make_certificate
 from tests.conftest import RunningServer, StartServer, wait_for
 
@@ -111,19 +111,15 @@ def is_model_process(pid: int) -> bool:
         return False
 
 
-def cpu_seconds(server: RunningServer) -> float:
+def taken(server: RunningServer) -> float:
     """Seconds of processor time that the models have taken."""
-    ticks = 0
-    for pid in model_processes(triton_of(server)):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return cpu_seconds(triton_of(server))
 
 
 def rests(server: RunningServer) -> bool:
-    before = cpu_seconds(server)
+    before = taken(server)
     time.sleep(0.5)  # what is measured is what a time takes
-    return cpu_seconds(server) - before < 0.2
+    return taken(server) - before < 0.2
 
 
 def test_work_ends_when_nobody_waits_for_it(supervised: RunningServer) -> None:
@@ -138,8 +134,8 @@ def test_work_ends_when_its_caller_dies(supervised: RunningServer) -> None:
         "Client(sys.argv[1]).upscale(np.zeros((256, 256), np.float32), sampler='ddpm', samples=4)"
     )
     caller = subprocess.Popen([sys.executable, "-c", code, supervised.url("grpc")], cwd=ROOT)
-    before = cpu_seconds(supervised)
-    wait_for(lambda: cpu_seconds(supervised) > before + 1)
+    before = taken(supervised)
+    wait_for(lambda: taken(supervised) > before + 1)
     caller.kill()
     caller.wait()
     wait_for(lambda: rests(supervised), limit=5)
@@ -148,9 +144,9 @@ def test_work_ends_when_its_caller_dies(supervised: RunningServer) -> None:
 def test_a_server_stops_within_ten_seconds_and_refuses_what_is_left(start_server: StartServer) -> None:
     server = start_server(REPOSITORY)
     with Client(server.url("grpc"), wait=0) as client, ThreadPoolExecutor(1) as pool:
-        before = cpu_seconds(server)
+        before = taken(server)
         future = pool.submit(client.upscale, LARGE, **LONG)
-        wait_for(lambda: cpu_seconds(server) > before + 1)
+        wait_for(lambda: taken(server) > before + 1)
         began = time.monotonic()
         server.process.terminate()
         server.process.wait(30)

@@ -19,6 +19,7 @@ COMMON = (
     "pipeline.hashes",
     "pipeline.interrupts",
     "pipeline.remote",
+    "pipeline.tokens",
 )
 LAYERS: dict[str, tuple[str, ...]] = {
     "pipeline.spec": (),
@@ -30,6 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "pipeline.hashes": ("pipeline.atomic", "pipeline.command_line"),
     "pipeline.interrupts": (),
     "pipeline.remote": (),
+    "pipeline.tokens": (),
     "pipeline.method": SYSTEMS,
     "pipeline.networks": (*COMMON, "pipeline.method"),
     "pipeline.runtimes": (*SYSTEMS, "pipeline.method"),

@@ -41,6 +41,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
+def test_a_full_disk_leaves_nothing_unfinished(small_disk: Path, rng: np.random.Generator) -> None:
+    image = rng.random((1024, 1024), dtype=np.float32)
+    write_png(small_disk / "small.png", image[:64, :64])
+    with pytest.raises(FileError, match=r"'.*large\.png' cannot be written: No space left on device"):
+        write_png(small_disk / "large.png", image, bits=16)
+    assert [path.name for path in small_disk.iterdir()] == ["small.png"]
+
+
 def test_names_up_to_the_file_systems_limit(tmp_path: Path) -> None:
     write_png(tmp_path / f"{'a' * 251}.png", np.zeros((4, 4), np.float32))
     with pytest.raises(FileError, match="cannot be written: File name too long"):

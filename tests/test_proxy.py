@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from client import BadRequest, Client, NotAllowed, ServerUnavailable
+from client import BadRequest, Client, NotAllowed, ServerError, ServerUnavailable
 from client.upscale import main
 from pipeline import ROOT
 from pipeline.serving.local_server import free_ports
@@ -127,6 +127,15 @@ def test_results_are_those_of_the_server_itself(
     found = upscaled(Client(proxy.url, protocol=protocol, ca=ca.chain, token=token))
     np.testing.assert_array_equal(found.image, direct.image)
     np.testing.assert_array_equal(found.spread, direct.spread)
+
+
+def test_work_ends_when_a_caller_behind_it_gives_up(proxy: Proxy, ca: Certificate, triton: RunningServer) -> None:
+    with (
+        Client(proxy.url, ca=ca.chain, token=TOKEN, timeout=1) as client,
+        pytest.raises(ServerError, match="within 1 s"),
+    ):
+        client.upscale(np.zeros((128, 128)), sampler="ddpm", samples=4)
+    wait_for(lambda: "was cancelled by its caller" in triton.log.read_text(), limit=10)
 
 
 def test_the_command_goes_through_it(

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 from pydicom.data import get_testdata_file
+from tritonclient.utils import InferenceServerException
 
-from client import Client
+from client import Client, ServerLost
 from pipeline import ROOT
 from pipeline.method.images import Image
 from pipeline.remote import infer
 from pipeline.serving.processes import children
-from pipeline.spec import CALLER, PROBE_VARIABLE
+from pipeline.spec import CALLER, INSTANCES, PROBE_VARIABLE
 from tests.conftest import RunningServer, StartServer
 
 IMAGE = np.random.default_rng(7).random((48, 40), dtype=np.float32)
@@ -114,6 +115,25 @@ def test_every_result_is_recorded_without_its_image(kept: Kept) -> None:
     assert kept.audit.stat().st_mode & 0o077 == 0
 
 
+def test_without_its_record_a_result_is_withheld_and_the_log_says_why_once(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    audit, image = tmp_path / "audit", IMAGE[:16, :16]
+    audit.symlink_to("/dev/full")
+    server = start_server(ROOT / "model_repository", options=[f"--audit={audit}", "--no-check"])
+    with Client(server.url("grpc"), wait=0) as client:
+        for _ in range(6):
+            with pytest.raises(ServerLost, match=r"audit record cannot be written \(No space left on device\)"):
+                client.upscale(image)
+        audit.unlink()
+        for _ in range(6):
+            client.upscale(image)
+    assert len(audit.read_text().splitlines()) == 6
+    log = server.log.read_text()
+    for said in (f"'{audit}' cannot be written (No space left on device)", f"'{audit}' can be written again"):
+        assert 1 <= log.count(said) <= INSTANCES
+
+
 def test_the_supervisors_images_are_not_counted(kept: Kept) -> None:
     images = kept.metric("images_total")
     with tritonclient.grpc.InferenceServerClient(kept.server.url("grpc")) as client:
@@ -136,3 +156,13 @@ def test_no_name_reaches_the_log_or_the_record(kept: Kept, tmp_path: Path) -> No
     assert result.returncode == 0, result.stderr
     for text in (kept.server.log.read_text(), kept.audit.read_text()):
         assert "ustermann" not in text and "Erika" not in text
+
+
+def test_a_refusal_is_logged_with_its_reason_and_without_what_was_sent(kept: Kept) -> None:
+    inputs = {"image": IMAGE[None], "sampler": np.array([["Mustermann"]], np.object_)}
+    with tritonclient.grpc.InferenceServerClient(kept.server.url("grpc")) as client:
+        with pytest.raises(InferenceServerException, match="'sampler' must be one of ddpm, ddim, got 'Mustermann'"):
+            infer(client, "superres", inputs, ["upscaled"], request_id=f"study 4{'x' * 100}")
+    log = kept.server.log.read_text()
+    assert f"superres: request 'study 4{'x' * 57}' is not allowed: 'sampler' must be one of ddpm, ddim\"" in log
+    assert "Mustermann" not in log

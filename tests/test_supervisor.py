@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
 from pipeline import ROOT
+from pipeline.serving import supervisor
+from pipeline.serving.drain import Door
+from pipeline.serving.probe import Unanswered
+from pipeline.serving.supervisor import Run
 from tests.conftest import wait_for
 
 SUPERVISE = """
@@ -132,6 +138,40 @@ def test_the_server_ends_with_a_supervisor_that_is_killed(tmp_path: Path) -> Non
     process.kill()
     process.communicate(timeout=20)
     wait_for(ended.exists)
+
+
+@pytest.fixture
+def run() -> Run:
+    return Run(MagicMock(pid=1), Door())
+
+
+def asking(
+    run: Run, monkeypatch: pytest.MonkeyPatch, answers: list[bool], seconds_taken: float, **limit: float
+) -> list[bool]:
+    """The answers that are left after one that is true, while models take processor time with every question."""
+    left, looks = list(answers), itertools.count()
+    monkeypatch.setattr(supervisor, "cpu_seconds", lambda _: seconds_taken * next(looks))
+
+    def probe() -> None:
+        if not left.pop(0):
+            raise Unanswered("no answer")
+
+    supervisor.probe_until_answered(run, probe, **limit)
+    return left
+
+
+def test_a_server_that_others_keep_busy_is_asked_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asking(run, monkeypatch, [False, False, True, True], seconds_taken=60) == [True]
+
+
+def test_a_server_that_rests_and_does_not_answer_is_not_ready(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Unanswered):
+        asking(run, monkeypatch, [False], seconds_taken=0)
+
+
+def test_a_server_that_is_busy_forever_is_not_ready(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Unanswered):
+        asking(run, monkeypatch, [False], seconds_taken=60, limit=0)
 
 
 COUNT = """

@@ -430,7 +430,7 @@ def test_an_error_answers_only_its_own_requests(model: Any) -> None:
     assert too_long.error == f"tensorrt: input 'x' is (1, {LONGEST + 1}), the plan takes (1, 1) to (4, {LONGEST})"
     assert too_long.error.code == Failure.INTERNAL
     refused, failed = TRITON.Logger.said
-    assert refused == ("log_verbose", "double: request '7' is not allowed")
+    assert refused == ("log_info", "double: request '7' is not allowed: input 'x' is missing")
     assert failed[0] == "log_error"
     assert failed[1].startswith("double: request '7' failed:\nTraceback ")
     assert_doubled(run(model, good)[0], good, 1)

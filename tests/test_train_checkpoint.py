@@ -38,6 +38,15 @@ def test_a_file_that_cannot_grow_keeps_the_one_before(tmp_path: Path) -> None:
     assert checkpoint.load(path, KEY) == {"step": 1, "key": KEY}
 
 
+def test_a_full_disk_keeps_the_one_before(small_disk: Path) -> None:
+    path = small_disk / "checkpoint.pt"
+    checkpoint.save(path, KEY, {"step": 1})
+    with pytest.raises(OSError, match=r"No space left on device; the previous one is kept"):
+        checkpoint.save(path, KEY, {"step": 2, "weights": torch.zeros(1_000_000)})
+    assert list(small_disk.iterdir()) == [path]
+    assert checkpoint.load(path, KEY) == {"step": 1, "key": KEY}
+
+
 def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "c.pt", {"seed": 1, "batch": 4}, {})
     with pytest.raises(

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -41,11 +42,21 @@ if MISSING:
         allow_module_level=True,
     )
 
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import (  # noqa: E402
+    Browser,
+    BrowserContext,
+    FilePayload,
+    Locator,
+    Page,
+    ViewportSize,
+    expect,
+    sync_playwright,
+)
 
 pytestmark = pytest.mark.slow
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+DESK: ViewportSize = {"width": 1280, "height": 900}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 expect.set_options(timeout=20_000)
 
 
@@ -328,26 +339,68 @@ def test_a_large_image_is_offered_reduced(page: Page, tmp_path: Path) -> None:
     expect(state(page)).to_contain_text("got 4000×64: change 'Reduce the image first by'")
 
 
-@pytest.fixture
-def long(page: Page, tmp_path: Path) -> Page:
-    """A page with a long job in progress."""
-    path = tmp_path / "long.png"
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scans") / "large.png"
     PILImage.fromarray(gray(512, 512)).save(path)
+    return path
+
+
+def start_long(page: Page, large: Path) -> None:
+    """Start a long job and wait until the server is at it."""
     options(page, Steps="300")
-    upload(page, path)
+    upload(page, large)
     expect(page.locator("#upscale")).to_be_enabled()
     page.click("#upscale")
     expect(page.locator("#state progress")).to_be_visible()
-    return page
 
 
-def test_cancel(long: Page, scan: Path) -> None:
-    expect(state(long)).to_have_text(re.compile(r"Step \d+ of 300"))
-    long.click("#cancel")
-    expect(state(long)).to_have_text("Cancelled.")
-    expect(long.locator("#cancel")).to_be_disabled()
-    long.get_by_label("Steps").first.fill("1")
-    upscale(long, scan)
+def cancelled(server: RunningServer) -> float:
+    """The number of jobs that the server has given up because their callers cancelled them."""
+    with urllib.request.urlopen(f"http://localhost:{server.metrics}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    name = 'cxr_superres_failures_total{model="superres",reason="cancelled"}'
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def test_cancel_ends_the_work_on_the_server(page: Page, server: RunningServer, scan: Path, large: Path) -> None:
+    before = cancelled(server)
+    start_long(page, large)
+    expect(state(page)).to_have_text(re.compile(r"Step \d+ of 300"))
+    page.click("#cancel")
+    expect(state(page)).to_have_text("Cancelled.")
+    expect(page.locator("#cancel")).to_be_disabled()
+    wait_for(lambda: cancelled(server) == before + 1)
+    page.get_by_label("Steps").fill("1")
+    upscale(page, scan)
+
+
+def test_closing_the_tab_ends_the_work_on_the_server(page: Page, server: RunningServer, large: Path) -> None:
+    before = cancelled(server)
+    start_long(page, large)
+    page.close()
+    wait_for(lambda: cancelled(server) == before + 1)
+
+
+def test_images_wait_for_each_other_and_too_many_are_refused(
+    browser: Browser, server: RunningServer, scan: Path, large: Path, tmp_path: Path
+) -> None:
+    limits = ("--at-once", "1", "--queue", "2")
+    with serving(tmp_path, "--url", server.url("grpc"), *limits) as site, contextlib.ExitStack() as stack:
+        first, second, third = (opened(stack.enter_context(browser.new_context()), site) for _ in range(3))
+        start_long(first, large)
+        for page in (second, third):
+            upload(page, scan)
+            expect(page.locator("#upscale")).to_be_enabled()
+            page.click("#upscale")
+            words = "Waiting for other images …" if page == second else "2 images are being upscaled or waiting"
+            expect(state(page)).to_contain_text(words)
+        second.click("#cancel")
+        expect(state(second)).to_have_text("Cancelled.")
+        third.click("#upscale")
+        expect(state(third)).to_contain_text("Waiting for other images …")
+        first.click("#cancel")
+        expect(third.locator(".viewer img.after")).to_be_visible()
 
 
 @pytest.mark.parametrize(
@@ -360,9 +413,8 @@ def test_cancel(long: Page, scan: Path) -> None:
     ],
 )
 def test_bad_files(page: Page, site: Site, name: str, data: bytes, words: str) -> None:
-    page.set_input_files(
-        "#file input[type=file]", files=[{"name": name, "mimeType": "application/octet-stream", "buffer": data}]
-    )
+    file: FilePayload = {"name": name, "mimeType": "application/octet-stream", "buffer": data}
+    page.set_input_files("#file input[type=file]", file)
     expect(page.locator("#state [role=alert]")).to_contain_text(words)
     text = state(page).inner_text()
     assert str(site.folder) not in text and "Traceback" not in text

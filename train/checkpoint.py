@@ -64,9 +64,12 @@ def save(path: Path, key: Key, state: dict[str, Any]) -> None:
             torch.save({**state, "key": key}, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+    except (OSError, RuntimeError) as error:
+        # torch's writer fails once more when it closes a file on a full disk, with a RuntimeError about itself
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         kept = "; the previous one is kept" if path.exists() else ""
-        raise OSError(f"cannot write '{path}': {str(error).splitlines()[0]}{kept}") from error
+        raise OSError(f"cannot write '{path}': {reason}{kept}") from error
 
 
 def load(path: Path, key: Key) -> dict[str, Any] | None:

@@ -11,11 +11,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.faults import scenarios, surroundings
 from benchmarks.faults.load import Row
-from benchmarks.faults.scenarios import SCENARIOS
 from benchmarks.faults.server import FaultError
 from client import UpscaleError
 from pipeline.command_line import make_parser
+
+SCENARIOS = scenarios.SCENARIOS | surroundings.SCENARIOS
 
 
 def line_of(row: Row) -> str:

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from benchmarks.faults.server import Server, wait_until
+from benchmarks.faults.server import Server, serving, wait_until
 from client import Client, UpscaleError
 
 CLIENTS = 4
@@ -31,6 +32,11 @@ class Row:
     """MB before and after."""
     note: str = ""
     good: bool = True
+
+    @property
+    def all_right(self) -> bool:
+        """Whether every image was upscaled rightly: none lost, none refused."""
+        return set(self.outcomes) == {"right"}
 
     @property
     def lost(self) -> int:
@@ -76,3 +82,13 @@ def load(server: Server, row: Row, seconds: float, fault: Callable[[], object]) 
     gaps = [b - a for a, b in zip([0.0, *later], later, strict=False)]
     row.recovered = max(gaps)
     row.memory = before, server.memory_mb()
+
+
+def faulty(folder: Path, name: str, seconds: float, fault: Callable[[Server], object], *options: str) -> Row:
+    """Return the row of a fault under load that every image must survive."""
+    row = Row(name)
+    with serving(folder, *options) as server:
+        load(server, row, seconds, lambda: fault(server))
+        row.note = f"{len(server.restarts())} restarts"
+    row.good = row.all_right
+    return row

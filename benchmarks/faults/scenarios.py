@@ -1,4 +1,4 @@
-"""Faults: what is killed, abused or too much, and the rows that tell what happened."""
+"""Faults of processes and callers: what is killed, abused or too much, and the rows that tell what happened."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc
 
-from benchmarks.faults.load import IMAGE, Row, load
+from benchmarks.faults.load import IMAGE, Row, faulty, load
 from benchmarks.faults.server import Server, serving, wait_until
-from client import BadRequest, Client, ServerError, ServerLost, UpscaleError
+from client import BadRequest, Client, ServerError, ServerLost
 from client.png import write_png
 from pipeline import ROOT
 from pipeline.serving.processes import SHARED_MEMORY
@@ -30,15 +30,6 @@ LARGE = np.random.default_rng(0).random((256, 256), dtype=np.float32)
 
 def kill_process(server: Server, model: str) -> None:
     os.kill(next(pid for pid, name in server.models().items() if name == model), signal.SIGKILL)
-
-
-def faulty(folder: Path, name: str, seconds: float, fault: Callable[[Server], object], *options: str) -> Row:
-    row = Row(name)
-    with serving(folder, *options) as server:
-        load(server, row, seconds, lambda: fault(server))
-        row.note = f"{server.log.read_text().count(chr(10) + 'restarting')} restarts"
-    row.good = row.lost == 0 and not any(outcome.startswith("refused") for outcome in row.outcomes)
-    return row
 
 
 def process(folder: Path, seconds: float) -> Iterator[Row]:
@@ -102,6 +93,13 @@ def work(folder: Path, seconds: float) -> Iterator[Row]:  # noqa: ARG001
 
         took = wait_until(rests, 60)
         row.note, row.good = f"the server rests after {took:.1f} s", took < 2
+        yield row
+        row = Row("two requests of minutes at a time, for 70 s")
+        with Client(one.url, timeout=70) as client, ThreadPoolExecutor(2) as pool:
+            futures = [pool.submit(client.upscale, LARGE, samples=n, sampler="ddpm") for n in (5, 6)]
+            row.outcomes["refused: timeout"] += sum(isinstance(f.exception(), ServerError) for f in futures)
+        row.note = f"{len(one.restarts())} restarts"
+        row.good = not one.restarts() and row.outcomes["refused: timeout"] == 2
         yield row
         row = Row("SIGTERM while a request of minutes is in progress")
         with Client(one.url, wait=0) as client, ThreadPoolExecutor(1) as pool:
@@ -188,26 +186,24 @@ def reload(folder: Path, seconds: float) -> Iterator[Row]:
     explicit = ["--open-administration", "--", "--model-control-mode=explicit", "--load-model=*"]
     with serving(folder, *explicit) as one:
         load(one, row, seconds, lambda: again(one))
-    row.good = row.lost == 0 and not any(outcome.startswith("refused") for outcome in row.outcomes)
+    row.good = row.all_right
     yield row
 
 
-def shared_memory(folder: Path, seconds: float) -> Iterator[Row]:  # noqa: ARG001
-    """A /dev/shm too small for large images, which no other request may feel."""
-    if os.geteuid() != 0:
-        yield Row("/dev/shm of 24 MB", note="not run: needs root", good=True)
-        return
-    small = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=24m none /dev/shm && exec "$@"', "sh"]
-    row = Row("/dev/shm of 24 MB, images of 512²")
-    with serving(folder, prefix=small) as one, Client(one.url, wait=60) as client:
-        for _ in range(4):
-            try:
-                client.upscale(np.zeros((512, 512), np.float32))
-                row.outcomes["right"] += 1
-            except UpscaleError as error:
-                row.outcomes[f"refused: {type(error).__name__}"] += 1
-            client.upscale(IMAGE)
-            row.outcomes["right"] += 1
+def memory(folder: Path, seconds: float) -> Iterator[Row]:  # noqa: ARG001
+    """Images of the largest size, twice as many again: what their memory is kept for, and that it ends."""
+    row = Row("12 images of 512², four at a time, then 12 and 12 more")
+    with serving(folder) as one, Client(one.url) as client, ThreadPoolExecutor(4) as pool:
+        found = [one.memory_mb()]
+        for _ in range(3):
+            images = [np.full((512, 512), 0.5, np.float32)] * 12
+            row.outcomes["right"] += sum(
+                result.image.shape == (2048, 2048) for result in pool.map(client.upscale, images)
+            )
+            found.append(one.memory_mb())
+    row.memory = found[0], found[-1]
+    row.note = "MB after each: " + ", ".join(f"{mb:.0f}" for mb in found[1:])
+    row.good = row.all_right and found[-1] < 1.1 * found[-2]
     yield row
 
 
@@ -215,8 +211,8 @@ SCENARIOS: dict[str, Callable[[Path, float], Iterator[Row]]] = {
     "process": process,
     "server": server,
     "work": work,
+    "memory": memory,
     "client": client,
     "connections": connections,
     "reload": reload,
-    "shared-memory": shared_memory,
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline import ROOT
 from pipeline.serving.local_server import free_ports
-from pipeline.serving.processes import children, model_processes
+from pipeline.serving.processes import children, cpu_seconds, model_processes
 
 REPOSITORY = ROOT / "model_repository"
 STARTED = re.compile(r"^(ready|not checked): ", re.MULTILINE)
@@ -35,16 +35,21 @@ class Server:
     grpc: int
     http: int
     log: Path
+    host: str = "localhost"
 
     @property
     def url(self) -> str:
-        return f"localhost:{self.grpc}"
+        return f"{self.host}:{self.grpc}"
 
     def triton(self) -> int:
         return children(self.process.pid)[0]
 
     def models(self) -> dict[int, str]:
         return model_processes(self.triton())
+
+    def restarts(self) -> list[str]:
+        """The supervisor's reasons for restarts so far."""
+        return re.findall(r"^restarting.*?: (.*) \(restart \d+\)$", self.log.read_text(), re.MULTILINE)
 
     def memory_mb(self) -> float:
         """Memory of the server and its models, in MB."""
@@ -56,26 +61,23 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """Processor time that the models have taken."""
-        ticks = 0
-        for pid in self.models():
-            with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.triton())
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *options: str, prefix: Sequence[str] = ()) -> Iterator[Server]:
+def serving(
+    folder: Path, *options: str, prefix: Sequence[str] = (), repository: Path = REPOSITORY, host: str = "localhost"
+) -> Iterator[Server]:
     """Start a supervised server, wait until it is ready, and end everything of it."""
     grpc, http, metrics = free_ports(3)
     log = folder / f"server-{grpc}.log"
     command = [
-        *(*prefix, sys.executable, "-m", "pipeline.serve", f"--model-repository={REPOSITORY}"),
-        *(f"--grpc-port={grpc}", f"--http-port={http}", f"--metrics-port={metrics}", *options),
+        *(*prefix, sys.executable, "-m", "pipeline.serve", f"--model-repository={repository}"),
+        *(f"--grpc-port={grpc}", f"--http-port={http}", f"--metrics-port={metrics}", f"--host={host}", *options),
     ]
     with open(log, "wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, cwd=ROOT)
-    server = Server(process, grpc, http, log)
+    server = Server(process, grpc, http, log, host)
     try:
         wait_until(lambda: process.poll() is not None or STARTED.search(log.read_text()), START_LIMIT)
         if process.poll() is not None:

@@ -2,21 +2,25 @@
 
 Triton's metrics port exposes the counter as
 ``cxr_superres_failures_total{model=…, reason="bad_request" | "unavailable" | "cancelled" | "internal"}``. No pixels or
-other contents of a request are logged.
+other contents of a request are logged, and the lines of each reason are limited.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from pipeline.backends.log_limit import LogLimit
 from pipeline.method.options import InvalidRequest
 
 METRIC = "cxr_superres_failures_total"
 REASONS = ("bad_request", "unavailable", "cancelled", "internal")
+SHOWN = 64
+"""Maximum characters of a request's ID in the log, which its caller chooses."""
 
 
 class Unavailable(Exception):
@@ -33,6 +37,7 @@ class Failures:
     def __init__(self, model: str) -> None:
         self.model = model
         self.counters: dict[str, Any] = {}
+        self.limits = {reason: LogLimit() for reason in REASONS}
         # not available before 23.05 or in servers started without metrics
         with contextlib.suppress(AttributeError, pb_utils.TritonModelException):
             self.family = pb_utils.MetricFamily(
@@ -44,19 +49,22 @@ class Failures:
 
     def answer(self, error: Exception, request: Any, text: str) -> Any:
         """Return the error response to a request that failed with ``error``; its message is ``text``."""
-        about = f"{self.model}: request '{request.request_id()}'"
+        log = pb_utils.Logger.log_info
         if isinstance(error, InvalidRequest):
             reason, code = "bad_request", pb_utils.TritonError.INVALID_ARG
-            pb_utils.Logger.log_verbose(f"{about} is not allowed")
+            line = f"is not allowed: {error.rule}"
         elif isinstance(error, Unavailable):
             reason, code = "unavailable", pb_utils.TritonError.UNAVAILABLE
-            pb_utils.Logger.log_info(f"{about} cannot be served now: {text}")
+            line = f"cannot be served now: {text}"
         elif isinstance(error, Cancelled):
             reason, code = "cancelled", pb_utils.TritonError.CANCELLED
-            pb_utils.Logger.log_info(f"{about} was cancelled by its caller")
+            line = "was cancelled by its caller"
         else:
             reason, code = "internal", pb_utils.TritonError.INTERNAL
-            pb_utils.Logger.log_error(f"{about} failed:\n{''.join(traceback.format_exception(error))}")
+            line, log = f"failed:\n{''.join(traceback.format_exception(error))}", pb_utils.Logger.log_error
+        note = self.limits[reason].admit(time.monotonic())
+        if note is not None:
+            log(f"{self.model}: request '{request.request_id()[:SHOWN]}' {line}{note}")
         if reason in self.counters:
             self.counters[reason].increment(1)
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from pipeline.backends.failures import Unavailable
 from pipeline.method.images import Image
 from pipeline.method.options import Options
 from pipeline.method.upscale import Result
@@ -115,12 +118,21 @@ class Metrics:
 
 
 class Audit:
-    """A file of one JSON line per result, appended by both instances; it holds no pixels and no file names."""
+    """A file of one JSON line per result, appended by both instances; it holds no pixels and no file names.
+
+    A result whose record cannot be written is withheld: otherwise the file would lack some, and nobody could tell.
+    """
 
     def __init__(self, path: Path, model: str) -> None:
         self.path, self.model = path, model
+        self.failing = False
 
     def write(self, request: str, caller: str, image: Image, seed: int, options: Options, result: Result) -> None:
+        """Append the record of a result.
+
+        Raises:
+            Unavailable: it cannot be written, as when the disk is full.
+        """
         record = {
             "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
             "request": request,
@@ -131,9 +143,28 @@ class Audit:
             "seed": seed,
             **asdict(options),
         }
-        # one write of less than a page: lines of several processes do not mix
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            os.write(file, (json.dumps(record) + "\n").encode())
-        finally:
-            os.close(file)
+            append(self.path, (json.dumps(record) + "\n").encode())
+        except OSError as error:
+            if not self.failing:
+                pb_utils.Logger.log_error(
+                    f"'{self.path}' cannot be written ({error.strerror}): results are withheld until it can"
+                )
+            self.failing = True
+            raise Unavailable(f"the audit record cannot be written ({error.strerror})") from error
+        if self.failing:
+            pb_utils.Logger.log_info(f"'{self.path}' can be written again")
+        self.failing = False
+
+
+def append(path: Path, line: bytes) -> None:
+    """Append a whole line to a file that other processes append to, or nothing; raise OSError."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        size = os.fstat(file).st_size
+        if os.write(file, line) < len(line):  # the last free bytes of a disk
+            os.ftruncate(file, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(file)

@@ -42,6 +42,11 @@ MAX_SHOWN = 60
 class InvalidRequest(ValueError):
     """A request is invalid; the message names the tensor, the allowed values and the value received."""
 
+    @property
+    def rule(self) -> str:
+        """The message without the value received, which may be anything: for logs."""
+        return str(self).split(", got ")[0]
+
 
 @dataclass(frozen=True)
 class Options:

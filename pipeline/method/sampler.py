@@ -39,6 +39,9 @@ def advance(z: Z, step: Step, predicted: Z, noise: Z | None = None) -> Z:
     return z if noise is None else z + noise * step.sigma
 
 
+Watch = Callable[[int, Z, int], None]
+"""(steps just taken, z_t, t), called between steps, but not after the last."""
+
 StepMany = Callable[[Z, NDArray[np.float32], list[Z]], Z]
 """(z_t, coefficients [UNROLLED_STEPS, 4]: t, z, predicted, sigma; noise per step) ⇒ z after UNROLLED_STEPS steps."""
 
@@ -72,19 +75,21 @@ def trajectory(schedule: Schedule, steps: int, eta: float, prediction: Predictio
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"'eta' must be 0–1, got {eta}")
     times = timesteps(schedule.T, steps)
-    result = []
-    for t, previous in zip(times, [*times[1:], None], strict=True):
-        alpha_bar = float(schedule.alpha_bar[t])
-        alpha_bar_prev = 1.0 if previous is None else float(schedule.alpha_bar[previous])
-        variance = eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
-        signal, sigma = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-        signal_prev, direction = alpha_bar_prev**0.5, (1 - alpha_bar_prev - variance) ** 0.5
-        if prediction == "eps":
-            z, predicted = signal_prev / signal, direction - signal_prev * sigma / signal
-        else:
-            z, predicted = signal_prev * signal + direction * sigma, direction * signal - signal_prev * sigma
-        result.append(Step(t, z, predicted, variance**0.5))
-    return result
+    return [step(schedule, t, previous, eta, prediction) for t, previous in zip(times, [*times[1:], None], strict=True)]
+
+
+def step(schedule: Schedule, t: int, previous: int | None, eta: float, prediction: Prediction) -> Step:
+    """Return the coefficients of the step from ``t`` to ``previous``, or to z_0 if None; see ``trajectory``."""
+    alpha_bar = float(schedule.alpha_bar[t])
+    alpha_bar_prev = 1.0 if previous is None else float(schedule.alpha_bar[previous])
+    variance = eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
+    signal, sigma = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    signal_prev, direction = alpha_bar_prev**0.5, (1 - alpha_bar_prev - variance) ** 0.5
+    if prediction == "eps":
+        z, predicted = signal_prev / signal, direction - signal_prev * sigma / signal
+    else:
+        z, predicted = signal_prev * signal + direction * sigma, direction * signal - signal_prev * sigma
+    return Step(t, z, predicted, variance**0.5)
 
 
 Seed = int | tuple[int, int]
@@ -117,6 +122,7 @@ def sample(
     prediction: Prediction = "eps",
     z_lr: Z | None = None,
     step_many: StepMany[Z] | None = None,
+    watch: Watch[Z] | None = None,
 ) -> Z:
     """Draw HR latents.
 
@@ -129,6 +135,7 @@ def sample(
         prediction: what ``denoise`` returns.
         z_lr: LR latent to noise to t = T-1 as the start; None: start from pure noise, as in the paper.
         step_many: take UNROLLED_STEPS steps at once as long as that many remain; ``denoise`` takes the rest.
+        watch: called between calls of the network.
 
     Returns:
         z_0 of the noise's shape and dtype.
@@ -138,9 +145,13 @@ def sample(
     """
     path = trajectory(schedule, steps, eta, prediction)
     z = noise() if z_lr is None else add_noise(z_lr, noise(), schedule, path[0].t)
-    while step_many and len(path) >= UNROLLED_STEPS:
-        now, path = path[:UNROLLED_STEPS], path[UNROLLED_STEPS:]
-        z = step_many(z, rows(now), [noise() if step.sigma > 0 else z * 0.0 for step in now])
-    for step in path:
-        z = advance(z, step, denoise(z, step.t), noise() if step.sigma > 0 else None)
+    while path:
+        count = UNROLLED_STEPS if step_many and len(path) >= UNROLLED_STEPS else 1
+        now, path = path[:count], path[count:]
+        if step_many and count > 1:
+            z = step_many(z, rows(now), [noise() if step.sigma > 0 else z * 0.0 for step in now])
+        else:
+            z = advance(z, now[0], denoise(z, now[0].t), noise() if now[0].sigma > 0 else None)
+        if watch and path:
+            watch(count, z, path[0].t)
     return z

@@ -20,7 +20,7 @@ from pipeline.method.options import Options
 from pipeline.method.presentation import upright
 from pipeline.method.reduction import History, faithful_to, lr_error, read_history
 from pipeline.method.sampled import Generate, Sampled, as_sampled
-from pipeline.method.sampler import ETA, Seed, StepMany, image_noise, rows, sample, trajectory
+from pipeline.method.sampler import ETA, Seed, StepMany, Watch, advance, image_noise, rows, sample, step, trajectory
 from pipeline.method.schedule import make_schedule
 from pipeline.models import NetworkModels
 from pipeline.presets import DiffusionSpec, Preset
@@ -122,6 +122,7 @@ def draw_latents(
     sampler: SamplerName,
     start: Start,
     step_many: StepMany[Z] | None = None,
+    watch: Watch[Z] | None = None,
 ) -> Z:
     """Call ``pipeline.method.sampler.sample`` with a preset's diffusion; arrays or tensors."""
     return sample(
@@ -133,16 +134,24 @@ def draw_latents(
         prediction=diffusion.prediction,
         z_lr=z_lr if start == "lr" else None,
         step_many=step_many,
+        watch=watch,
     )
 
 
-def generator(networks: Networks, preset: Preset, options: Options | None = None) -> Generate:
+Progress = Callable[[int, Callable[[], Array]], None]
+"""(steps just taken, function that returns the images as they are expected to become, [B, 4H, 4W])."""
+
+
+def generator(
+    networks: Networks, preset: Preset, options: Options | None = None, progress: Progress | None = None
+) -> Generate:
     """Return the denoising loop of networks on arrays, using as few calls as possible.
 
     Args:
         networks: the preset's networks.
         preset: the system.
         options: steps, sampler and start are used. None: the preset's defaults.
+        progress: called between calls of the denoiser.
     """
     options = options or Options.of(preset)
     diffusion, fused = preset.diffusion, networks.fused
@@ -168,9 +177,17 @@ def generator(networks: Networks, preset: Preset, options: Options | None = None
             rows, noises = repeat_rows(coefficients, len(z)), np.stack(noise, axis=1)
             return fused(z=z, condition=c, coefficients=rows, noise=noises)[0]
 
+        def watch(count: int, z_t: Array, time: int) -> None:
+            assert progress is not None
+            last = step(make_schedule(diffusion), time, None, 0.0, diffusion.prediction)
+            progress(
+                count, lambda: as_sampled(networks.decode(advance(z_t, last, denoise(z_t, time)), lr), None).images
+            )
+
         z_0 = draw_latents(
             *(denoise, image_noise(seeds, latent), c, diffusion, *wanted),
             step_many=step_many if fused and preset.fused == "denoise" else None,
+            watch=watch if progress else None,
         )
         return as_sampled(networks.decode(z_0, lr), history)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import tokens
 from pipeline.serving import ServeError
 
 ADMINISTRATION = ("shared-memory", "model-repository", "statistics", "trace", "logging")
@@ -18,6 +19,8 @@ USE = ("inference", "model-config", "metadata")
 KEY = "authorization"
 GRPC_KEY = f"triton-grpc-protocol-{KEY}"
 """Header in which Triton expects the value of ``KEY`` over gRPC."""
+RESERVED = ',:="'
+"""Characters that mean something else in Triton's flags."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +70,18 @@ def bearer(token: str) -> str:
 
 
 def read_token(path: Path, flag: str) -> str:
-    """Read a token from a file of one line.
+    """Read a token that can be part of Triton's flags from a file of one line.
 
     Raises:
-        ServeError: the file cannot be read or does not hold one token.
+        ServeError: the file cannot be read or does not hold such a token.
     """
     try:
-        text = path.read_text(encoding="ascii").removesuffix("\n").removesuffix("\r")
-    except OSError as error:
-        raise ServeError(f"{flag}: cannot read '{path}': {error.strerror}") from error
-    except UnicodeDecodeError:
-        text = ""
-    if not text.isprintable() or not text or any(c in text for c in ' ,:="'):
-        raise ServeError(
-            f"{flag}: '{path}' must hold one token on one line: printable ASCII without spaces, quotes or , : ="
-        )
-    return text
+        token = tokens.read_token(path)
+    except tokens.TokenError as error:
+        raise ServeError(f"{flag}: {error}") from error
+    if set(token) & set(RESERVED):
+        raise ServeError(f"{flag}: the token file '{path}' must be a token without {' '.join(RESERVED)}")
+    return token
 
 
 def read_certificate(cert: Path, key: Path) -> Certificate:

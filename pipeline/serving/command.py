@@ -50,6 +50,9 @@ from pipeline.triton_config import preset_of
 LOCALHOST = "127.0.0.1"
 PYTHON_BACKENDS = ("python", "onnxruntime", "openvino", "tensorrt")
 """Backends whose models are Python processes in the wheel's server."""
+KEEPALIVE = 10
+"""Seconds without a sign of life from a caller with calls in progress until it is asked for one, and to answer: then
+its work ends. By default, gRPC asks after two hours."""
 EXIT_TIMEOUT = 2
 """Seconds that Triton waits for requests in progress when it stops; the supervisor has done so before."""
 TOLERANT = ("--exit-on-error=false", "--strict-readiness=false")
@@ -67,6 +70,9 @@ def command_line(
         *(f"--{protocol}-port={port}" for protocol, port in ports.items()),
         *(f"--backend-config={backend},shm-region-prefix-name={region_prefix()}" for backend in PYTHON_BACKENDS),
         f"--exit-timeout-secs={EXIT_TIMEOUT}",
+        f"--grpc-keepalive-time={1000 * KEEPALIVE}",
+        f"--grpc-keepalive-timeout={1000 * KEEPALIVE}",
+        "--grpc-http2-max-pings-without-data=0",
         f"--grpc-header-forward-pattern=(?i){CALLER}",
         f"--http-header-forward-pattern=(?i){CALLER}",
         *server.flags,

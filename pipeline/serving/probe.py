@@ -33,6 +33,10 @@ class NotReady(Exception):
     """The server is not ready; the message states the reason, quoting the server if possible."""
 
 
+class Unanswered(NotReady):
+    """The server has not answered in time: it hangs, or others' requests keep it busy."""
+
+
 def listens(address: Address) -> bool:
     """Whether the address accepts connections; 0.0.0.0 means this machine."""
     try:
@@ -87,6 +91,7 @@ def upscale_one(address: Address, preset: Preset, access: Access = OPEN, request
     """Upscale a test image of the usual shape with model ``superres``; return the seconds it takes.
 
     Raises:
+        Unanswered: there is no answer within ``ANSWER_LIMIT``.
         NotReady: the request fails, or the result is invalid.
     """
     side = preset.data.lr_size
@@ -104,7 +109,8 @@ def upscale_one(address: Address, preset: Preset, access: Access = OPEN, request
                 request_id=request_id,
             )
         except InferenceServerException as error:
-            raise NotReady(f"a {side}×{side} image fails: {' '.join(error.message().split())}") from error
+            kind = Unanswered if error.status() == "StatusCode.DEADLINE_EXCEEDED" else NotReady
+            raise kind(f"a {side}×{side} image fails: {' '.join(error.message().split())}") from error
     if upscaled.shape != (1, SCALE * side, SCALE * side):
         raise NotReady(f"a {side}×{side} image becomes one of shape {upscaled.shape[1:]}, not {SCALE} times the size")
     low, high = upscaled.min(), upscaled.max()

@@ -84,6 +84,12 @@ def model_processes(server: int) -> dict[int, str]:
     return found
 
 
+def cpu_seconds(server: int) -> float:
+    """Return the processor time that the server's Python models have taken, in seconds."""
+    fields = [stat(pid) for pid in model_processes(server)]
+    return sum(int(found[11]) + int(found[12]) for found in fields if found) / os.sysconf("SC_CLK_TCK")
+
+
 def is_dead(pid: int) -> bool:
     """Whether a child of the server is gone, or has ended and the server does not know."""
     return stat(pid)[:1] in ([], ["Z"])

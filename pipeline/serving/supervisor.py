@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.serving.drain import Door
-from pipeline.serving.probe import NotReady
+from pipeline.serving.probe import NotReady, Unanswered
 from pipeline.serving.processes import (
     ORPHANS_LIMIT,
     adopt_orphans,
+    cpu_seconds,
     end_orphans,
     is_dead,
     model_processes,
@@ -29,7 +30,7 @@ from pipeline.serving.processes import (
     remove_leftovers,
     start,
 )
-from pipeline.spec import RESTARTS_VARIABLE
+from pipeline.spec import QUEUE_TIMEOUT, RESTARTS_VARIABLE
 
 DRAIN_LIMIT = 4.0
 """Maximum seconds for requests in progress to finish before those that are left are refused."""
@@ -47,6 +48,8 @@ WATCH_EVERY = 0.5
 """Seconds between two checks of the server's processes."""
 PROBE_EVERY = 5.0
 """Seconds between two test images."""
+BUSY_SHARE = 0.1
+"""Processor time per second from which models that do not answer count as busy."""
 MAX_ATTEMPTS = 5
 """Maximum consecutive starts without a server that stays ready for ``STABLE`` seconds."""
 STABLE = 60.0
@@ -145,6 +148,24 @@ def watch(run: Run, keeps_models: bool) -> Problem | int | None:
             run.models |= model_processes(run.server.pid)
 
 
+def probe_until_answered(run: Run, probe: Callable[[], object], limit: float = QUEUE_TIMEOUT) -> None:
+    """Call ``probe``; while others' requests keep the models busy, call it again for at most ``limit`` seconds.
+
+    Raises:
+        NotReady: ``probe`` fails, or is not answered although the models rest, or within the limit.
+    """
+    deadline = time.monotonic() + limit
+    while not run.stopping.is_set():
+        began, before = time.monotonic(), cpu_seconds(run.server.pid)
+        try:
+            probe()
+            return
+        except Unanswered:
+            now = time.monotonic()
+            if now > deadline or cpu_seconds(run.server.pid) - before < BUSY_SHARE * (now - began):
+                raise
+
+
 def begin(
     command: Sequence[str | Path],
     environment: Mapping[str, str],
@@ -163,7 +184,7 @@ def begin(
             if line and not run.stopping.is_set():
                 print(line, flush=True)
             while probe and not run.stopping.wait(PROBE_EVERY):
-                probe()
+                probe_until_answered(run, probe)
         except NotReady as error:
             if run.server.poll() is None and not run.stopping.is_set():
                 run.failures.append(error)
