@@ -17,7 +17,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,16 +29,26 @@ from numpy.typing import NDArray
 
 from client import access, address, wire
 from pipeline.method.images import Image
-from pipeline.method.options import InvalidRequest, Options, check_pixel_mm, check_seconds, check_seed, gray_image
-from pipeline.models import superres_model
+from pipeline.method.options import (
+    InvalidRequest,
+    Options,
+    check_pixel_mm,
+    check_previews,
+    check_seconds,
+    check_seed,
+    gray_image,
+)
+from pipeline.models import superres_model, superres_stream_model
 from pipeline.presets import DEFAULT, PRESETS, Preset
-from pipeline.spec import NOISY, OTHER, PRIORITIES, UNKNOWN, Model
+from pipeline.spec import MAX_SIDE, NOISY, OTHER, PRIORITIES, SCALE, UNKNOWN, Model
 from pipeline.tokens import TokenError, check_token
 
 T = TypeVar("T")
 
 MODEL = superres_model(DEFAULT)
 """Model ``superres``, whose name and tensors are the same for every preset."""
+
+STREAM = superres_stream_model(DEFAULT)
 
 DEFAULT_URL = {protocol: f"localhost:{port}" for protocol, port in address.PORTS.items()}
 ATTEMPT = (0.5, 10.0)
@@ -130,6 +140,19 @@ class Upscaled:
                 f"unlike what the networks were trained on: expected error {255 * self.expected_error:.1f} gray levels"
             )
         return found
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the server tells while it upscales an image."""
+
+    step: int
+    """Parts of the work that are done: denoising steps and, of large images, tiles."""
+    steps: int
+    image: Image | None = None
+    """float32 [4H, 4W] in [0, 1], the image as it is expected to become; None unless it was asked for and is due."""
+    result: Upscaled | None = None
+    """The result, in the last event."""
 
 
 class Client:
@@ -307,24 +330,28 @@ class Client:
         self, model: Model, arrays: wire.Arrays, outputs: Sequence[str], preset: Preset
     ) -> dict[str, NDArray[Any]]:
         """Run a model on the server; while the server is not serving, retry until ``wait`` has passed."""
-        deadline, pause = math.inf, PAUSES[0]
+        retry = Retry(self, preset)
         while True:
             try:
                 return self._ask(lambda: self._wire.infer(model, arrays, outputs, self.timeout))
             except wire.NotServing as error:
-                lost = error
-            gone = f"server {self.url} went away during a request and"
-            late = f"within {self.wait:g} s: {' '.join(str(lost).split())}"
-            deadline = min(deadline, time.monotonic() + self.wait)
-            if time.monotonic() >= deadline:
-                raise ServerLost(f"{gone} did not serve it {late}") from lost
-            pause = self._pause(pause, deadline)
+                retry.wait(error)
+
+    def _stream(self, arrays: wire.Arrays, outputs: Sequence[str], preset: Preset) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield the responses of ``superres_stream``; like ``_infer``, which may repeat them."""
+        retry = Retry(self, preset)
+        while True:
+            responses = self._ask(lambda: self._wire.stream(STREAM, arrays, outputs, self.timeout))
             try:
-                self._wait_until_ready(deadline)
-            except ServerUnavailable as error:
-                raise ServerLost(f"{gone} was not back {late}") from error
-            if self.preset != preset:
-                raise ServerLost(f"{gone} runs preset '{self.preset.name}' now, not '{preset.name}'")
+                while True:
+                    found = self._ask(lambda: next(responses, None))  # noqa: B023
+                    if found is None:
+                        return
+                    yield found
+            except wire.NotServing as error:
+                retry.wait(error)
+            finally:
+                responses.close()
 
     def check(self, seed: int = 0, **options: Any) -> Options:
         """Return the options of ``upscale`` with the defaults of the server's preset.
@@ -357,7 +384,8 @@ class Client:
         and options give the same image. Other errors and timeouts are never retried.
 
         Args:
-            image: floating point [H, W] in [0, 1], 2 to 512 pixels per side, or anything ``numpy.asarray`` converts.
+            image: floating point [H, W] in [0, 1], 2 to ``preset.max_side`` pixels per side (2,048, or 512 for preset
+                paper), or anything ``numpy.asarray`` converts. Above 512, in tiles, and by gRPC only.
             seed: noise seed, 0 … 2^63-1.
             steps: denoising steps, 1 … T; default: the preset's number for "ddim", T for "ddpm".
             sampler: "ddim" (default) or "ddpm" (the paper's).
@@ -372,8 +400,10 @@ class Client:
         Raises:
             UpscaleError: see the module's docstring.
         """
-        options = self.check(
+        request = self._request(
+            image,
             seed,
+            pixel_mm,
             steps=steps,
             sampler=sampler,
             start=start,
@@ -383,32 +413,159 @@ class Client:
             degradation=degradation,
             denoiser=denoiser,
         )
-        array = validated(gray_image, image)
-        size = {} if pixel_mm is None else {"pixel_mm": validated(check_pixel_mm, pixel_mm)}
-        preset = self.preset
-        values = {name: np.array([[value]]) for name, value in {"seed": seed, **size, **asdict(options)}.items()}
-        banded = preset.band.scale(options.samples) is not None
-        outputs = ["upscaled", "lr_error", "found", "noise", "expected_error", *(["spread"] if banded else [])]
-        outputs += ["model"] if self._tells_model else []
+        if max(request.image.shape) > MAX_SIDE:
+            *_, last = self._events(request, 0)
+            assert last.result is not None
+            return last.result
         began = time.monotonic()
-        found = {
-            name: of_all[0]
-            for name, of_all in self._infer(MODEL, {"image": array[None], **values}, outputs, preset).items()
-        }
+        found = self._infer(MODEL, request.arrays, request.outputs, request.preset)
+        return request.result(found, time.monotonic() - began)
+
+    def stream(
+        self, image: Any, *, previews: int = 0, seed: int = 0, pixel_mm: float | None = None, **options: Any
+    ) -> Iterator[Event]:
+        """Upscale one image ×4 like ``upscale``, and yield events while the server works, by gRPC only.
+
+        Closing the iterator cancels the work on the server. If the server goes away, it starts anew.
+
+        Args:
+            image: as for ``upscale``.
+            previews: number of intermediate images to send; none of images with a side above 512 pixels.
+            seed: as for ``upscale``.
+            pixel_mm: as for ``upscale``.
+            options: the other options of ``upscale``.
+
+        Raises:
+            UpscaleError: see the module's docstring; at once for what the client checks, otherwise while iterating.
+        """
+        request = self._request(image, seed, pixel_mm, **options)
+        validated(check_previews, previews, request.preset.diffusion.T)
+        if self.protocol != "grpc":
+            raise BadRequest(f"'protocol' must be 'grpc' for progress, got '{self.protocol}'")
+        return self._events(request, previews)
+
+    def _request(self, image: Any, seed: int, pixel_mm: float | None, **options: Any) -> Request:
+        chosen, preset = self.check(seed, **options), self.preset
+        array = validated(gray_image, image, preset.max_side)
+        size = None if pixel_mm is None else validated(check_pixel_mm, pixel_mm)
+        return Request(array, int(seed), size, chosen, preset, self._tells_model)
+
+    def _events(self, request: Request, previews: int) -> Iterator[Event]:
+        arrays = {**request.arrays, "previews": np.array([[previews]])}
+        outputs = [*request.outputs, "step", "steps", "top", "left", *(["preview"] if previews else [])]
+        large = max(request.image.shape) > MAX_SIDE
+        began, tiles = time.monotonic(), Tiles(request.image.shape)
+        for found in self._stream(arrays, outputs, request.preset):
+            step, steps = int(found["step"][0, 0]), int(found["steps"][0, 0])
+            if "upscaled" in found and large:
+                tiles.add(found)
+            if "upscaled" in found and step == steps:
+                whole = tiles.whole() if large else found
+                yield Event(step, steps, result=request.result(whole, time.monotonic() - began))
+            else:
+                yield Event(step, steps, found["preview"][0] if "preview" in found else None)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked request."""
+
+    image: NDArray[np.floating[Any]]
+    seed: int
+    pixel_mm: float | None
+    options: Options
+    preset: Preset
+    tells_model: bool
+    """Whether the server tells the hash of its model files."""
+
+    @property
+    def arrays(self) -> wire.Arrays:
+        size = {} if self.pixel_mm is None else {"pixel_mm": self.pixel_mm}
+        values = {"seed": self.seed, **size, **asdict(self.options)}
+        return {"image": self.image[None], **{name: np.array([[value]]) for name, value in values.items()}}
+
+    @property
+    def outputs(self) -> list[str]:
+        banded = self.preset.band.scale(self.options.samples) is not None
+        outputs = ["upscaled", "lr_error", "found", "noise", "expected_error", *(["spread"] if banded else [])]
+        return [*outputs, *(["model"] if self.tells_model else [])]
+
+    def result(self, found: wire.Arrays, seconds: float) -> Upscaled:
+        """Return the result from the server's outputs for a batch of one."""
+        spread, expected = found.get("spread"), float(found["expected_error"][0, 0])
         return Upscaled(
-            found["upscaled"],
-            found.get("spread"),
-            float(found["lr_error"][0]),
-            found["found"][0].decode(),
-            float(found["noise"][0]),
-            None if found["expected_error"][0] == UNKNOWN else float(found["expected_error"][0]),
-            size.get("pixel_mm"),
-            preset.name,
-            found["model"][0].decode() if "model" in found else "",
-            int(seed),
-            options,
-            seconds=time.monotonic() - began,
+            found["upscaled"][0],
+            None if spread is None else spread[0],
+            float(found["lr_error"][0, 0]),
+            found["found"][0, 0].decode(),
+            float(found["noise"][0, 0]),
+            None if expected == UNKNOWN else expected,
+            self.pixel_mm,
+            self.preset.name,
+            found["model"][0, 0].decode() if "model" in found else "",
+            self.seed,
+            self.options,
+            seconds,
         )
+
+
+class Tiles:
+    """The tiles of a large image."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = (1, *(SCALE * side for side in shape))
+        self.last: dict[str, NDArray[Any]] = {}
+        self.images: dict[str, Image] = {}
+        self.lr_error = self.expected = 0.0
+
+    def add(self, tile: wire.Arrays) -> None:
+        """Add a tile, in any order; the first one of a repeated request starts anew."""
+        top, left = int(tile["top"][0, 0]), int(tile["left"][0, 0])
+        if top == left == 0:
+            self.images, self.lr_error, self.expected = {}, 0.0, 0.0
+        height, width = tile["upscaled"].shape[1:]
+        for name in ("upscaled", "spread"):
+            if name in tile:
+                canvas = self.images.setdefault(name, np.empty(self.shape, np.float32))
+                canvas[:, top : top + height, left : left + width] = tile[name]
+        share = height * width / (self.shape[1] * self.shape[2])
+        self.lr_error = max(self.lr_error, float(tile["lr_error"][0, 0]))
+        self.expected += share * float(tile["expected_error"][0, 0])
+        self.last = dict(tile)
+
+    def whole(self) -> dict[str, NDArray[Any]]:
+        """Return the outputs for the whole image; the expected error is the tiles' mean."""
+        numbers = {"lr_error": np.array([[self.lr_error]]), "expected_error": np.array([[self.expected]])}
+        return {**self.last, **self.images, **numbers}
+
+
+class Retry:
+    """Waits until a server that went away during a request is back, for at most the client's ``wait``."""
+
+    def __init__(self, client: Client, preset: Preset) -> None:
+        self.client, self.preset = client, preset
+        self.deadline, self.pause = math.inf, PAUSES[0]
+
+    def wait(self, lost: wire.NotServing) -> None:
+        """Wait after a request that was not served.
+
+        Raises:
+            ServerLost: the server is not back in time, or runs another preset.
+            UpscaleError: see ``Client.wait_until_ready``.
+        """
+        client = self.client
+        gone = f"server {client.url} went away during a request and"
+        late = f"within {client.wait:g} s: {' '.join(str(lost).split())}"
+        self.deadline = min(self.deadline, time.monotonic() + client.wait)
+        if time.monotonic() >= self.deadline:
+            raise ServerLost(f"{gone} did not serve it {late}") from lost
+        self.pause = client._pause(self.pause, self.deadline)
+        try:
+            client._wait_until_ready(self.deadline)
+        except ServerUnavailable as error:
+            raise ServerLost(f"{gone} was not back {late}") from error
+        if client.preset != self.preset:
+            raise ServerLost(f"{gone} runs preset '{client.preset.name}' now, not '{self.preset.name}'")
 
 
 def validated(check: Callable[..., T], *args: Any, **options: Any) -> T:

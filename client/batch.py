@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
-import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,8 +18,7 @@ from tqdm import tqdm
 from client.api import BadRequest, Client, NotAllowed, ServerLost, Upscaled, UpscaleError, validated
 from client.formats.source import FileError, Source
 from client.jobs import Finder, Job
-from client.pictures import CAUTION, comparison, uncertainty_map
-from client.png import write_png
+from client.outputs import check_outputs, is_done, notes_of, write_outputs
 from client.reader import Reader
 from client.terminal import on_one_line
 from pipeline.interrupts import uninterrupted
@@ -54,46 +51,6 @@ def options_of(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
     return options
 
 
-def notes_of(source: Source, result: Upscaled) -> str:
-    """Return notes on reading an image and on anything unusual about it; "" if there are none."""
-    return "; ".join([*source.notes, *result.notes()])
-
-
-def provenance(source: Source, result: Upscaled) -> dict[str, str]:
-    """Return PNG text chunks that mark an output as derived and describe how its source was read."""
-    notes = notes_of(source, result)
-    return ({"Notes": notes} if notes else {}) | {
-        "Software": "cxr-superres",
-        "Description": f"Super-resolved x{SCALE} by latent diffusion: {CAUTION}.",
-        "Parameters": result.parameters(),
-    }
-
-
-def outputs_of(job: Job, args: argparse.Namespace) -> list[Path]:
-    """Return a job's output files: the image and, if requested, the comparison and the uncertainty map."""
-    picture = job.target.with_name(f"{job.target.stem}_compare.png")
-    return [job.target, *([picture] if args.compare else []), *([args.uncertainty] if args.uncertainty else [])]
-
-
-def is_done(job: Job, args: argparse.Namespace) -> bool:
-    """Whether all outputs exist and are not empty."""
-    return all(os.path.isfile(path) and path.stat().st_size for path in outputs_of(job, args))
-
-
-def check_outputs(job: Job, args: argparse.Namespace) -> None:
-    """Raises FileError if an output is an input, has the name of another, or exists and may not be overwritten."""
-    outputs = outputs_of(job, args)
-    inputs = [job.path, *([args.compare] if args.compare else [])]
-    for path_in, path_out in itertools.product(filter(os.path.exists, inputs), filter(os.path.exists, outputs)):
-        if path_in.samefile(path_out):
-            raise FileError(f"'{path_in}': its output '{path_out}' is an input: give it another name or folder")
-    if len({os.path.realpath(path_out) for path_out in outputs}) < len(outputs):
-        raise FileError(f"'{args.uncertainty}' is also the name of another output: give --uncertainty another one")
-    for path_out in outputs:
-        if os.path.exists(path_out) and not args.force:
-            raise FileError(f"'{path_out}' exists already: give --force to overwrite it")
-
-
 def check_sides(path: Path, image: Image) -> None:
     """Raises FileError if the image is too small or too large to upscale."""
     height, width = image.shape
@@ -124,12 +81,7 @@ def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namesp
         result = client.upscale(source.image, seed=args.seed, pixel_mm=source.pixel_mm, **options)
     except BadRequest as error:
         raise BadRequest(f"'{job.path}': {error}") from error
-    text = provenance(source, result)
-    write_png(job.target, result.image, source.bits, text)
-    if hr is not None:
-        write_png(outputs_of(job, args)[1], comparison(source.image, result.image, hr), text=text)
-    if args.uncertainty and result.spread is not None:
-        write_png(args.uncertainty, uncertainty_map(result.image, result.spread), text=text)
+    write_outputs(job, args, source, result, hr)
     return source, result
 
 

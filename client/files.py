@@ -17,6 +17,9 @@ from pipeline.spec import SCALE
 _one_at_a_time = threading.Lock()
 """Images may be large, and pydicom's warnings can only be suppressed for the whole process."""
 
+MAX_BYTES = 4 * 2**30
+"""Maximum bytes of a file: twice those of the largest image in double precision."""
+
 DECODERS: dict[Kind, str] = {"png": "raster", "jpeg": "raster", "tiff": "tiff", "npy": "npy", "dicom": "dicom"}
 """Kind ⇒ decoder module, imported on demand: pydicom alone takes 0.2 s."""
 
@@ -36,6 +39,9 @@ def read_image(path: Path | str, choice: Choice | None = None, downscale: int | 
     try:
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
             raise FileError(f"'{path}' is not a regular file: write it to one first")
+        if path.stat().st_size > MAX_BYTES:
+            size = path.stat().st_size / 2**30
+            raise FileError(f"'{path}' has {size:.1f} GiB, must have at most {MAX_BYTES / 2**30:.0f} GiB")
         data = path.read_bytes()
     except FileNotFoundError:
         raise FileError(f"'{path}' does not exist") from None

@@ -14,6 +14,8 @@ from client.formats.source import FileError
 from pipeline.spec import SCALE
 
 SUFFIX = f"_x{SCALE}"
+ENDINGS = {"png": ".png", "dicom": ".dcm"}
+"""Format of outputs ⇒ end of their names."""
 PATTERN = f"{{stem}}{SUFFIX}.png"
 DICOMDIR = "DICOMDIR"
 """Name of a medium's table of contents, which has no image."""
@@ -22,19 +24,22 @@ FIELDS = ("stem", "name", "suffix")
 
 @dataclass(frozen=True)
 class Job:
-    """An image to upscale and its output PNG file."""
+    """An image to upscale and its output file."""
 
     path: Path
     target: Path
 
 
-def check_pattern(pattern: str) -> None:
-    """Check that a pattern names PNG files in one folder, one per input.
+def check_pattern(pattern: str, ending: str = ".png") -> None:
+    """Check that a pattern names files of this ending in one folder, one per input.
 
     Raises:
         ValueError: the pattern is invalid.
     """
-    rule = f"must be a file name that ends in .png and has {{stem}} or {{name}}, such as '{PATTERN}', got '{pattern}'"
+    example = PATTERN.replace(".png", ending)
+    rule = (
+        f"must be a file name that ends in {ending} and has {{stem}} or {{name}}, such as '{example}', got '{pattern}'"
+    )
     try:
         parts = list(Formatter().parse(pattern))
     except ValueError as error:
@@ -43,7 +48,7 @@ def check_pattern(pattern: str) -> None:
     plain = all(name is None or (not spec and not conversion) for _, name, spec, conversion in parts)
     if not plain or set(names) - set(FIELDS) or not {"stem", "name"} & set(names):
         raise ValueError(f"{rule}; fields are {', '.join(f'{{{name}}}' for name in FIELDS)}")
-    if not pattern.lower().endswith(".png") or "/" in pattern or pattern.startswith("."):
+    if not pattern.lower().endswith(ending) or "/" in pattern or pattern.startswith("."):
         raise ValueError(rule)
 
 
@@ -145,7 +150,7 @@ class Finder:
         if other is not None:
             yield FileError(
                 f"'{path}': its output '{target}' is also that of '{other}': distinguish them with --name "
-                "'{name}_x4.png', or give -o another folder"
+                f"'{{name}}_x4{target.suffix}', or give -o another folder"
             )
         elif self._is_input(target):
             yield FileError(f"'{path}': its output '{target}' is an input: give it another name or folder")

@@ -1,9 +1,11 @@
-"""Upscale chest X-rays ×4 on a Triton server: PNG, JPEG, TIFF, DICOM or .npy in, PNG out.
+"""Upscale chest X-rays ×4 on a Triton server: PNG, JPEG, TIFF, DICOM or .npy in, PNG or DICOM out.
 
 python client/upscale.py scan.png
 python client/upscale.py scans/ -o upscaled/ --recursive --skip-existing
 python client/upscale.py scan.dcm -o out.png --url gpu-server:8001 --seed 7
 python client/upscale.py scan.dcm --window 2048 4096 --frame 2
+python client/upscale.py scan.dcm -o out.dcm --compress jpeg2000
+python client/upscale.py scans/ -o upscaled/ --format dicom --burn-in
 python client/upscale.py a.png a.jpg --name '{name}_x4.png'
 python client/upscale.py scan.png --uncertainty doubt.png
 python client/upscale.py scan.png --samples 16 --mean
@@ -23,13 +25,15 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 from tqdm import tqdm
 
 from client import UpscaleError, access
 from client.batch import MEAN_SAMPLES, options_of, report, search_in_background, upscale_all
+from client.dicom import Compression
 from client.formats.source import Choice
-from client.jobs import PATTERN, SUFFIX, Finder, check_pattern
+from client.jobs import ENDINGS, PATTERN, SUFFIX, Finder, check_pattern
 from client.terminal import make_output_safe, mute_output, on_one_line
 from pipeline.command_line import make_parser
 from pipeline.interrupts import Interrupted, install
@@ -66,8 +70,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "-o",
         "--out",
         metavar="PATH",
-        help=f"output NAME.png for one image, or a folder (default: IMAGE{SUFFIX}.png beside it, DIR{SUFFIX}/)",
+        help=f"output NAME.png or NAME.dcm for one image, or a folder (default: IMAGE{SUFFIX}.png beside it, "
+        f"DIR{SUFFIX}/)",
     )
+    add(
+        "--format",
+        choices=tuple(ENDINGS),
+        help="format of outputs; dicom: a derived image in the study of its source, which must be a DICOM image "
+        "(CR, DX, Secondary Capture) (default: dicom for -o NAME.dcm, else png)",
+    )
+    add("--compress", choices=tuple(get_args(Compression)), help="compress DICOM outputs without loss (default: not)")
+    add("--burn-in", action="store_true", help="write 'generated detail, not for diagnosis' into DICOM outputs")
     add(
         "--name",
         metavar="PATTERN",
@@ -101,7 +114,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--uncertainty",
         type=Path,
         metavar="FILE",
-        help="also write a PNG that shows where detail was guessed: half-width of the 90 %% band, in gray levels",
+        help="also write where detail was guessed, the half-width of the 90 %% band: a PNG in gray levels or, beside a "
+        "DICOM output, a .dcm (parametric map) in stored values",
     )
     add(
         "--faithful",
@@ -162,8 +176,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     several = len(args.inputs) > 1 or os.path.isdir(args.inputs[0])
     args.priority = args.priority or ("bulk" if several else "interactive")
     check_access(parser, args)
-    check_reading(parser, args)
     check_output(parser, args, several)
+    check_reading(parser, args)
     try:
         check_seed(args.seed)
         check_options(args)
@@ -174,8 +188,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name in ("compare", "uncertainty"):
         if getattr(args, name) and several:
             parser.error(f"argument --{name}: requires a single image")
-    if args.uncertainty and args.uncertainty.suffix.lower() != ".png":
-        parser.error(f"argument --uncertainty: must end in .png, got '{args.uncertainty}'")
+    endings = (".png", ".dcm") if args.format == "dicom" else (".png",)
+    if args.uncertainty and args.uncertainty.suffix.lower() not in endings:
+        parser.error(f"argument --uncertainty: must end in {' or '.join(endings)}, got '{args.uncertainty}'")
     return args
 
 
@@ -223,30 +238,38 @@ def check_reading(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     low, high = PIXEL_MM
     if args.pixel_mm is not None and not low <= args.pixel_mm <= high:
         parser.error(f"argument --pixel-mm: must be {low:g} to {high:g}, got {args.pixel_mm:g}")
-    args.choice = Choice(tuple(args.window) if args.window else None, args.frame, args.page, args.pixel_mm)
+    window = tuple(args.window) if args.window else None
+    args.choice = Choice(window, args.frame, args.page, args.pixel_mm, args.format == "dicom")
 
 
 def check_output(parser: argparse.ArgumentParser, args: argparse.Namespace, several: bool) -> None:
-    """Check -o and --name and set ``args.out`` and ``args.out_is_file``; exit if one is invalid."""
+    """Check -o, --name and the format, and set them and ``args.out_is_file``; exit if one is invalid."""
     text = args.out
     is_folder = text is None or text.endswith(os.sep) or os.path.isdir(text)
     args.out = None if text is None else Path(text)
     suffix = "" if is_folder else args.out.suffix.lower()
-    args.out_is_file = suffix == ".png"
+    args.out_is_file = suffix in ENDINGS.values()
     is_version = re.fullmatch(r"\.v?\d+", suffix)  # a folder such as results.v2
     if suffix and not args.out_is_file and not is_version:
         parser.error(
-            f"argument -o: must be a .png file or a folder, got '{text}' (for a folder of that name: '{text}/')"
+            f"argument -o: must be a .png or .dcm file or a folder, got '{text}' (for a folder of that name: '{text}/')"
         )
     if not is_folder and not args.out_is_file and os.path.exists(text):
-        parser.error(f"argument -o: must be a .png file or a folder, got the file '{text}'")
+        parser.error(f"argument -o: must be a .png or .dcm file or a folder, got the file '{text}'")
     if args.out_is_file and several:
         parser.error(f"argument -o: must be a folder for several inputs, got '{text}'")
     if args.out_is_file and args.name is not None:
         parser.error("argument --name: requires outputs in folders, not -o NAME.png")
-    args.name = PATTERN if args.name is None else args.name
+    args.format = args.format or ("dicom" if suffix == ENDINGS["dicom"] else "png")
+    ending = ENDINGS[args.format]
+    if args.out_is_file and suffix != ending:
+        parser.error(f"argument -o: must end in {ending} for --format {args.format}, got '{text}'")
+    for flag in ("compress", "burn_in"):
+        if getattr(args, flag) and args.format != "dicom":
+            parser.error(f"argument --{flag.replace('_', '-')}: requires --format dicom")
+    args.name = PATTERN.replace(".png", ending) if args.name is None else args.name
     try:
-        check_pattern(args.name)
+        check_pattern(args.name, ending)
     except ValueError as error:
         parser.error(f"argument --name: {error}")
 

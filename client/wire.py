@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
@@ -21,7 +22,13 @@ import numpy as np
 import tritonclient.grpc
 import tritonclient.http
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException, triton_to_np_dtype
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import (
+    InferenceServerException,
+    np_to_triton_dtype,
+    serialize_byte_tensor,
+    triton_to_np_dtype,
+)
 
 from pipeline.interrupts import uninterrupted
 from pipeline.method.options import is_not_serving
@@ -83,6 +90,11 @@ class Wire(Protocol):
     def infer(self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float) -> dict[str, NDArray[Any]]:
         """Run a model; inputs missing from ``arrays`` are not sent."""
 
+    def stream(
+        self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        """Run a decoupled model and yield its responses; closing the iterator cancels the request."""
+
     def close(self) -> None:
         """Close all connections; requests in progress fail."""
 
@@ -118,10 +130,27 @@ def _limit(seconds: float) -> float | None:
     return seconds if seconds < FOREVER else None
 
 
-def _inputs(library: ModuleType, model: Model, arrays: Arrays) -> list[Any]:
+def _typed(model: Model, arrays: Arrays) -> dict[str, NDArray[Any]]:
+    """Return the model's inputs among the arrays, with their dtypes."""
     dtypes = {t.name: triton_to_np_dtype("BYTES" if t.dtype == "STRING" else t.dtype) for t in model.inputs}
-    given = {name: np.asarray(arrays[name]).astype(dtype) for name, dtype in dtypes.items() if name in arrays}
-    return infer_inputs(library, given)
+    return {name: np.asarray(arrays[name]).astype(dtype) for name, dtype in dtypes.items() if name in arrays}
+
+
+def _inputs(library: ModuleType, model: Model, arrays: Arrays) -> list[Any]:
+    return infer_inputs(library, _typed(model, arrays))
+
+
+def _stream_request(model: Model, arrays: Arrays, outputs: Sequence[str], priority: int) -> Any:
+    """Return the message of a request for a stream, which tritonclient makes only for streams that stay open."""
+    request = service_pb2.ModelInferRequest(model_name=model.name)
+    request.parameters["priority"].uint64_param = priority
+    for name, array in _typed(model, arrays).items():
+        request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
+        text = array.dtype == np.object_
+        request.raw_input_contents.append(serialize_byte_tensor(array).item() if text else array.tobytes())
+    for name in outputs:
+        request.outputs.add(name=name)
+    return request
 
 
 class Grpc:
@@ -138,12 +167,14 @@ class Grpc:
         self, url: str, tls: bool = False, ca: str | None = None, token: str | None = None, priority: int = 0
     ) -> None:
         self._headers, self._priority = token_headers(token, "grpc"), priority
+        self._streams = _channel(url, tls, ca)
         with uninterrupted():  # tritonclient cannot be deleted half made
             self._client = tritonclient.grpc.InferenceServerClient(
                 url, ssl=tls, root_certificates=ca, channel_args=CHANNEL
             )
 
     def close(self) -> None:
+        self._streams.close()
         self._client.close()
 
     def _ask(self, function: Callable[[], T]) -> T:
@@ -176,6 +207,37 @@ class Grpc:
         level = self._priority if model.preset else 0
         answer = self._ask(lambda: self._client.infer(model.name, inputs, outputs=wanted, priority=level, **common))
         return {name: answer.as_numpy(name) for name in outputs}
+
+    def stream(
+        self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        request = _stream_request(model, arrays, outputs, self._priority)
+        # errors as gRPC's status, with which the stream ends
+        headers = (*self._headers.items(), ("triton_grpc_error", "true"))
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(self._streams)
+        try:
+            call = stub.ModelStreamInfer(iter([request]), metadata=headers, timeout=_limit(limit))
+        except ValueError as error:  # the channel is closed
+            raise NotServing(str(error)) from error
+        try:
+            for response in call:
+                if response.error_message:
+                    raise failure("INTERNAL", response.error_message)
+                found = tritonclient.grpc.InferResult(response.infer_response)
+                arrays = {output.name: found.as_numpy(output.name) for output in response.infer_response.outputs}
+                if arrays:
+                    yield arrays
+        except grpc.RpcError as error:
+            raise failure(error.code().name, error.details() or "") from error
+        finally:
+            call.cancel()
+
+
+def _channel(url: str, tls: bool, ca: str | None) -> grpc.Channel:
+    if not tls:
+        return grpc.insecure_channel(url, CHANNEL)
+    roots = None if ca is None else Path(ca).read_bytes()
+    return grpc.secure_channel(url, grpc.ssl_channel_credentials(roots), CHANNEL)
 
 
 class Http:
@@ -287,6 +349,11 @@ class Http:
             raise _refusal(status, answer)
         result = tritonclient.http.InferenceServerClient.parse_response_body(answer, header_length=json_size or None)
         return {name: result.as_numpy(name) for name in outputs}
+
+    def stream(
+        self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        raise Invalid("progress, and images with a side above 512 pixels, need protocol 'grpc', got 'http'")
 
 
 def _refusal(status: int, body: bytes) -> Exception:

@@ -136,6 +136,26 @@ def superres_model(preset: Preset) -> Model:
     )
 
 
+def superres_stream_model(preset: Preset) -> Model:
+    """Return the model that also tells its progress and takes larger images, which it returns in tiles."""
+    one = superres_model(preset)
+    return replace(
+        one,
+        name="superres_stream",
+        inputs=(*one.inputs, Tensor("previews", "INT32", (1,), optional=True, range=(0, preset.diffusion.T))),
+        outputs=(
+            *one.outputs,
+            Tensor("step", "INT32", (1,)),
+            Tensor("steps", "INT32", (1,)),
+            Tensor("preview", "FP32", (-1, -1)),
+            Tensor("top", "INT32", (1,)),
+            Tensor("left", "INT32", (1,)),
+        ),
+        max_batch=1,
+        decoupled=True,
+    )
+
+
 def models(preset: Preset) -> tuple[Model, ...]:
     """Return every model of the repository that is in git."""
-    return (superres_model(preset), *onnx_models(preset))
+    return (superres_model(preset), superres_stream_model(preset), *onnx_models(preset))

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.spec import INT8_FILE, SCALE, Condition, Prediction, SamplerName, ScheduleName, Start
+from pipeline.spec import (
+    INT8_FILE,
+    MAX_SIDE,
+    MAX_TILED_SIDE,
+    SCALE,
+    Condition,
+    Prediction,
+    SamplerName,
+    ScheduleName,
+    Start,
+)
 
 
 @dataclass(frozen=True)
@@ -181,6 +191,11 @@ class Preset:
     def openvino_file(self, model: str) -> str:
         """Return the name of the file in a model's version folder that OpenVINO runs."""
         return INT8_FILE if model in self.int8 else "model.onnx"
+
+    @property
+    def max_side(self) -> int:
+        """Maximum side of an LR image: larger ones are upscaled in tiles if the decoder has no normalisation."""
+        return MAX_TILED_SIDE if self.vae.sees_lr else MAX_SIDE
 
     @property
     def lr_multiple(self) -> int:

@@ -47,6 +47,9 @@ INT8_FILE = "model_int8.onnx"
 MIN_SIDE, MAX_SIDE = 2, 512
 """Range of a low-resolution image's sides, in pixels. Reflection padding needs 2; 512 needs 5 GiB (paper's decoder)."""
 
+MAX_TILED_SIDE = 2048
+"""Maximum side of images that are upscaled in tiles (``pipeline.method.tiles``), where the preset's networks can."""
+
 MAX_BATCH = 16
 """Maximum images per network call, and requests per server batch."""
 
@@ -121,7 +124,10 @@ class Model:
     warmup: tuple[tuple[int, ...], ...] = ()
     """Dims of each input in the warm-up request that Triton runs before it reports the model ready."""
     preset: str | None = None
-    """For the model that runs the method: the preset it implements."""
+    """For the models that run the method: the preset they implement."""
+    max_batch: int = MAX_BATCH
+    decoupled: bool = False
+    """Whether a request gets several responses."""
 
     @property
     def input_names(self) -> list[str]:

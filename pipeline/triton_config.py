@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from pipeline.command_line import make_parser
 from pipeline.models import models, onnx_models, plan_models
 from pipeline.presets import DEFAULT, PRESETS, Preset
-from pipeline.spec import INSTANCES, INT8_FILE, MAX_BATCH, MAX_QUEUE, PRIORITIES, QUEUE_TIMEOUT, Model, Tensor
+from pipeline.spec import INSTANCES, INT8_FILE, MAX_QUEUE, PRIORITIES, QUEUE_TIMEOUT, Model, Tensor
 
 MODEL_FILE = {"python": "model.py", "onnxruntime": "model.onnx", "openvino": "model.onnx", "tensorrt": "model.plan"}
 REPOSITORY = Path("model_repository")
@@ -38,7 +38,7 @@ def _data_type(tensor: Tensor) -> int:
 
 def config_of(model: Model) -> pb.ModelConfig:
     """Return the model's configuration, complete for servers that do not auto-complete it."""
-    config = pb.ModelConfig(name=model.name, backend=model.backend, max_batch_size=MAX_BATCH)
+    config = pb.ModelConfig(name=model.name, backend=model.backend, max_batch_size=model.max_batch)
     config.default_model_filename = MODEL_FILE[model.backend]
     for tensor in model.inputs:
         config.input.add(name=tensor.name, data_type=_data_type(tensor), dims=tensor.dims, optional=tensor.optional)
@@ -58,6 +58,8 @@ def config_of(model: Model) -> pb.ModelConfig:
     if model.backend == "python":
         # images of different shapes or options can run concurrently; the networks' batchers combine their calls
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=INSTANCES)
+    if model.decoupled:
+        config.model_transaction_policy.decoupled = True
     if model.backend == "openvino":
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
         config.parameters["HINT_BF16"].string_value = "YES"

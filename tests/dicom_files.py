@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,22 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    UID,
+    ComputedRadiographyImageStorage,
+    ExplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
+
+from client.api import Upscaled
+from client.formats import dicom
+from client.formats.source import Choice, Source
+from pipeline.method.images import upsample
+from pipeline.method.options import Options
+from pipeline.method.reduction import History, faithful_to, reduce
+from pipeline.presets import DEFAULT
+from pipeline.spec import SCALE, ReductionName
 
 
 def make_dataset(pixels: NDArray[Any], bits: int | None = None, syntax: UID | str = ExplicitVRLittleEndian) -> Dataset:
@@ -76,3 +92,73 @@ def to_bytes(dataset: Dataset, **tags: object) -> bytes:
 def ramp(low: int, high: int, dtype: str) -> NDArray[Any]:
     """[4, 16] from low to high, each row the same."""
     return np.tile(np.linspace(low, high, 16), (4, 1)).astype(dtype)
+
+
+def make_radiograph(
+    kind: UID = ComputedRadiographyImageStorage,
+    bits: int = 12,
+    inverted: bool = False,
+    reduction: ReductionName = "cubic",
+    shape: tuple[int, int] = (48, 64),
+) -> Dataset:
+    """A valid chest radiograph of class CR, DX or SC: a blob on a ramp that is saturated at both ends, reduced."""
+    y, x = np.mgrid[: SCALE * shape[0], : SCALE * shape[1]] / SCALE
+    gray = 1.3 * x / shape[1] - 0.2 + 0.4 * np.exp(-((x - 30) ** 2 + (y - 20) ** 2) / 50) + 0.05 * np.sin(y)
+    gray = reduce(gray.clip(0, 1).astype(np.float32), reduction).clip(0, 1).astype(np.float64)
+    top = 2**bits - 1
+    pixels = np.rint(top * (1 - gray if inverted else gray)).astype("u1" if bits <= 8 else "u2")
+    dataset = make_dataset(pixels, bits)
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = kind
+    dataset.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = (generate_uid(entropy_srcs=[n]) for n in ("study", "series"))
+    dataset.PatientName, dataset.PatientID = "Röntgen^Anna", "17"
+    dataset.SpecificCharacterSet = "ISO_IR 100"
+    dataset.PatientBirthDate, dataset.PatientSex = "19000101", "F"
+    dataset.StudyDate, dataset.StudyTime, dataset.StudyID, dataset.AccessionNumber = "20200102", "030405", "1", "2"
+    dataset.ReferringPhysicianName, dataset.Manufacturer = "Curie", "Maker"
+    dataset.SeriesNumber, dataset.InstanceNumber, dataset.SeriesDescription = 3, 4, "Thorax p.a."
+    dataset.ImageType, dataset.BurnedInAnnotation = ["ORIGINAL", "PRIMARY"], "NO"
+    dataset.PatientOrientation, dataset.PixelSpacing = ["L", "F"], [0.56, 0.56]
+    dataset.Modality = {ComputedRadiographyImageStorage: "CR", SecondaryCaptureImageStorage: "OT"}.get(kind, "DX")
+    dataset.WindowCenter, dataset.WindowWidth = (top + 1) / 2, 0.6 * top
+    if kind == SecondaryCaptureImageStorage:
+        dataset.ConversionType, dataset.Laterality = "WSD", None
+        return dataset
+    dataset.BodyPartExamined, dataset.ViewPosition, dataset.ImagerPixelSpacing = "CHEST", "PA", [0.6, 0.6]
+    if kind != ComputedRadiographyImageStorage:
+        dataset.PresentationIntentType, dataset.ImageLaterality = "FOR PRESENTATION", "U"
+        dataset.DetectorType, dataset.PositionerType = "DIRECT", None
+        dataset.PixelIntensityRelationship, dataset.PixelIntensityRelationshipSign = "LOG", -1
+        dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = 0, 1, "US"
+        dataset.PresentationLUTShape = "INVERSE" if inverted else "IDENTITY"
+        dataset.LossyImageCompression, dataset.AcquisitionContextSequence = "00", []
+        region = Dataset()
+        region.CodeValue, region.CodingSchemeDesignator, region.CodeMeaning = "51185008", "SCT", "Chest"
+        dataset.AnatomicRegionSequence = [region]
+    return dataset
+
+
+def read_original(data: bytes, choice: Choice | None = None) -> Source:
+    """The source of a DICOM result."""
+    return dicom.read(data, replace(choice or Choice(), original=True), [])
+
+
+def make_result(source: Source, reduction: ReductionName = "cubic", noise: float = 0.02, **options: Any) -> Upscaled:
+    """A result as a server would give: with detail of its own that reduces to the source."""
+    detail = np.random.default_rng(0).normal(0, noise, [SCALE * side for side in source.image.shape])
+    image = np.clip(upsample(source.image) + detail.astype(np.float32), 0, 1)
+    image = faithful_to(source.image, image, History(reduction))
+    return Upscaled(
+        image=image,
+        spread=np.full_like(image, 0.02),
+        lr_error=0.0,
+        degradation=reduction,
+        noise=0.0,
+        expected_error=0.01,
+        pixel_mm=source.pixel_mm,
+        preset=DEFAULT.name,
+        model="0123456789abcdef" * 4,
+        seed=7,
+        options=Options.of(DEFAULT, **options),
+        seconds=1.0,
+    )

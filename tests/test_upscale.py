@@ -506,10 +506,10 @@ def test_empty_folder(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--downscale", "1"], "--downscale: must be 2 or more, got 1"),
         (
             ["-o", "out.jpg"],
-            "-o: must be a .png file or a folder, got 'out.jpg' (for a folder of that name",
+            "-o: must be a .png or .dcm file or a folder, got 'out.jpg' (for a folder of that name",
         ),
-        (["-o", "out.bmp"], "-o: must be a .png file or a folder, got 'out.bmp'"),
-        (["-o", "/dev/null"], "-o: must be a .png file or a folder, got the file '/dev/null'"),
+        (["-o", "out.bmp"], "-o: must be a .png or .dcm file or a folder, got 'out.bmp'"),
+        (["-o", "/dev/null"], "-o: must be a .png or .dcm file or a folder, got the file '/dev/null'"),
         (["another.png", "-o", "out.png"], "-o: must be a folder for several inputs, got 'out.png'"),
         (["-o", "out.png", "--name", "{stem}.png"], "--name: requires outputs in folders"),
         (["--name", "x.png"], "--name: must be a file name that ends in .png and has {stem} or {name}"),

@@ -1,1 +1,6 @@
-"""Write results as DICOM: ``derive`` an image from a source and its result, ``map_uncertainty``, ``write_dicom``."""
+"""Write results as DICOM: ``derive.derive``, ``uncertainty.map_uncertainty``, ``files.write_dicom``."""
+
+from typing import Literal
+
+Compression = Literal["jpeg2000", "jpeg-ls"]
+"""Compression of files, without loss."""

@@ -13,6 +13,7 @@ import numpy as np
 from highdicom import ContributingEquipment
 from highdicom.sr import CodedConcept
 from pydicom import Dataset
+from pydicom.config import disable_value_validation
 from pydicom.dataset import FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import (
@@ -20,6 +21,7 @@ from pydicom.uid import (
     JPEG2000,
     UID,
     ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForProcessing,
     ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
@@ -35,7 +37,7 @@ from client.formats.dicom_display import numbers
 from client.formats.original import Original, Stored
 from client.formats.source import Source
 from client.pictures import CAUTION
-from pipeline.spec import REDUCTIONS, SCALE
+from pipeline.spec import REDUCTIONS, SCALE, ReductionName
 
 NAME = "cxr-superres"
 NAMESPACE = uuid.UUID("b8f4b6d6-6a0c-5b0e-9c5e-0d5f1e2c7a41")
@@ -48,6 +50,7 @@ EMPTY = (
     *("AccessionNumber", "ReferringPhysicianName", "Manufacturer", "InstanceNumber", "PatientOrientation"),
 )
 """Attributes that every image must have, though they may be empty (type 2)."""
+EMPTY_IN_CR = ("BodyPartExamined", "ViewPosition")
 DROPPED = (
     *("InstanceCreationDate", "InstanceCreationTime", "InstanceCreatorUID", "IconImageSequence", "HistogramSequence"),
     *("SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries"),
@@ -58,11 +61,9 @@ DROPPED = (
 OVERLAYS = ((0x5000, 0x50FF), (0x6000, 0x60FF))
 """Groups of curves and overlays, which have the source's number of pixels."""
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
-PLACES = tuple(
-    f"{kind}{edge}"
-    for kind in ("Shutter", "Collimator")
-    for edge in ("LeftVerticalEdge", "RightVerticalEdge", "UpperHorizontalEdge", "LowerHorizontalEdge")
-) + (
+EDGES = ("LeftVerticalEdge", "RightVerticalEdge", "UpperHorizontalEdge", "LowerHorizontalEdge")
+PLACES = (
+    *(f"{kind}{edge}" for kind in ("Shutter", "Collimator") for edge in EDGES),
     *("CenterOfCircularShutter", "VerticesOfThePolygonalShutter"),
     *("CenterOfCircularCollimator", "VerticesOfThePolygonalCollimator"),
 )
@@ -93,25 +94,28 @@ def derive(source: Source, result: Upscaled, *, marked: bool = False) -> Dataset
     if original is None:
         raise ValueError("the source must be read with Choice(original=True)")
     exact = result.options.faithful
-    reduction = next((name for name in REDUCTIONS if name == result.degradation), "area")
+    reduction: ReductionName = next((name for name in REDUCTIONS if name == result.degradation), "area")
     stored = stored_result(original, source.image, result.image, reduction, exact=exact)
-    derived = copy.deepcopy(original.header)
-    for group in OVERLAYS:
-        for tag in [tag for tag in derived.keys() if group[0] <= tag.group <= group[1]]:
-            del derived[tag]
-    for keyword in DROPPED:
-        if keyword in derived:
-            delattr(derived, keyword)
-    for keyword in EMPTY:
-        if keyword not in derived:
-            setattr(derived, keyword, None)
-    if marked:
-        stored = burn_in(original, stored, CAUTION)
-        derived.BurnedInAnnotation = "YES"
-    identify(derived, source, result, marked=marked)
-    describe(derived, original, result)
-    scale_geometry(derived, original)
-    set_pixels(derived, original, stored)
+    with disable_value_validation():  # sources may have values that break the rules
+        derived = copy.deepcopy(original.header)
+        for group in OVERLAYS:
+            for tag in [e.tag for e in derived if group[0] <= e.tag.group <= group[1]]:
+                del derived[tag]
+        for keyword in DROPPED:
+            if keyword in derived:
+                delattr(derived, keyword)
+        for keyword in (*EMPTY, *(EMPTY_IN_CR if derived.SOPClassUID == ComputedRadiographyImageStorage else ())):
+            if keyword not in derived:
+                setattr(derived, keyword, None)
+        if "Laterality" not in derived and "ImageLaterality" not in derived and not derived.get("BodyPartExamined"):
+            derived.Laterality = None
+        if marked:
+            stored = burn_in(original, stored, CAUTION)
+            derived.BurnedInAnnotation = "YES"
+        identify(derived, source, result, marked=marked)
+        describe(derived, original, result)
+        scale_geometry(derived, original)
+        set_pixels(derived, original, stored)
     return derived
 
 
@@ -192,6 +196,8 @@ def keep_lossy_history(derived: Dataset, original: Original) -> None:
     method = LOSSY.get(original.syntax) or (None if earlier else MAYBE_LOSSY.get(original.syntax))
     if method is not None and earlier != "01":
         derived.LossyImageCompression, derived.LossyImageCompressionMethod = "01", method
+    elif not earlier:
+        derived.LossyImageCompression = "00"
 
 
 def scale_geometry(derived: Dataset, original: Original) -> None:
@@ -225,7 +231,7 @@ def set_pixels(derived: Dataset, original: Original, stored: Stored) -> None:
         derived.BitsStored if fits else derived.BitsAllocated,
         generate_instance_uid=False,
     )
-    if original.window is not None:
+    if original.window is not None and derived.SOPClassUID != DigitalXRayImageStorageForProcessing:
         for keyword in ("VOILUTSequence", "VOILUTFunction", "WindowCenterWidthExplanation"):
             if keyword in derived:
                 delattr(derived, keyword)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydicom import Dataset
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless
+from pydicom.config import disable_value_validation
+from pydicom.uid import UID, JPEG2000Lossless, JPEGLSLossless
 
+from client.dicom import Compression
 from client.formats import dicom_codecs
 from client.formats.source import FileError
 from client.png import tidy
 from pipeline.atomic import atomic_write
 
-Compression = Literal["jpeg2000", "jpeg-ls"]
-PLUGINS = {"jpeg2000": (JPEG2000Lossless, dicom_codecs.PLUGIN), "jpeg-ls": (JPEGLSLossless, "pyjpegls")}
+PLUGINS: dict[Compression, tuple[UID, str]] = {
+    "jpeg2000": (JPEG2000Lossless, dicom_codecs.PLUGIN),
+    "jpeg-ls": (JPEGLSLossless, "pyjpegls"),
+}
 """Compression ⇒ transfer syntax, encoder."""
 
 
@@ -24,16 +27,17 @@ def compress(dataset: Dataset, compression: Compression) -> None:
     dataset.compress(syntax, encoding_plugin=plugin, generate_instance_uid=False)
 
 
-def write_dicom(path: Path, dataset: Dataset) -> None:
+def write_dicom(path: Path | str, dataset: Dataset) -> None:
     """Write a DICOM file atomically.
 
     Raises:
         FileError: the file cannot be written.
     """
+    path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tidy(path.parent)
-        with atomic_write(path) as partial:
+        with atomic_write(path) as partial, disable_value_validation():  # sources may break the rules
             dataset.save_as(partial, enforce_file_format=True)
     except OSError as error:
         raise FileError(f"'{path}' cannot be written: {error.strerror or error}") from error

@@ -52,7 +52,7 @@ def stored_result(original: Original, lr: Image, image: Image, name: ReductionNa
 
 
 def projected(source: Image, values: Image, name: ReductionName, tolerance: float) -> Image:
-    """Return the image in [0, 1] nearest to ``values`` that reduces to ``source``, to within ``tolerance`` if it exists.
+    """Return the image in [0, 1] nearest to ``values`` that reduces to ``source`` within ``tolerance``, if one does.
 
     It is y clipped, with y = values + D⁺·μ·D⁺ᵀ; μ is found by accelerated gradient ascent on the dual problem, whose
     gradient is what the clipped image lacks (Beck & Teboulle 2009).

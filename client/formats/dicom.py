@@ -6,14 +6,23 @@ import io
 import logging
 import math
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.pixels import pixel_array
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from client.formats import dicom_codecs
 from client.formats.dicom_display import Mask, first_number, from_palette, gray_curve, numbers, places
@@ -34,6 +43,9 @@ PIXELS = {"PixelData": "", "FloatPixelData": "Float", "DoubleFloatPixelData": "D
 """Keyword of the pixels ⇒ prefix of the keywords of their padding values."""
 GRAY, PALETTE = ("MONOCHROME1", "MONOCHROME2"), "PALETTE COLOR"
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+
+MAX_INFLATED, CHUNK = 2**30, 2**24
+"""Maximum bytes of a deflated data set, 4 per pixel of the largest image, and bytes that are inflated at a time."""
 
 # problems with a file are reported by us, in one line
 logging.getLogger("pydicom").addHandler(logging.NullHandler())
@@ -59,6 +71,7 @@ def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
 def _read(data: bytes, choice: Choice, notes: list[str]) -> Source:
     if data[128:132] != b"DICM":
         notes.append("DICOM without a preamble")
+    check_inflated(data)
     dataset = pydicom.dcmread(io.BytesIO(data), force=True)
     keyword = next((name for name in PIXELS if dataset.get(name)), None)
     if keyword is None:
@@ -95,6 +108,22 @@ def _read(data: bytes, choice: Choice, notes: list[str]) -> Source:
         gray[padding] = 0
     original = keep(dataset, stored, uncut, padding, unused, curve, window) if choice.original else None
     return Source(gray, bits, pixel_mm=size, original=original)
+
+
+def check_inflated(data: bytes) -> None:
+    """Raise FormatError if a deflated data set is too large, without keeping what is inflated."""
+    file = io.BytesIO(data)
+    if read_preamble(file, force=True) is None:
+        return
+    meta = _read_file_meta_info(file)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    inflate, rest, size = zlib.decompressobj(-zlib.MAX_WBITS), file.read(), 0
+    while rest and not inflate.eof:
+        size += len(inflate.decompress(rest, CHUNK))
+        rest = inflate.unconsumed_tail
+        if size > MAX_INFLATED:
+            raise FormatError(f"inflates to more than {MAX_INFLATED / 2**30:g} GiB")
 
 
 def pixel_mm(dataset: Dataset, frame: int, notes: list[str]) -> float | None:

@@ -20,9 +20,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pipeline.backends.failures import Unavailable
+from pipeline.backends.jobs import Job
 from pipeline.method.images import Image
 from pipeline.method.options import Options
 from pipeline.method.upscale import Result
+from pipeline.spec import CALLER
 
 LR_ERROR_BOUNDS = (1, 4, 16)
 """Upper bounds of the histogram of ``lr_error``, in gray levels of 255."""
@@ -127,21 +129,21 @@ class Audit:
         self.path, self.model = path, model
         self.failing = False
 
-    def write(self, request: str, caller: str, image: Image, seed: int, options: Options, result: Result) -> None:
-        """Append the record of a result.
+    def write(self, request: Any, job: Job, output_sha256: str) -> None:
+        """Append the record of a request's result.
 
         Raises:
             Unavailable: it cannot be written, as when the disk is full.
         """
         record = {
             "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
-            "request": request,
-            "caller": caller,
+            "request": request.request_id(),
+            "caller": str(json.loads(request.parameters() or "{}").get(CALLER, "")),
             "model": self.model,
-            "input_sha256": image_hash(image),
-            "output_sha256": image_hash(result.upscaled),
-            "seed": seed,
-            **asdict(options),
+            "input_sha256": image_hash(job.image),
+            "output_sha256": output_sha256,
+            "seed": job.seed,
+            **asdict(job.options),
         }
         try:
             append(self.path, (json.dumps(record) + "\n").encode())

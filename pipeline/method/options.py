@@ -129,6 +129,15 @@ def check_seed(seed: Any) -> int:
     return _number("seed", seed, 0, MAX_SEED)
 
 
+def check_previews(value: Any, most: int) -> int:
+    """Return the number of intermediate images as a Python integer.
+
+    Raises:
+        InvalidRequest: the number is not an integer or out of range.
+    """
+    return _number("previews", value, 0, most)
+
+
 def check_pixel_mm(value: Any) -> float:
     """Return the pixel spacing, in mm, as a Python float.
 
@@ -153,7 +162,7 @@ def check_seconds(name: str, value: Any, *, zero: bool) -> float:
     return math.inf if value > sys.float_info.max else float(value)
 
 
-def gray_image(value: Any) -> NDArray[np.floating[Any]]:
+def gray_image(value: Any, max_side: int = MAX_SIDE) -> NDArray[np.floating[Any]]:
     """Convert any NumPy array-like to an image [H, W] that passes ``check_image``.
 
     Raises:
@@ -171,15 +180,15 @@ def gray_image(value: Any) -> NDArray[np.floating[Any]]:
         raise InvalidRequest(f"'image' must be floating point, 0–1, got {what}{hint}")
     if array.ndim != 2:
         raise InvalidRequest(f"'image' must be one gray image [H, W], got shape {array.shape}")
-    check_image(array)
+    check_image(array, max_side)
     return array
 
 
-def check_image(image: NDArray[Any]) -> None:
+def check_image(image: NDArray[Any], max_side: int = MAX_SIDE) -> None:
     """Raise InvalidRequest if the last two axes are too short or long, or values are outside [0, 1]."""
     height, width = image.shape[-2:]
-    if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
-        raise InvalidRequest(f"'image' must be {MIN_SIDE}–{MAX_SIDE} pixels per side, got {height}×{width}")
+    if not (MIN_SIDE <= height <= max_side and MIN_SIDE <= width <= max_side):
+        raise InvalidRequest(f"'image' must be {MIN_SIDE}–{max_side} pixels per side, got {height}×{width}")
     if not np.isfinite(image).all():
         raise InvalidRequest("'image' must be 0–1, got NaN or infinite values")
     if image.min() < 0 or image.max() > 1:
