@@ -359,7 +359,7 @@ def cancelled(server: RunningServer) -> float:
     """The number of jobs that the server has given up because their callers cancelled them."""
     with urllib.request.urlopen(f"http://localhost:{server.metrics}/metrics") as answer:
         lines = answer.read().decode().splitlines()
-    name = 'cxr_superres_failures_total{model="superres",reason="cancelled"}'
+    name = 'cxr_superres_failures_total{model="superres_stream",reason="cancelled"}'
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 

@@ -10,8 +10,8 @@ import gradio as gr
 from fastapi import FastAPI, HTTPException, Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from client.batch import provenance
 from client.dicom.derive import derive
+from client.outputs import provenance
 from client.png import save_png
 from client.web import display, page
 from client.web.sessions import Rate, Session, Sessions

@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from client.api import BadRequest, Client, Event, UpscaleError
+from client.api import BadRequest, Client, Event, NotAllowed, UpscaleError
 from client.files import smaller
 from client.formats.kinds import is_dicom
 from client.formats.source import Choice, FileError, FormatError, Source
@@ -21,7 +21,8 @@ from client.reader import Reader
 from client.web import viewer
 from client.web.display import make_display
 from client.web.sessions import Cancelled, Rate, Session, Sessions, Work
-from pipeline.spec import MAX_SIDE, MIN_SIDE
+from pipeline.presets import DEFAULT
+from pipeline.spec import MIN_SIDE
 
 FAITHFUL = {"preset's": None, "yes": True, "no": False}
 CANCELLED = "Cancelled."
@@ -69,7 +70,7 @@ class Site:
         session.given = session.source = source
         session.no_dicom, session.upscaled = no_dicom, None
         self._show(session)
-        factor = math.ceil(max(source.image.shape) / MAX_SIDE)
+        factor = math.ceil(max(source.image.shape) / DEFAULT.max_side)
         told = viewer.description(session)
         return None, told, viewer.viewer(session), gr.update(value=factor), gr.update(interactive=True)
 
@@ -157,25 +158,38 @@ class Site:
         """Upscale, yield the step and the number of steps from time to time, and put the result into the session."""
         assert session.given is not None
         source = reduced(session.given, factor)
-        height, width = source.image.shape
-        if max(height, width) > MAX_SIDE or min(height, width) < MIN_SIDE:
-            raise BadRequest(
-                f"the image must be {MIN_SIDE}–{MAX_SIDE} pixels per side, got {width}×{height}: "
-                "change 'Reduce the image first by'"
-            )
         with self.connect() as client:
             work.use(client)
-            told = -math.inf
-            last: Event | None = None
-            for last in client.stream(source.image, pixel_mm=source.pixel_mm, **options):
+            side = client.preset.max_side
+            if max(source.image.shape) > side:
+                height, width = source.image.shape
+                raise BadRequest(
+                    f"the image must have up to {side} pixels per side, got {width}×{height}: "
+                    "change 'Reduce the image first by'"
+                )
+            told, result = -math.inf, None
+            for event in self._events(client, source, options):
                 if work.cancelled.is_set():
                     raise Cancelled
                 if time.monotonic() >= told + PAUSE:
                     told = time.monotonic()
-                    yield last.step, last.steps
-        assert last is not None and last.result is not None
-        session.source, session.upscaled = source, last.result
+                    yield event.step, event.steps
+                result = event.result
+        assert result is not None
+        session.source, session.upscaled = source, result
         self._show(session)
+
+    @staticmethod
+    def _events(client: Client, source: Source, options: dict[str, Any]) -> Iterator[Event]:
+        """Upscale with progress or, by HTTP and through proxies that allow no streams, without."""
+        if client.protocol == "grpc":
+            try:
+                yield from client.stream(source.image, pixel_mm=source.pixel_mm, **options)
+                return
+            except NotAllowed:
+                pass
+        yield Event(0, 1)
+        yield Event(1, 1, result=client.upscale(source.image, pixel_mm=source.pixel_mm, **options))
 
     def cancel(self, request: gr.Request) -> Updates:
         """Cancel the session's work, on the server as well. Returns: state, upscale button, cancel button."""
@@ -183,8 +197,8 @@ class Site:
         if session is None or session.work is None:  # it has just ended
             return gr.skip(), gr.skip(), gr.skip()
         session.work.cancel()
-        if session.work.started:
-            return viewer.told("Cancelling …"), gr.skip(), gr.update(interactive=False)
+        if session.work.started:  # and tells itself that it has ended
+            return gr.skip(), gr.skip(), gr.skip()
         session.work = None
         return viewer.told(CANCELLED), gr.update(interactive=True), gr.update(interactive=False)
 

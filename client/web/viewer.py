@@ -8,7 +8,7 @@ from string import Template
 
 import numpy as np
 
-from client.batch import notes_of
+from client.outputs import notes_of
 from client.pictures import CAUTION, heat
 from client.web.sessions import Session
 from pipeline.spec import SCALE
@@ -35,7 +35,7 @@ def problem(text: str) -> str:
 
 def progress(step: int, steps: int) -> str:
     """Return the progress of the work, ``step`` of ``steps`` being done."""
-    words = f"Step {step} of {steps}"
+    words = f"Step {step} of {steps}" if steps > 1 else "Upscaling …"
     return (
         f'<p class="state working"><label>{words}'
         f'<progress max="{steps}" value="{step}" aria-label="Progress"></progress></label></p>'
