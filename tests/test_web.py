@@ -146,7 +146,7 @@ def upload(page: Page, path: Path) -> None:
 def upscale(page: Page, path: Path) -> None:
     """Upload a file and wait for its result."""
     upload(page, path)
-    expect(page.locator(".viewer img.before")).to_be_visible()
+    expect(state(page)).to_contain_text(f"{path.stem}: ")
     page.click("#upscale")
     expect(page.locator(".viewer img.after")).to_be_visible()
     expect(page.locator("#cancel")).to_be_disabled()
@@ -295,16 +295,21 @@ def test_uncertainty_is_laid_over_with_a_colour_bar(page: Page, scan: Path) -> N
     assert ticks[0] == 0 and ticks == sorted(ticks) and ticks[-1] > 1
 
 
-def options(page: Page, **values: str) -> None:
-    """Fill in options by their labels."""
+def prepare(page: Page, path: Path, **options: str) -> None:
+    """Upload a file and fill in options by their labels."""
+    # they get their first values when they are first shown: before the upload has been answered
     page.get_by_role("button", name="Options").click()
-    for label, value in values.items():
-        page.get_by_label(label, exact=False).first.fill(value)
+    expect(page.get_by_label("Seed")).to_have_value("0")
+    upload(page, path)
+    expect(state(page)).to_contain_text(f"{path.stem}: ")
+    for label, value in options.items():
+        page.get_by_label(label).fill(value)
 
 
 def test_options_reach_the_server(page: Page, server: RunningServer, scan: Path) -> None:
-    options(page, Steps="3", Seed="7")
-    upscale(page, scan)
+    prepare(page, scan, Steps="3", Seed="7")
+    page.click("#upscale")
+    expect(page.locator(".viewer img.after")).to_be_visible()
     with Client(server.url("grpc")) as client:
         result = client.upscale(read_image(scan).image, steps=3, seed=7).image
     with PILImage.open(io.BytesIO(downloaded(page, "Download PNG"))) as picture:
@@ -313,9 +318,7 @@ def test_options_reach_the_server(page: Page, server: RunningServer, scan: Path)
 
 
 def test_options_that_are_not_allowed(page: Page, scan: Path) -> None:
-    options(page, Steps="400")
-    upload(page, scan)
-    expect(page.locator("#upscale")).to_be_enabled()
+    prepare(page, scan, Steps="400")
     page.click("#upscale")
     expect(state(page)).to_have_text("'steps' must be 1–300, got 400.")
     expect(page.locator("#upscale")).to_be_enabled()
@@ -348,9 +351,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start_long(page: Page, large: Path) -> None:
     """Start a long job and wait until the server is at it."""
-    options(page, Steps="300")
-    upload(page, large)
-    expect(page.locator("#upscale")).to_be_enabled()
+    prepare(page, large, Steps="300")
     page.click("#upscale")
     expect(page.locator("#state progress")).to_be_visible()
 

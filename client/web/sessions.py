@@ -61,9 +61,19 @@ class Session:
     """Why there is no DICOM of the result; "" if there is."""
     upscaled: Upscaled | None = None
     display: Display | None = None
+    reading: bool = False
+    """Whether an upload is being read."""
     work: Work | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while deciding what begins: reading or work."""
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     """Secret part of the addresses of its pictures, new for every result."""
+
+    def busy(self) -> str:
+        """Return what is being done, in words; "" if nothing is."""
+        if self.work is not None:
+            return "an image is being upscaled"
+        return "another image is being read" if self.reading else ""
 
     def size(self) -> int:
         """Return its memory, in bytes."""

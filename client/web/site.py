@@ -56,21 +56,24 @@ class Site:
         path, name = Path(str(upload["path"])).resolve(), Path(str(upload["orig_name"])).name
         if not path.is_relative_to(self.uploads):
             return None, viewer.problem(f"'{name}' was not uploaded"), *keep
+        with session.lock:
+            busy = session.busy()
+            session.reading = not busy
         try:
-            if session.work is not None:
-                raise FileError("an image is being upscaled: cancel it first")
-            source, no_dicom = self._read(path, name)
+            if busy:
+                raise FileError(f"'{name}' was not read: {busy}")
+            session.given, session.no_dicom = self._read(path, name)
+            session.name, session.upload = Path(name).stem, path
+            session.source, session.upscaled = session.given, None
+            self._show(session)
         except FileError as error:
             return None, viewer.problem(str(error)), *keep
         finally:
+            session.reading = False
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # another upload of the same file is there
                 path.parent.rmdir()
-        session.name, session.upload = Path(name).stem, path
-        session.given = session.source = source
-        session.no_dicom, session.upscaled = no_dicom, None
-        self._show(session)
-        factor = math.ceil(max(source.image.shape) / DEFAULT.max_side)
+        factor = math.ceil(max(session.source.image.shape) / DEFAULT.max_side)
         told = viewer.description(session)
         return None, told, viewer.viewer(session), gr.update(value=factor), gr.update(interactive=True)
 
@@ -114,18 +117,21 @@ class Site:
         """Accept or refuse work. Returns: state, upscale button, cancel button."""
         session = self.sessions.get(request.session_hash)
         address = request.client.host if request.client else ""
-        refusal = ""
         if session is None or session.given is None:
-            refusal = "the page no longer has this image: drop it again"
-        elif session.work is not None:
-            refusal = "an image is being upscaled already"
-        elif self.sessions.working() >= self.queue:
-            refusal = f"{self.queue} images are being upscaled or waiting, which is the limit: try again in a minute"
-        elif seconds := self.rate.wait(address):
-            refusal = f"the limit is {self.rate.limit} images per minute: try again in {math.ceil(seconds)} s"
-        else:
-            session.work = Work()
-            return viewer.told("Waiting for other images …"), gr.update(interactive=False), gr.update(interactive=True)
+            return viewer.problem("the page no longer has this image: drop it again"), gr.skip(), gr.skip()
+        with session.lock:
+            if busy := session.busy():
+                refusal = busy
+            elif self.sessions.working() >= self.queue:
+                refusal = (
+                    f"{self.queue} images are being upscaled or waiting, which is the limit: try again in a minute"
+                )
+            elif seconds := self.rate.wait(address):
+                refusal = f"the limit is {self.rate.limit} images per minute: try again in {math.ceil(seconds)} s"
+            else:
+                session.work = Work()
+                waiting = viewer.told("Waiting for other images …")
+                return waiting, gr.update(interactive=False), gr.update(interactive=True)
         return viewer.problem(refusal), gr.skip(), gr.skip()
 
     def upscale(
