@@ -72,6 +72,7 @@ check: $(VENV)/testing ## formatting, lint, types, generated files
 	$(BIN)/mypy pipeline train client benchmarks tests docs/hooks.py
 	$(BIN)/mypy model_repository/superres/1/model.py
 	$(BIN)/mypy model_repository/superres_stream/1/model.py
+	$(BIN)/mypy deploy/audit.py
 	$(BIN)/python -m pipeline.triton_config --check
 
 format: $(VENV)/testing ## format the sources

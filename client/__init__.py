@@ -9,14 +9,13 @@ if TYPE_CHECKING:
         BadRequest,
         Client,
         ClientClosed,
-        Event,
         NotAllowed,
         ServerError,
         ServerLost,
         ServerUnavailable,
-        Upscaled,
         UpscaleError,
     )
+    from client.results import Event, Upscaled
 
 __all__ = [
     "BadRequest",

@@ -18,7 +18,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client import access, address, wire
-from pipeline.method.images import Image
+from client.results import Event, Request, Tiles, Upscaled
 from pipeline.method.options import (
     InvalidRequest,
     Options,
@@ -40,7 +39,7 @@ from pipeline.method.options import (
 )
 from pipeline.models import superres_model, superres_stream_model
 from pipeline.presets import DEFAULT, PRESETS, Preset
-from pipeline.spec import MAX_SIDE, NOISY, OTHER, PRIORITIES, SCALE, UNKNOWN, Model
+from pipeline.spec import MAX_SIDE, PRIORITIES, Model
 from pipeline.tokens import TokenError, check_token
 
 T = TypeVar("T")
@@ -85,74 +84,6 @@ class NotAllowed(UpscaleError):
 
 class ClientClosed(UpscaleError):
     """The client was closed before or during the request."""
-
-
-@dataclass(frozen=True)
-class Upscaled:
-    """An upscaled image, its error estimates and the options that produced it."""
-
-    image: Image
-    """float32 [4H, 4W] in [0, 1]."""
-    spread: Image | None
-    """float32 [4H, 4W], half-width of the band around the result that contains 90 % of true pixels; None if not
-    available: for a single sample, unless the preset's networks estimate it."""
-    lr_error: float
-    """Maximum difference, in [0, 1], between the LR image and the result reduced in the same way."""
-    degradation: str
-    """Stated or estimated reduction of the image: one of ``pipeline.spec.REDUCTIONS``, or "other"."""
-    noise: float
-    """Estimated standard deviation of noise and compression in the image, in [0, 1]."""
-    expected_error: float | None
-    """Expected mean absolute error, in [0, 1]; None if not available."""
-    pixel_mm: float | None
-    """Stated pixel spacing of the image, in mm."""
-    preset: str
-    model: str
-    """Hash of the server's model files (``pipeline.hashes``); "" if unknown."""
-    seed: int
-    options: Options
-    seconds: float
-    """Seconds from sending the request to receiving the answer."""
-
-    def parameters(self) -> str:
-        """Return preset, options, estimates and model as text, such as "preset=best seed=0 steps=…"."""
-        return " ".join(
-            [f"preset={self.preset} seed={self.seed}"]
-            + [f"{name}={value}" for name, value in asdict(self.options).items()]
-            + [f"found={self.degradation} noise={255 * self.noise:.2f}"]
-            + ([] if self.pixel_mm is None else [f"pixel_mm={self.pixel_mm:.4g}"])
-            + ([f"model={self.model}"] if self.model else [])
-        )
-
-    def notes(self) -> list[str]:
-        """Return readable notes on anything unusual about the image."""
-        preset, found = PRESETS[self.preset], []
-        if self.pixel_mm is not None and preset.pixel_mm is not None and preset.is_unusual_spacing(self.pixel_mm):
-            low, high = preset.pixel_mm
-            found.append(f"pixels of {self.pixel_mm:.3g} mm, the networks were trained on {low:g} to {high:g} mm")
-        if self.noise > NOISY:
-            found.append(f"noise or compression of {255 * self.noise:.1f} gray levels: not followed exactly")
-        if self.degradation == OTHER:
-            found.append("reduced in none of the known ways: not followed exactly")
-        usual = preset.band.usual
-        if self.expected_error is not None and usual is not None and self.expected_error > usual:
-            found.append(
-                f"unlike what the networks were trained on: expected error {255 * self.expected_error:.1f} gray levels"
-            )
-        return found
-
-
-@dataclass(frozen=True)
-class Event:
-    """What the server tells while it upscales an image."""
-
-    step: int
-    """Parts of the work that are done: denoising steps and, of large images, tiles."""
-    steps: int
-    image: Image | None = None
-    """float32 [4H, 4W] in [0, 1], the image as it is expected to become; None unless it was asked for and is due."""
-    result: Upscaled | None = None
-    """The result, in the last event."""
 
 
 class Client:
@@ -337,14 +268,16 @@ class Client:
             except wire.NotServing as error:
                 retry.wait(error)
 
-    def _stream(self, arrays: wire.Arrays, outputs: Sequence[str], preset: Preset) -> Iterator[dict[str, NDArray[Any]]]:
+    def _stream(
+        self, connection: wire.Grpc, arrays: wire.Arrays, outputs: Sequence[str], preset: Preset
+    ) -> Iterator[dict[str, NDArray[Any]]]:
         """Yield the responses of ``superres_stream``; like ``_infer``, which may repeat them."""
         retry = Retry(self, preset)
         while True:
-            responses = self._ask(lambda: self._wire.stream(STREAM, arrays, outputs, self.timeout))
+            responses = self._ask(lambda: connection.stream(STREAM, arrays, outputs, self.timeout))
             try:
                 while True:
-                    found = self._ask(lambda: next(responses, None))  # noqa: B023
+                    found = self._ask(partial(next, responses, None))
                     if found is None:
                         return
                     yield found
@@ -440,8 +373,6 @@ class Client:
         """
         request = self._request(image, seed, pixel_mm, **options)
         validated(check_previews, previews, request.preset.diffusion.T)
-        if self.protocol != "grpc":
-            raise BadRequest(f"'protocol' must be 'grpc' for progress, got '{self.protocol}'")
         return self._events(request, previews)
 
     def _request(self, image: Any, seed: int, pixel_mm: float | None, **options: Any) -> Request:
@@ -451,11 +382,20 @@ class Client:
         return Request(array, int(seed), size, chosen, preset, self._tells_model)
 
     def _events(self, request: Request, previews: int) -> Iterator[Event]:
+        """Return the events of a request; raise BadRequest at once if the protocol cannot carry them."""
+        if not isinstance(self._wire, wire.Grpc):
+            raise BadRequest(
+                f"'protocol' must be 'grpc' for progress and for images with a side above {MAX_SIDE} pixels, got "
+                f"'{self.protocol}'"
+            )
+        return self._receive(self._wire, request, previews)
+
+    def _receive(self, connection: wire.Grpc, request: Request, previews: int) -> Iterator[Event]:
         arrays = {**request.arrays, "previews": np.array([[previews]])}
         outputs = [*request.outputs, "step", "steps", "top", "left", *(["preview"] if previews else [])]
         large = max(request.image.shape) > MAX_SIDE
         began, tiles = time.monotonic(), Tiles(request.image.shape)
-        for found in self._stream(arrays, outputs, request.preset):
+        for found in self._stream(connection, arrays, outputs, request.preset):
             step, steps = int(found["step"][0, 0]), int(found["steps"][0, 0])
             if "upscaled" in found and large:
                 tiles.add(found)
@@ -464,79 +404,6 @@ class Client:
                 yield Event(step, steps, result=request.result(whole, time.monotonic() - began))
             else:
                 yield Event(step, steps, found["preview"][0] if "preview" in found else None)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A checked request."""
-
-    image: NDArray[np.floating[Any]]
-    seed: int
-    pixel_mm: float | None
-    options: Options
-    preset: Preset
-    tells_model: bool
-    """Whether the server tells the hash of its model files."""
-
-    @property
-    def arrays(self) -> wire.Arrays:
-        size = {} if self.pixel_mm is None else {"pixel_mm": self.pixel_mm}
-        values = {"seed": self.seed, **size, **asdict(self.options)}
-        return {"image": self.image[None], **{name: np.array([[value]]) for name, value in values.items()}}
-
-    @property
-    def outputs(self) -> list[str]:
-        banded = self.preset.band.scale(self.options.samples) is not None
-        outputs = ["upscaled", "lr_error", "found", "noise", "expected_error", *(["spread"] if banded else [])]
-        return [*outputs, *(["model"] if self.tells_model else [])]
-
-    def result(self, found: wire.Arrays, seconds: float) -> Upscaled:
-        """Return the result from the server's outputs for a batch of one."""
-        spread, expected = found.get("spread"), float(found["expected_error"][0, 0])
-        return Upscaled(
-            found["upscaled"][0],
-            None if spread is None else spread[0],
-            float(found["lr_error"][0, 0]),
-            found["found"][0, 0].decode(),
-            float(found["noise"][0, 0]),
-            None if expected == UNKNOWN else expected,
-            self.pixel_mm,
-            self.preset.name,
-            found["model"][0, 0].decode() if "model" in found else "",
-            self.seed,
-            self.options,
-            seconds,
-        )
-
-
-class Tiles:
-    """The tiles of a large image."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = (1, *(SCALE * side for side in shape))
-        self.last: dict[str, NDArray[Any]] = {}
-        self.images: dict[str, Image] = {}
-        self.lr_error = self.expected = 0.0
-
-    def add(self, tile: wire.Arrays) -> None:
-        """Add a tile, in any order; the first one of a repeated request starts anew."""
-        top, left = int(tile["top"][0, 0]), int(tile["left"][0, 0])
-        if top == left == 0:
-            self.images, self.lr_error, self.expected = {}, 0.0, 0.0
-        height, width = tile["upscaled"].shape[1:]
-        for name in ("upscaled", "spread"):
-            if name in tile:
-                canvas = self.images.setdefault(name, np.empty(self.shape, np.float32))
-                canvas[:, top : top + height, left : left + width] = tile[name]
-        share = height * width / (self.shape[1] * self.shape[2])
-        self.lr_error = max(self.lr_error, float(tile["lr_error"][0, 0]))
-        self.expected += share * float(tile["expected_error"][0, 0])
-        self.last = dict(tile)
-
-    def whole(self) -> dict[str, NDArray[Any]]:
-        """Return the outputs for the whole image; the expected error is the tiles' mean."""
-        numbers = {"lr_error": np.array([[self.lr_error]]), "expected_error": np.array([[self.expected]])}
-        return {**self.last, **self.images, **numbers}
 
 
 class Retry:

@@ -5,32 +5,36 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from tqdm import tqdm
 
-from client.api import BadRequest, Client, NotAllowed, ServerLost, Upscaled, UpscaleError, validated
+from client.api import BadRequest, Client, NotAllowed, ServerLost, UpscaleError, validated
 from client.formats.source import FileError, Source
 from client.jobs import Finder, Job
 from client.outputs import check_outputs, is_done, notes_of, write_outputs
 from client.reader import Reader
+from client.results import Upscaled
 from client.terminal import on_one_line
 from pipeline.interrupts import uninterrupted
 from pipeline.method.images import Image
 from pipeline.method.options import InvalidRequest
 from pipeline.presets import Preset
-from pipeline.spec import MAX_SIDE, MIN_SIDE, SCALE
+from pipeline.spec import MIN_SIDE, SCALE
 
 CONNECTION = ("protocol", "wait", "timeout", "tls", "ca", "token", "priority")
 """Options that say how to reach the server."""
 MEAN_SAMPLES = 8
 """Default samples for --mean, and for --uncertainty if the networks cannot estimate it from one sample."""
+GRACE = 2.0
+"""Seconds that images in progress have to finish after an interruption, before they are cancelled on the server."""
 IN_FLIGHT = 8
 """Maximum concurrent requests, which the server batches."""
 
@@ -51,12 +55,12 @@ def options_of(args: argparse.Namespace, preset: Preset) -> dict[str, Any]:
     return options
 
 
-def check_sides(path: Path, image: Image) -> None:
+def check_sides(path: Path, image: Image, max_side: int) -> None:
     """Raises FileError if the image is too small or too large to upscale."""
     height, width = image.shape
-    if max(height, width) > MAX_SIDE or min(height, width) < MIN_SIDE:
-        hint = " (--downscale N makes it smaller)" if max(height, width) > MAX_SIDE else ""
-        raise FileError(f"'{path}' must be {MIN_SIDE}–{MAX_SIDE} pixels per side, got {width}×{height}{hint}")
+    if max(height, width) > max_side or min(height, width) < MIN_SIDE:
+        hint = " (--downscale N makes it smaller)" if max(height, width) > max_side else ""
+        raise FileError(f"'{path}' must be {MIN_SIDE}–{max_side} pixels per side, got {width}×{height}{hint}")
 
 
 def read_reference(reader: Reader, job: Job, args: argparse.Namespace, lr: Image) -> Image:
@@ -68,17 +72,32 @@ def read_reference(reader: Reader, job: Job, args: argparse.Namespace, lr: Image
     return hr[:height, :width]
 
 
+def upscale_watched(client: Client, image: Image, name: str, options: dict[str, Any]) -> Upscaled:
+    """Upscale an image and show its progress."""
+    with tqdm(desc=on_one_line(name), unit="step", leave=False, mininterval=0) as bar:
+        for event in client.stream(image, **options):
+            bar.total, bar.n = event.steps, event.step
+            bar.refresh()
+            if event.result is not None:
+                return event.result
+    raise ServerLost("the server ended the answer before the result")
+
+
 def upscale_file(client: Client, reader: Reader, job: Job, args: argparse.Namespace) -> Outcome:
     """Read, upscale and write an image; return None if it is skipped because its outputs exist."""
     if args.skip_existing and is_done(job, args):
         return None
     check_outputs(job, args)
     source = reader.read(job.path, args.choice, args.downscale)
-    check_sides(job.path, source.image)
+    check_sides(job.path, source.image, client.preset.max_side)
     hr = read_reference(reader, job, args, source.image) if args.compare else None
     try:
         options = options_of(args, client.preset)
-        result = client.upscale(source.image, seed=args.seed, pixel_mm=source.pixel_mm, **options)
+        options |= {"seed": args.seed, "pixel_mm": source.pixel_mm}
+        if args.progress:
+            result = upscale_watched(client, source.image, job.path.name, options)
+        else:
+            result = client.upscale(source.image, **options)
     except BadRequest as error:
         raise BadRequest(f"'{job.path}': {error}") from error
     write_outputs(job, args, source, result, hr)
@@ -154,6 +173,14 @@ def search_in_background(finder: Finder, bar: tqdm[Any]) -> Iterator[Job | FileE
         yield item
 
 
+def await_all(count: int, finished: SimpleQueue[Future[Outcome]], seconds: float) -> None:
+    """Wait until ``count`` jobs have finished, but not longer than ``seconds``."""
+    deadline = time.monotonic() + seconds
+    with suppress(Empty):
+        for _ in range(count):
+            finished.get(timeout=max(0.0, deadline - time.monotonic()))
+
+
 def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar: tqdm[Any]) -> Tally:
     """Execute all jobs concurrently and report each result.
 
@@ -213,6 +240,9 @@ def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar:
                     pool.shutdown(wait=False, cancel_futures=True)
                 if isinstance(error, KeyboardInterrupt):
                     bar.write("interrupted: finishing the images in progress", file=sys.stderr)
+                    await_all(len(running), finished, GRACE)
+                    if client is not None:
+                        client.close()
                 raise
     return tally
 

@@ -7,11 +7,11 @@ import itertools
 import os
 from pathlib import Path
 
-from client.api import Upscaled
 from client.formats.source import FileError, Source
 from client.jobs import Job
 from client.pictures import CAUTION, comparison, uncertainty_map
 from client.png import write_png
+from client.results import Upscaled
 from pipeline.method.images import Image
 from pipeline.spec import SCALE
 

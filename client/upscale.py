@@ -9,6 +9,7 @@ python client/upscale.py scans/ -o upscaled/ --format dicom --burn-in
 python client/upscale.py a.png a.jpg --name '{name}_x4.png'
 python client/upscale.py scan.png --uncertainty doubt.png
 python client/upscale.py scan.png --samples 16 --mean
+python client/upscale.py scan.png --sampler ddpm --progress
 python client/upscale.py thumbnail.jpg --degradation area
 python client/upscale.py full-size.png --downscale 4 --compare full-size.png
 python client/upscale.py scan.png --url gpu-server:8443 --ca ca.pem --token-file token
@@ -44,7 +45,6 @@ from pipeline.spec import (
     DENOISERS,
     MAX_SAMPLES,
     MAX_SEED,
-    MAX_SIDE,
     PIXEL_MM,
     PRIORITIES,
     SAMPLERS,
@@ -64,7 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="*",
         type=Path,
         metavar="IMAGE|DIR",
-        help=f"images of up to {MAX_SIDE}×{MAX_SIDE}, or folders of them",
+        help=f"images of up to {DEFAULT.max_side}×{DEFAULT.max_side}, or folders of them",
     )
     add(
         "-o",
@@ -147,6 +147,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--force", action="store_true", help="overwrite existing outputs")
     existing.add_argument("--skip-existing", action="store_true", help="skip inputs whose outputs exist")
+    add(
+        "--progress",
+        action="store_true",
+        help="show the steps of every image, by gRPC only: for many steps or large images",
+    )
     add("--version", action="version", version=f"cxr-superres {version('cxr-superres')}")
     add(
         "--wait",
@@ -175,6 +180,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("the following arguments are required: IMAGE|DIR")
     several = len(args.inputs) > 1 or os.path.isdir(args.inputs[0])
     args.priority = args.priority or ("bulk" if several else "interactive")
+    if args.progress and args.protocol != "grpc":
+        parser.error(f"argument --progress: requires --protocol grpc, got {args.protocol}")
     check_access(parser, args)
     check_output(parser, args, several)
     check_reading(parser, args)

@@ -12,7 +12,7 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
@@ -89,11 +89,6 @@ class Wire(Protocol):
 
     def infer(self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float) -> dict[str, NDArray[Any]]:
         """Run a model; inputs missing from ``arrays`` are not sent."""
-
-    def stream(
-        self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float
-    ) -> Iterator[dict[str, NDArray[Any]]]:
-        """Run a decoupled model and yield its responses; closing the iterator cancels the request."""
 
     def close(self) -> None:
         """Close all connections; requests in progress fail."""
@@ -210,7 +205,8 @@ class Grpc:
 
     def stream(
         self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float
-    ) -> Iterator[dict[str, NDArray[Any]]]:
+    ) -> Generator[dict[str, NDArray[Any]], None, None]:
+        """Run a decoupled model and yield its responses; closing the generator cancels the request."""
         request = _stream_request(model, arrays, outputs, self._priority)
         # errors as gRPC's status, with which the stream ends
         headers = (*self._headers.items(), ("triton_grpc_error", "true"))
@@ -349,11 +345,6 @@ class Http:
             raise _refusal(status, answer)
         result = tritonclient.http.InferenceServerClient.parse_response_body(answer, header_length=json_size or None)
         return {name: result.as_numpy(name) for name in outputs}
-
-    def stream(
-        self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float
-    ) -> Iterator[dict[str, NDArray[Any]]]:
-        raise Invalid("progress, and images with a side above 512 pixels, need protocol 'grpc', got 'http'")
 
 
 def _refusal(status: int, body: bytes) -> Exception:

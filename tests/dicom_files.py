@@ -20,9 +20,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from client.api import Upscaled
 from client.formats import dicom
 from client.formats.source import Choice, Source
+from client.results import Upscaled
 from pipeline.method.images import upsample
 from pipeline.method.options import Options
 from pipeline.method.reduction import History, faithful_to, reduce

@@ -79,9 +79,9 @@ def test_the_uncertainty_is_beside_it(at: list[str], tmp_path: Path) -> None:
 def test_a_larger_image_is_offered_to_be_made_smaller(
     at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, out = save(tmp_path / "scan.dcm", make_radiograph(shape=(8, 516))), tmp_path / "out.dcm"
+    path, out = save(tmp_path / "scan.dcm", make_radiograph(shape=(8, 2052))), tmp_path / "out.dcm"
     assert main([str(path), "-o", str(out), *at]) == 1
-    assert "2–512 pixels per side, got 516×8 (--downscale N makes it smaller)" in capsys.readouterr().err
+    assert "2–2048 pixels per side, got 2052×8 (--downscale N makes it smaller)" in capsys.readouterr().err
     assert main([str(path), "-o", str(out), "--downscale", "2", *at]) == 0
     assert pydicom.dcmread(out).PixelSpacing == [0.28, 0.28]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from client.api import Upscaled
+from client.results import Upscaled
 from pipeline import ROOT
 from pipeline.method.images import Image, upsample
 from pipeline.method.options import Options

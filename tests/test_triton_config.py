@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from pipeline.models import models, onnx_models, plan_models
 from pipeline.presets import BEST, DEFAULT, PAPER, PRESETS, Preset
-from pipeline.spec import MAX_BATCH, Model
+from pipeline.spec import Model
 from pipeline.triton_config import config_files, config_of, config_text, main, read_config
 
 
@@ -23,7 +23,8 @@ from pipeline.triton_config import config_files, config_of, config_text, main, r
 def test_says_what_the_specification_says(model: Model) -> None:
     config = text_format.Parse(config_text(model), pb.ModelConfig())
     assert config.name == model.name
-    assert config.max_batch_size == MAX_BATCH
+    assert config.max_batch_size == model.max_batch
+    assert config.model_transaction_policy.decoupled == model.decoupled
     assert config.HasField("dynamic_batching")
     for found, tensor in zip([*config.input, *config.output], [*model.inputs, *model.outputs], strict=True):
         assert (found.name, tuple(found.dims)) == (tensor.name, tensor.dims)

@@ -94,12 +94,18 @@ def test_writes_the_depth_it_read(at: list[str], tmp_path: Path, suffix: str, dt
     assert (source.bits, source.image.shape) == (bits, (64, 80))
 
 
+def test_a_larger_image_is_offered_to_be_made_smaller(
+    at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = picture(tmp_path / "a.png", 4, 2052)
+    assert main([str(image), *at]) == 1
+    assert "must be 2–2048 pixels per side, got 2052×4 (--downscale N makes it smaller)" in capsys.readouterr().err
+
+
 def test_dicom(at: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     radiograph = get_testdata_file("RG1_UNCR.dcm")
     assert radiograph is not None
     out = tmp_path / "out.png"
-    assert main([radiograph, "-o", str(out), *at]) == 1
-    assert "must be 2–512 pixels per side, got 1841×1955 (--downscale N makes it smaller)" in capsys.readouterr().err
     assert main([radiograph, "-o", str(out), "--downscale", "16", *at]) == 0
     source = read_image(out)
     assert (source.bits, source.image.shape) == (16, (488, 460))

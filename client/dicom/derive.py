@@ -30,13 +30,13 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import DSfloat
 
-from client.api import Upscaled
 from client.dicom.marker import burn_in
 from client.dicom.pixels import stored_result
 from client.formats.dicom_display import numbers
 from client.formats.original import Original, Stored
 from client.formats.source import Source
 from client.pictures import CAUTION
+from client.results import Upscaled
 from pipeline.spec import REDUCTIONS, SCALE, ReductionName
 
 NAME = "cxr-superres"

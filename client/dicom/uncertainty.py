@@ -11,11 +11,11 @@ from pydicom import Dataset
 from pydicom.config import disable_value_validation
 from pydicom.sr.codedict import codes
 
-from client.api import Upscaled
 from client.dicom.derive import NAME, SPACINGS, equipment, uid_of
 from client.dicom.pixels import band, enlarged
 from client.formats.original import Original
 from client.pictures import CAUTION
+from client.results import Upscaled
 from pipeline.spec import SCALE
 
 DATES = (("Date", "19000101"), ("Time", "000000"))

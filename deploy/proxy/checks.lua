@@ -2,7 +2,7 @@
 -- parameters other than a priority. What is not known here is refused. The fetches give the problem, or "none".
 
 local LARGEST = 17000000 -- bytes of a message
-local MODELS = { superres = true, superres_onnx = true }
+local MODELS = { superres = true, superres_stream = true, superres_onnx = true }
 local MOST_FIELDS = 64 -- of one message or object, so that checking takes no time
 local LONGEST_NAME = 256
 local MOST_DIMENSIONS, LARGEST_DIMENSION = 5, 9999
@@ -102,7 +102,7 @@ end
 
 local function model(data, first, last)
     if not MODELS[data:sub(first, last)] then
-        refuse("only models superres and superres_onnx are allowed")
+        refuse("only models superres, superres_stream and superres_onnx are allowed")
     end
 end
 

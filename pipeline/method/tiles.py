@@ -26,8 +26,8 @@ from pipeline.spec import HISTORY, MAX_SIDE, PRESENTATIONS, SCALE
 
 MARGIN = 48
 """Reach of restorer and decoder, in LR pixels, rounded up to the networks' multiple."""
-CORE = MAX_SIDE - 2 * MARGIN
-"""Side of a tile without its margin, in LR pixels."""
+SIDE = 320
+"""Side of a tile with its margin, in LR pixels: all are alike, as runtimes prepare for every size that they meet."""
 CONTEXT, OVERLAP = 1024, 256
 """Maximum side of the U-Net's input, and minimum overlap of two, in LR pixels."""
 
@@ -55,8 +55,11 @@ def windows(height: int, width: int) -> list[Window]:
     """Divide a canvas into tiles, row by row."""
 
     def spans(n: int) -> list[tuple[slice, slice]]:
-        starts = range(0, n, CORE)
-        return [(slice(a, min(a + CORE, n)), slice(max(0, a - MARGIN), min(a + CORE + MARGIN, n))) for a in starts]
+        core, found = SIDE - 2 * MARGIN, []
+        for start in range(0, n, core):
+            first = max(0, min(start - MARGIN, n - SIDE))
+            found.append((slice(start, min(start + core, n)), slice(first, min(first + SIDE, n))))
+        return found
 
     return [Window(r, c, ar, ac) for r, ar in spans(height) for c, ac in spans(width)]
 

@@ -27,6 +27,10 @@ POLL = 0.02
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
+MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
+"""Settings of the C library with which memory that is free goes back to the system: large images take much of it."""
+
+
 def start(command: Sequence[str | Path], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a server that terminates when this process ends for any reason, with no blocked signals.
 
@@ -41,7 +45,7 @@ def start(command: Sequence[str | Path], environment: Mapping[str, str]) -> subp
             os.kill(os.getpid(), signal.SIGTERM)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
-    return subprocess.Popen(command, env={**os.environ, **environment}, preexec_fn=before_exec)
+    return subprocess.Popen(command, env={**MALLOC, **os.environ, **environment}, preexec_fn=before_exec)
 
 
 def adopt_orphans() -> None:
