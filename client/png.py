@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image as PILImage
 from PIL import PngImagePlugin
@@ -20,20 +20,27 @@ def tidy(folder: Path) -> None:
     remove_unfinished(folder)
 
 
-def write_png(path: Path, image: Image | PILImage.Image, bits: int = 8, text: dict[str, Any] | None = None) -> None:
-    """Write a PNG atomically: a gray image in [0, 1] in 8 or 16 bits, or a picture; ``text`` as text chunks.
-
-    Raises:
-        FileError: the file cannot be written.
-    """
+def save_png(
+    file: IO[bytes] | Path, image: Image | PILImage.Image, bits: int = 8, text: dict[str, Any] | None = None
+) -> None:
+    """Save a PNG: a gray image in [0, 1] in 8 or 16 bits, or a picture; ``text`` as text chunks."""
     picture = image if isinstance(image, PILImage.Image) else PILImage.fromarray(to_integers(image, bits))
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, str(value))
+    picture.save(file, format="PNG", pnginfo=info)
+
+
+def write_png(path: Path, image: Image | PILImage.Image, bits: int = 8, text: dict[str, Any] | None = None) -> None:
+    """Write a PNG atomically; the arguments are those of ``save_png``.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tidy(path.parent)
         with atomic_write(path) as partial:
-            picture.save(partial, format="PNG", pnginfo=info)
+            save_png(partial, image, bits, text)
     except OSError as error:
         raise FileError(f"'{path}' cannot be written: {error.strerror or error}") from error

@@ -92,16 +92,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--window", nargs=2, type=float, metavar=("C", "W"), help="DICOM window center and width, replacing the file's")
     add("--frame", type=int, metavar="N", help="frame of a multi-frame DICOM file (default: 1)")
     add("--page", type=int, metavar="N", help="page of a multi-page TIFF or .npy file (default: 1)")
-    add("--url", metavar="HOST:PORT", help="server (default: localhost:8001, with --protocol http localhost:8000)")
-    add("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
-    add("--tls", action="store_true", help="encrypt, and verify the server's certificate")
-    add("--ca", type=Path, metavar="FILE", help="certificates (PEM) to trust instead of the system's; implies --tls")
-    add(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help=f"file of the token to send to the server (default: the environment variable {access.VARIABLE}, if set)",
-    )
+    add_connection(parser)
     add("--seed", type=int, default=0, help=f"noise seed, 0 to {MAX_SEED} (default: %(default)s)")
     add(
         "--steps",
@@ -240,6 +231,21 @@ def check_dicomweb(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     if args.format == "png":
         parser.error("argument --format: must be dicom for --dicomweb, got 'png'")
     args.format = "dicom"
+
+
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the server is and how to reach it, for ``check_access``."""
+    add = parser.add_argument
+    add("--url", metavar="HOST:PORT", help="server (default: localhost:8001, with --protocol http localhost:8000)")
+    add("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
+    add("--tls", action="store_true", help="encrypt, and verify the server's certificate")
+    add("--ca", type=Path, metavar="FILE", help="certificates (PEM) to trust instead of the system's; implies --tls")
+    add(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help=f"file of the token to send to the server (default: the environment variable {access.VARIABLE}, if set)",
+    )
 
 
 def check_access(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
