@@ -17,5 +17,6 @@ function OnStableStudy(id, tags, metadata)
   local url = os.getenv('CXR_DICOMWEB') or 'http://localhost:8042/dicom-web'
   local command = 'cd "' .. folder .. '" && ${CXR_PYTHON:-.venv/bin/python} client/upscale.py --dicomweb "' .. url ..
     '" --study ' .. study .. ' --store ' .. (os.getenv('CXR_OPTIONS') or '')
-  os.execute('(' .. command .. ') < /dev/null &')  -- Orthanc waits for scripts
+  -- in the background, as Orthanc waits for scripts; its log gets errors only
+  os.execute('(' .. command .. ') < /dev/null > /dev/null &')
 end

@@ -26,12 +26,20 @@ from client.reader import Reader
 from tests.certificates import make_ca, make_certificate
 from tests.conftest import RunningServer, wait_for
 from tests.dicom_files import to_bytes
-from tests.node import Pacs, Parts, make_config, radiograph
+from tests.node import Pacs, Parts, collect_sockets, make_config, radiograph
 
 # pynetdicom leaves sockets of connections that fail to the garbage collector
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <(socket.socket|ssl.SSLSocket):pytest.PytestUnraisableExceptionWarning"
 )
+
+
+@pytest.fixture(autouse=True)
+def sockets_end() -> Iterator[None]:
+    yield
+    collect_sockets()
+
+
 FAST = "[retry]\ntries = 3\nfirst = 0.05\nlongest = 0.1\n[options]\nsteps = 2\n"
 
 
