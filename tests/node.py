@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from client.node.queue import Queue
 from client.node.receive import Receiver
 from client.node.storage import Storage
 from pipeline.serving.local_server import free_ports
-from tests.conftest import wait_for
 from tests.dicom_files import make_radiograph
 
 AE_TITLE = "NODE"
@@ -106,7 +104,6 @@ def send(
 
 def collect_sockets() -> None:
     """Have the sockets of connections that failed, which pynetdicom does not close, end within a test."""
-    wait_for(lambda: not any(type(thread).__module__.startswith("pynetdicom") for thread in threading.enumerate()))
     gc.collect()
 
 
