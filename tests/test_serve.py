@@ -489,7 +489,7 @@ def test_a_supervisor_that_is_killed_takes_the_server_along(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("free", "extra", "needed"),
-    [(5, [], "13 MB"), (64, ["--backend-config=python,shm-default-byte-size=67108864"], "805 MB")],
+    [(5, [], "15 MB"), (64, ["--backend-config=python,shm-default-byte-size=67108864"], "940 MB")],
 )
 def test_too_little_shared_memory_to_start(
     free: float, extra: list[str], needed: str, monkeypatch: pytest.MonkeyPatch
@@ -505,7 +505,7 @@ def test_a_containers_64_mb_are_enough_to_start_but_not_for_large_images(
 ) -> None:
     monkeypatch.setattr(checks, "free_shared_memory", lambda: free)
     checks.check_shared_memory(REPOSITORY, [])
-    assert ("images of 512×512 may need 263 MB and otherwise fail" in capsys.readouterr().err) == warned
+    assert ("images of 512×512 may need 265 MB and otherwise fail" in capsys.readouterr().err) == warned
 
 
 def test_free_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -544,6 +544,7 @@ def test_signals_end_the_server_and_all_its_processes(start_server: StartServer,
         assert client.is_server_ready()
         assert {m["name"] for m in client.get_model_repository_index()} == {
             "superres",
+            "superres_stream",
             "superres_onnx",
             "unet_onnx",
             "restorer",

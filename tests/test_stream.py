@@ -9,12 +9,15 @@ import sys
 import textwrap
 import urllib.request
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from client import BadRequest, Client, Event
+from client.files import read_image
+from client.png import write_png
 from client.upscale import main
 from pipeline import ROOT
 from pipeline.presets import BEST
@@ -109,12 +112,21 @@ def test_progress_and_large_images_need_grpc(server: RunningServer) -> None:
         main(["scan.png", "--progress", "--protocol", "http"])
 
 
-def cancelled(server: RunningServer) -> float:
-    """How many streams the server has ended because nobody waited for them."""
+def metrics(server: RunningServer) -> str:
     with urllib.request.urlopen(f"http://localhost:{server.metrics}/metrics") as answer:
-        text = answer.read().decode()
+        text: str = answer.read().decode()
+    return text
+
+
+def unet_calls(server: RunningServer) -> int:
+    found = re.search(r'nv_inference_exec_count\{model="unet_onnx",version="1"\} (\d+)', metrics(server))
+    return int(found[1]) if found else 0
+
+
+def cancelled(server: RunningServer, model: str = "superres_stream") -> float:
+    """How many requests the server has ended because nobody waited for them."""
     found = re.findall(
-        r'cxr_superres_failures_total\{[^}]*model="superres_stream"[^}]*reason="cancelled"[^}]*\} (\d+)', text
+        rf'cxr_superres_failures_total\{{[^}}]*model="{model}"[^}}]*reason="cancelled"[^}}]*\}} (\d+)', metrics(server)
     )
     return sum(map(float, found))
 
@@ -144,3 +156,38 @@ def test_work_ends_with_a_client_that_is_killed(server: RunningServer, kill: sig
         process.send_signal(kill)
         process.wait()
     wait_for(lambda: cancelled(server) == before + 1, 10)
+
+
+def test_the_command_shows_steps_and_writes_what_it_writes_without(server: RunningServer, tmp_path: Path) -> None:
+    write_png(tmp_path / "scan.png", radiograph(64, 64))
+    command = [sys.executable, "client/upscale.py", str(tmp_path / "scan.png"), "--url", server.url("grpc")]
+    outputs = []
+    for name, more in (("plain.png", []), ("watched.png", ["--progress"])):
+        done = subprocess.run(
+            [*command, "--steps", "50", "-o", str(tmp_path / name), *more],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert ("50/50" in done.stderr) == bool(more)
+        outputs.append(read_image(tmp_path / name).image)
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize("more", [[], ["--progress"]], ids=["superres", "superres_stream"])
+def test_an_interrupted_command_cancels_on_the_server(server: RunningServer, tmp_path: Path, more: list[str]) -> None:
+    model = "superres_stream" if more else "superres"
+    before, calls = cancelled(server, model), unet_calls(server)
+    write_png(tmp_path / "scan.png", radiograph(400, 400))
+    command = [sys.executable, "client/upscale.py", str(tmp_path / "scan.png"), "--url", server.url("grpc"), *more]
+    with subprocess.Popen(
+        [*command, "--sampler", "ddpm", "--timeout", "inf"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(lambda: unet_calls(server) > calls)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert "interrupted" in process.stderr.read()
+        assert process.wait(30) == 130
+    wait_for(lambda: cancelled(server, model) == before + 1, 10)
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.png"]

@@ -107,11 +107,12 @@ class Metrics:
             if metric.value() == 0:  # the other instance may have counted them
                 metric.increment(int(count))
 
-    def count(self, results: Sequence[Result], hits: int) -> None:
+    def count(self, lr_errors: Sequence[float], hits: int) -> None:
+        """Count images by their ``lr_error``, and how many of their results were in the cache."""
         if self.images is None:
             return
-        levels = [255 * result.lr_error for result in results]
-        counts = {self.images: len(results), self.hits: hits, self.sum: sum(levels)}
+        levels = [255 * error for error in lr_errors]
+        counts = {self.images: len(levels), self.hits: hits, self.sum: sum(levels)}
         for bound, metric in self.buckets.items():
             counts[metric] = sum(level <= float(bound) for level in levels)
         for metric, count in counts.items():

@@ -88,7 +88,7 @@ class TritonPythonModel:
         for i in missing:
             if self.cache and i in keys:
                 self.cache.put(keys[i], found[i])
-        self.metrics.count([found[i] for i, job in enumerate(jobs) if job.kept], hits)
+        self.metrics.count([found[i].lr_error for i, job in enumerate(jobs) if job.kept], hits)
         return [found[i] for i in range(len(jobs))]
 
     def _upscale(self, jobs: list[Job], options: Options, interrupt: Callable[[], None]) -> list[Result]:

@@ -90,20 +90,20 @@ class TritonPythonModel:
         tiles = len(windows(*job.image.shape)) if large else 0
         reporter = Reporter(request, job.options.steps * -(-job.options.samples // size) + tiles, previews)
         made = self._tiles(job, reporter, interrupt) if large else self._whole(job, reporter, interrupt)
-        results, digest = [], hashlib.sha256()
+        lr_error, digest = 0.0, hashlib.sha256()
         waiting: Tile | None = None
         for one in made:
             if waiting:
                 self._send(request, reporter, waiting)
             waiting = one
-            results.append(one.result)
+            lr_error = max(lr_error, one.result.lr_error)
             digest.update(one.result.upscaled.tobytes())
         assert waiting is not None
         if self.audit and job.kept:
             whole = image_hash(waiting.result.upscaled) if not large else digest.hexdigest()
             self.audit.write(request, job, whole)
         if job.kept:
-            self.metrics.count([max(results, key=lambda result: result.lr_error)], 0)
+            self.metrics.count([lr_error], 0)
         reporter.step = reporter.steps
         self._send(request, reporter, waiting, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
