@@ -134,9 +134,15 @@ def serve(args: argparse.Namespace) -> None:
         site = Site(connect, reader, Sessions(args.memory), uploads, Rate(args.rate), args.queue)
         app = make_app(site, args.at_once, args.max_upload)
         host = f"[{args.host}]" if ":" in args.host else args.host
-        print(f"page: http://{host}:{listener.getsockname()[1]}/", flush=True)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
-        uvicorn.Server(config).run(sockets=[listener])
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                print(f"page: http://{host}:{listener.getsockname()[1]}/", flush=True)
+
+        Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)).run(
+            sockets=[listener]
+        )
 
 
 def answering(args: argparse.Namespace) -> str | None:
