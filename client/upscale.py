@@ -13,6 +13,7 @@ python client/upscale.py scan.png --sampler ddpm --progress
 python client/upscale.py thumbnail.jpg --degradation area
 python client/upscale.py full-size.png --downscale 4 --compare full-size.png
 python client/upscale.py scan.png --url gpu-server:8443 --ca ca.pem --token-file token
+python client/upscale.py --dicomweb http://localhost:8042/dicom-web --study 1.2.3 --store
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -32,9 +34,9 @@ from tqdm import tqdm
 
 from client import UpscaleError, access
 from client.batch import MEAN_SAMPLES, options_of, report, search_in_background, upscale_all
-from client.dicom import Compression
-from client.formats.source import Choice
-from client.jobs import ENDINGS, PATTERN, SUFFIX, Finder, check_pattern
+from client.dicom import UID_PATTERN, Compression
+from client.formats.source import Choice, FileError
+from client.jobs import ENDINGS, PATTERN, SUFFIX, Finder, check_pattern, name_of
 from client.terminal import make_output_safe, mute_output, on_one_line
 from pipeline.command_line import make_parser
 from pipeline.interrupts import Interrupted, install
@@ -144,6 +146,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="first reduce a full-size image by a factor of N: 4 as in the paper, other factors by area",
     )
+    add("--dicomweb", metavar="URL", help="fetch the images of --study from this DICOMweb server instead of IMAGE|DIR")
+    for flag, what in (("study", "study"), ("series", "series: only its images")):
+        add(f"--{flag}", type=uid, metavar="UID", help=f"Instance UID of the {what}")
+    add("--store", action="store_true", help="store the results on the DICOMweb server")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--force", action="store_true", help="overwrite existing outputs")
     existing.add_argument("--skip-existing", action="store_true", help="skip inputs whose outputs exist")
@@ -176,9 +182,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     end = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_intermixed_args(argv[:end])
     args.inputs += map(Path, argv[end + 1 :])  # names that may begin with a dash
-    if not args.inputs:
+    check_dicomweb(parser, args)
+    if not args.inputs and not args.dicomweb:
         parser.error("the following arguments are required: IMAGE|DIR")
-    several = len(args.inputs) > 1 or os.path.isdir(args.inputs[0])
+    several = bool(args.dicomweb) or len(args.inputs) > 1 or os.path.isdir(args.inputs[0])
     args.priority = args.priority or ("bulk" if several else "interactive")
     if args.progress and args.protocol != "grpc":
         parser.error(f"argument --progress: requires --protocol grpc, got {args.protocol}")
@@ -199,6 +206,31 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.uncertainty and args.uncertainty.suffix.lower() not in endings:
         parser.error(f"argument --uncertainty: must end in {' or '.join(endings)}, got '{args.uncertainty}'")
     return args
+
+
+def uid(value: str) -> str:
+    """Return a UID; argparse reports anything else."""
+    if not re.fullmatch(UID_PATTERN, value):
+        raise argparse.ArgumentTypeError(f"must be a UID such as 1.2.840.10008, got '{value}'")
+    return value
+
+
+def check_dicomweb(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Check the options for a DICOMweb server, and set the format that it needs; exit if one is invalid."""
+    if not args.dicomweb:
+        for name in ("study", "series", "store"):
+            if getattr(args, name):
+                parser.error(f"argument --{name}: requires --dicomweb")
+        return
+    if args.inputs:
+        parser.error(f"argument --dicomweb: takes no IMAGE|DIR, got '{args.inputs[0]}'")
+    if not args.study:
+        parser.error("argument --dicomweb: requires --study")
+    if args.out is None and not args.store:
+        parser.error("argument --dicomweb: requires -o DIR or --store")
+    if args.format == "png":
+        parser.error("argument --format: must be dicom for --dicomweb, got 'png'")
+    args.format = "dicom"
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
@@ -315,12 +347,38 @@ def run(args: argparse.Namespace) -> int:
     return 1 if tally.failed else 0
 
 
+def run_dicomweb(args: argparse.Namespace) -> int:
+    """Fetch a study's images, upscale them and, if asked to, store the results; return the exit status."""
+    from client.dicomweb import Dicomweb, DicomwebError
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "images"
+        folder.mkdir()
+        try:
+            server = Dicomweb(args.dicomweb)
+            fetched = list(server.fetch(args.study, server.find(args.study, args.series), folder))
+            if not fetched:
+                raise DicomwebError(f"all images of study {args.study} are results already")
+            args.inputs, args.out = [folder], args.out or Path(name) / "results"
+            status = run(args)
+            targets = [args.out / name_of(args.name, path) for path in fetched]
+            made = [path for path in targets if path.is_file()]
+            for path in made if args.store else []:
+                server.store(path)
+        except (DicomwebError, FileError) as error:
+            print(on_one_line(f"error: {error}"), file=sys.stderr)
+            return 1
+    if args.store:
+        print(f"{len(made)} of {len(fetched)} results stored at {args.dicomweb}")
+    return status
+
+
 def main(argv: list[str] | None = None) -> int:
     make_output_safe()
     args = parse(argv)
     install()
     try:
-        status = run(args)
+        status = run_dicomweb(args) if args.dicomweb else run(args)
         sys.stdout.flush()
     except Interrupted as error:
         return 128 + int(error.args[0])

@@ -102,9 +102,18 @@ def test_the_service_has_no_rights_to_spare() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_systemd_understands_the_service(tmp_path: Path) -> None:
-    path = tmp_path / "cxr-superres.service"
+@pytest.mark.parametrize("name", ["cxr-superres", "cxr-superres-node"])
+def test_systemd_understands_the_service(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.service"
     python = "/opt/cxr-superres/.venv/bin/python"
-    path.write_text(UNIT.replace(f"ExecStart={python} ", "ExecStart=/bin/true "))
+    unit = (ROOT / "deploy" / path.name).read_text()
+    path.write_text(unit.replace(f"ExecStart={python} ", "ExecStart=/bin/true "))
     result = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_node_has_no_rights_to_spare_and_the_folder_of_its_example() -> None:
+    unit = (ROOT / "deploy" / "cxr-superres-node.service").read_text().splitlines()
+    wanted = "DynamicUser=yes CapabilityBoundingSet= NoNewPrivileges=yes ProtectSystem=strict PrivateTmp=yes"
+    assert {*wanted.split(), "Restart=always", "StateDirectory=cxr-superres-node"} <= set(unit)
+    assert 'folder = "/var/lib/cxr-superres-node"' in (ROOT / "deploy" / "node.toml").read_text()

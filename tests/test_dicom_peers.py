@@ -18,12 +18,12 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from benchmarks.orthanc import ORTHANC, Orthanc, running_orthanc
 from client.dicom import Compression
 from client.dicom.derive import derive
 from client.dicom.files import compress, write_dicom
 from client.dicom.uncertainty import map_uncertainty
 from tests.dicom_files import make_radiograph, make_result, read_original, to_bytes
-from tests.orthanc import ORTHANC, Orthanc, running_orthanc
 
 needs_dciodvfy = pytest.mark.skipif(
     not shutil.which("dciodvfy"), reason="there is no dciodvfy: apt-get install dicom3tools"

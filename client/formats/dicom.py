@@ -68,7 +68,12 @@ def read(data: bytes, choice: Choice, notes: list[str]) -> Source:
         raise FormatError(f"is not a readable DICOM image: {error}") from error
 
 
-def _read(data: bytes, choice: Choice, notes: list[str]) -> Source:
+def parse(data: bytes, choice: Choice, notes: list[str]) -> tuple[Dataset, str]:
+    """Return a file's data set, with what reading it needs, and the keyword of its pixels, which are not decoded.
+
+    Raises:
+        FormatError: the file has no image, or one that is not supported; damage of other kinds raises anything.
+    """
     if data[128:132] != b"DICM":
         notes.append("DICOM without a preamble")
     check_inflated(data)
@@ -83,10 +88,15 @@ def _read(data: bytes, choice: Choice, notes: list[str]) -> Source:
         depth = f" in {dataset.BitsAllocated} bits" if kind in COLOUR else ""
         raise FormatError(f"is {kind}{depth}, must be {', '.join((*GRAY, PALETTE, *COLOUR))} (YBR in 8 bits)")
     check_size(dataset.Columns, dataset.Rows)
-    frames = max(1, int(first_number(dataset, "NumberOfFrames", notes) or 1))
-    dataset.NumberOfFrames = frames
+    dataset.NumberOfFrames = max(1, int(first_number(dataset, "NumberOfFrames", notes) or 1))
     if choice.original:
         check_original(dataset, keyword)
+    return dataset, keyword
+
+
+def _read(data: bytes, choice: Choice, notes: list[str]) -> Source:
+    dataset, keyword = parse(data, choice, notes)
+    kind, frames = dataset.PhotometricInterpretation, dataset.NumberOfFrames
     frame = choose_one("frame", choice.frame, frames, notes)
     bits = 8 if dataset.get("BitsStored", 16) <= 8 else 16
     stored, uncut = stored_values(dataset, keyword, frame, notes)

@@ -1,0 +1,1 @@
+"""A DICOM node: it receives radiographs, upscales them, and sends the results on. ``python -m client.node``."""
