@@ -12,6 +12,7 @@ import json
 import socket
 import ssl
 import threading
+import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -121,6 +122,11 @@ def token_headers(token: str | None, protocol: str) -> dict[str, str]:
     return dict.fromkeys(names, f"Bearer {token}")
 
 
+def request_id() -> str:
+    """Return a random ID, by which the server's log and audit record tell requests apart."""
+    return uuid.uuid4().hex
+
+
 def _limit(seconds: float) -> float | None:
     return seconds if seconds < FOREVER else None
 
@@ -137,7 +143,7 @@ def _inputs(library: ModuleType, model: Model, arrays: Arrays) -> list[Any]:
 
 def _stream_request(model: Model, arrays: Arrays, outputs: Sequence[str], priority: int) -> Any:
     """Return the message of a request for a stream, which tritonclient makes only for streams that stay open."""
-    request = service_pb2.ModelInferRequest(model_name=model.name)
+    request = service_pb2.ModelInferRequest(model_name=model.name, id=request_id())
     request.parameters["priority"].uint64_param = priority
     for name, array in _typed(model, arrays).items():
         request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
@@ -200,7 +206,11 @@ class Grpc:
         wanted = [tritonclient.grpc.InferRequestedOutput(name) for name in outputs]
         common = {"headers": self._headers, "client_timeout": _limit(limit)}
         level = self._priority if model.preset else 0
-        answer = self._ask(lambda: self._client.infer(model.name, inputs, outputs=wanted, priority=level, **common))
+        answer = self._ask(
+            lambda: self._client.infer(
+                model.name, inputs, outputs=wanted, priority=level, request_id=request_id(), **common
+            )
+        )
         return {name: answer.as_numpy(name) for name in outputs}
 
     def stream(
@@ -339,6 +349,7 @@ class Http:
             _inputs(tritonclient.http, model, arrays),
             outputs=[tritonclient.http.InferRequestedOutput(name) for name in outputs],
             priority=self._priority if model.preset else 0,
+            request_id=request_id(),
         )
         status, json_size, answer = self._ask("POST", f"/v2/models/{model.name}/infer", limit, body, size or 0)
         if status != 200:

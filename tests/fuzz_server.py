@@ -137,7 +137,7 @@ def valid_input(tensor: Tensor, shape: list[int], rng: Rng) -> Input:
 
 def valid_request(model: Model, rng: Rng) -> Request:
     """Return a valid request of a model: a small image, and any optional inputs."""
-    batch = int(rng.integers(1, 4))
+    batch = min(int(rng.integers(1, 4)), model.max_batch)
     wanted = [tensor for tensor in model.inputs if not tensor.optional or rng.random() < 0.3]
     if model.warmup:
         shapes = [
@@ -465,8 +465,15 @@ class Target:
         return self.send_grpc(request) if request.way == "grpc" else self.send_http(request)
 
     def send_grpc(self, request: Request) -> Outcome:
+        message = grpc_message(request)
         try:
-            answer = self.stub.ModelInfer(grpc_message(request), timeout=LIMIT)
+            if request.model == "superres_stream":
+                stream = self.stub.ModelStreamInfer(
+                    iter([message]), timeout=LIMIT, metadata=[("triton_grpc_error", "true")]
+                )
+                *_, answer = (one.infer_response for one in stream)
+            else:
+                answer = self.stub.ModelInfer(message, timeout=LIMIT)
         except grpc.RpcError as error:
             return judge(request, error.code().name, error.details() or "")
         found = zip(answer.outputs, answer.raw_output_contents, strict=True)

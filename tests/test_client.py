@@ -177,7 +177,7 @@ def test_numpys_numbers_are_options(server: RunningServer, protocol: Protocol) -
     [
         (np.zeros((1, 16, 16)), {}, r"'image' must be one gray image \[H, W\], got shape \(1, 16, 16\)"),
         (np.zeros((16, 16), np.uint8), {}, "'image' must be floating point, 0–1, got uint8"),
-        (np.zeros((1, 16)), {}, "'image' must be 2–512 pixels per side, got 1×16"),
+        (np.zeros((1, 16)), {}, "'image' must be 2–2048 pixels per side, got 1×16"),
         (np.full((16, 16), np.nan), {}, "NaN or infinite"),
         (np.full((16, 16), 7.0), {}, "'image' must be 0–1, got values from 7 to 7"),
         (IMAGE, {"steps": 301}, "'steps' must be 1–300, got 301"),

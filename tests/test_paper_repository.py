@@ -31,7 +31,8 @@ UNET, ENCODER, DECODER, *_ = onnx_models(PAPER)
 def paper_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Exported from the weights as they are shipped."""
     repository = tmp_path_factory.mktemp("paper") / "models"
-    shutil.copytree(ROOT / "model_repository" / "superres", repository / "superres")
+    for name in ("superres", "superres_stream"):
+        shutil.copytree(ROOT / "model_repository" / name, repository / name)
     for command in (export.main, triton_config.main):
         assert command(["--preset", "paper", "--model-repository", str(repository)]) == 0
     return repository

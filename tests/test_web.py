@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -25,9 +26,11 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from pydicom.uid import generate_uid
 
-from client import Client
+from client import Client, NotAllowed
 from client.files import read_image
+from client.formats.source import Source
 from client.pictures import CAUTION
+from client.results import Event
 from pipeline import ROOT
 from pipeline.method.images import to_integers
 from pipeline.serving.local_server import free_ports
@@ -322,6 +325,47 @@ def test_options_that_are_not_allowed(page: Page, scan: Path) -> None:
     page.click("#upscale")
     expect(state(page)).to_have_text("'steps' must be 1–300, got 400.")
     expect(page.locator("#upscale")).to_be_enabled()
+
+
+def test_an_image_above_512_pixels_is_upscaled_in_tiles(page: Page, server: RunningServer, tmp_path: Path) -> None:
+    path = tmp_path / "tiles.png"
+    PILImage.fromarray(gray(64, 600)).save(path)
+    upscale(page, path)
+    with Client(server.url("grpc")) as client:
+        result = client.upscale(read_image(path).image).image
+    with PILImage.open(io.BytesIO(downloaded(page, "Download PNG"))) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), to_integers(result, 8))
+
+
+def test_without_streams_there_is_no_progress_but_a_result(
+    scan: Path, context: BrowserContext, server: RunningServer, tmp_path: Path
+) -> None:
+    with serving(tmp_path, "--url", server.url("http"), "--protocol", "http") as site:
+        upscale(opened(context, site), scan)
+
+
+RESULT: Any = object()
+
+
+class WithoutStreams:
+    """A client of a server behind a proxy that allows no streams."""
+
+    protocol = "grpc"
+
+    def stream(self, *_: Any, **__: Any) -> Iterator[Event]:
+        raise NotAllowed("no streams")
+
+    def upscale(self, *_: Any, **__: Any) -> Any:
+        return RESULT
+
+
+def test_nor_through_a_proxy_that_allows_no_streams() -> None:
+    from client.web.site import Site as Actions
+
+    source = Source(np.zeros((4, 4), np.float32), 8)
+    events = list(Actions._events(WithoutStreams(), source, {}))  # type: ignore[arg-type]
+    assert [(event.step, event.steps) for event in events] == [(0, 1), (1, 1)]
+    assert events[-1].result is RESULT
 
 
 def test_a_large_image_is_offered_reduced(page: Page, tmp_path: Path) -> None:

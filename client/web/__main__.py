@@ -110,14 +110,16 @@ def serve(args: argparse.Namespace) -> None:
         family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
         listener = stack.enter_context(socket.create_server((args.host, args.port), family=family))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cxr-web-"))).resolve()
+        uploads = folder / "uploads"
+        uploads.mkdir()
         # Gradio's, and Python's own, which Gradio receives uploads in
-        os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = str(folder)
+        os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = str(uploads)
         connection = {name: getattr(args, name) for name in ("protocol", "tls", "ca", "token", "wait", "timeout")}
         if args.start_server:
             args.url = answering(args) or stack.enter_context(running_server(folder / "server.log"))
         reader = stack.enter_context(Reader(limit=READ_LIMIT))
         stopped = threading.Event()
-        threading.Thread(target=sweep, args=(folder, stopped), daemon=True).start()
+        threading.Thread(target=sweep, args=(uploads, stopped), daemon=True).start()
         stack.callback(stopped.set)
 
         if find_spec("gradio") is None:
@@ -129,12 +131,18 @@ def serve(args: argparse.Namespace) -> None:
         from client.web.site import Site
 
         connect = partial(Client, args.url, **connection)
-        site = Site(connect, reader, Sessions(args.memory), folder, Rate(args.rate), args.queue)
+        site = Site(connect, reader, Sessions(args.memory), uploads, Rate(args.rate), args.queue)
         app = make_app(site, args.at_once, args.max_upload)
         host = f"[{args.host}]" if ":" in args.host else args.host
-        print(f"page: http://{host}:{listener.getsockname()[1]}/", flush=True)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
-        uvicorn.Server(config).run(sockets=[listener])
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                print(f"page: http://{host}:{listener.getsockname()[1]}/", flush=True)
+
+        Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)).run(
+            sockets=[listener]
+        )
 
 
 def answering(args: argparse.Namespace) -> str | None:

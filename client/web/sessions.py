@@ -12,8 +12,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from client.api import Client, Upscaled
+from client.api import Client
 from client.formats.source import Source
+from client.results import Upscaled
 from client.web.display import Display
 
 

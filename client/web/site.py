@@ -13,11 +13,12 @@ from typing import Any
 
 import gradio as gr
 
-from client.api import BadRequest, Client, Event, NotAllowed, UpscaleError
+from client.api import BadRequest, Client, NotAllowed, UpscaleError
 from client.files import smaller
 from client.formats.kinds import is_dicom
 from client.formats.source import Choice, FileError, FormatError, Source
 from client.reader import Reader
+from client.results import Event
 from client.web import viewer
 from client.web.display import make_display
 from client.web.sessions import Cancelled, Rate, Session, Sessions, Work
