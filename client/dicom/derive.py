@@ -13,7 +13,6 @@ import numpy as np
 from highdicom import ContributingEquipment
 from highdicom.sr import CodedConcept
 from pydicom import Dataset
-from pydicom.config import disable_value_validation
 from pydicom.dataset import FileMetaDataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import (
@@ -30,6 +29,7 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import DSfloat
 
+from client.dicom.lenient import lenient
 from client.dicom.marker import burn_in
 from client.dicom.pixels import stored_result
 from client.formats.dicom_display import numbers
@@ -96,7 +96,7 @@ def derive(source: Source, result: Upscaled, *, marked: bool = False) -> Dataset
     exact = result.options.faithful
     reduction: ReductionName = next((name for name in REDUCTIONS if name == result.degradation), "area")
     stored = stored_result(original, source.image, result.image, reduction, exact=exact)
-    with disable_value_validation():  # sources may have values that break the rules
+    with lenient():  # sources may have values that break the rules
         derived = copy.deepcopy(original.header)
         for group in OVERLAYS:
             for tag in [e.tag for e in derived if group[0] <= e.tag.group <= group[1]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydicom import Dataset
-from pydicom.config import disable_value_validation
 from pydicom.uid import UID, JPEG2000Lossless, JPEGLSLossless
 
 from client.dicom import Compression
+from client.dicom.lenient import lenient
 from client.formats import dicom_codecs
 from client.formats.source import FileError
 from client.png import tidy
@@ -37,7 +37,7 @@ def write_dicom(path: Path | str, dataset: Dataset) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tidy(path.parent)
-        with atomic_write(path) as partial, disable_value_validation():  # sources may break the rules
+        with atomic_write(path) as partial, lenient():  # sources may break the rules
             dataset.save_as(partial, enforce_file_format=True)
     except OSError as error:
         raise FileError(f"'{path}' cannot be written: {error.strerror or error}") from error

@@ -8,10 +8,10 @@ import numpy as np
 from highdicom import VOILUTTransformation
 from highdicom.pm import DerivedPixelContrastValues, ImageFlavorValues, ParametricMap, RealWorldValueMapping
 from pydicom import Dataset
-from pydicom.config import disable_value_validation
 from pydicom.sr.codedict import codes
 
 from client.dicom.derive import NAME, SPACINGS, equipment, uid_of
+from client.dicom.lenient import lenient
 from client.dicom.pixels import band, enlarged
 from client.formats.original import Original
 from client.pictures import CAUTION
@@ -43,7 +43,7 @@ def map_uncertainty(derived: Dataset, original: Original, result: Upscaled) -> D
     top = max(float(np.quantile(values, 0.999)), 1.0)
     # of the image, not of the run: the same job gives the same file
     date, time = (derived.get(f"Content{what}") or derived.get(f"Study{what}") or default for what, default in DATES)
-    with disable_value_validation():  # sources may have values that break the rules
+    with lenient():  # sources may have values that break the rules
         found = ParametricMap(
             source_images=[located(derived)],
             pixel_array=values,
