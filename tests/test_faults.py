@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc
+from google.protobuf import text_format
 from tritonclient.utils import InferenceServerException
 
 from client import BadRequest, Client, ServerError, ServerLost
-from pipeline import ROOT
+from pipeline import ROOT, triton_config
 from pipeline.method.images import Image
+from pipeline.method.options import BUSY
 from pipeline.serving.access import GRPC_KEY
 from pipeline.serving.processes import SHARED_MEMORY, children, cpu_seconds, model_processes
 from tests.certificates import make_ca, make_certificate
@@ -160,6 +163,67 @@ def test_a_request_has_a_budget(supervised: RunningServer) -> None:
         with pytest.raises(BadRequest, match=r"at most 134,217,728, got 1,258,291,200"):
             client.upscale(np.zeros((512, 512)), samples=16, sampler="ddpm")
         client.upscale(IMAGE)
+
+
+def impatient_repository(folder: Path, waiting: int, seconds: float) -> Path:
+    """The repository, where ``waiting`` requests for ``superres`` may wait, for ``seconds``."""
+    shutil.copytree(REPOSITORY, folder / "models")
+    path = folder / "models" / "superres" / "config.pbtxt"
+    config = triton_config.read_config(path)
+    policy = config.dynamic_batching.default_queue_policy
+    policy.max_queue_size, policy.default_timeout_microseconds = waiting, round(seconds * 1e6)
+    path.write_text(text_format.MessageToString(config))
+    return folder / "models"
+
+
+class Call:
+    """A request sent by tritonclient itself, which does not try again."""
+
+    def __init__(self, client: tritonclient.grpc.InferenceServerClient, *shape: int, sampler: str = "ddim") -> None:
+        image = tritonclient.grpc.InferInput("image", shape, "FP32")
+        image.set_data_from_numpy(np.zeros(shape, np.float32))
+        samplers = tritonclient.grpc.InferInput("sampler", [shape[0], 1], "BYTES")
+        samplers.set_data_from_numpy(np.full((shape[0], 1), sampler, np.object_))
+        self.error: str | None = None
+        self.took: float | None = None
+        self._sent = time.monotonic()
+        self.cancel = client.async_infer("superres", [image, samplers], self._done).cancel
+
+    def _done(self, result: object, error: InferenceServerException | None) -> None:  # noqa: ARG002
+        self.error = str(error)
+        self.took = time.monotonic() - self._sent
+
+
+def test_a_busy_model_has_few_requests_wait_and_not_for_long(start_server: StartServer, tmp_path: Path) -> None:
+    waiting, seconds = 2, 3.0
+    server = start_server(impatient_repository(tmp_path, waiting, seconds))
+    with (
+        Client(server.url("grpc"), wait=0) as client,
+        tritonclient.grpc.InferenceServerClient(server.url("grpc")) as raw,
+    ):
+        expected = client.upscale(IMAGE, seed=1).image
+
+        def begun() -> int:
+            """Images whose noise has been removed, the first thing done."""
+            statistics = raw.get_inference_statistics("restorer", as_json=True)
+            return int(statistics["model_stats"][0].get("inference_count", 0))
+
+        before = begun()
+        busy = [Call(raw, 16, 128, 128, sampler="ddpm") for _ in range(2)]  # as many as the model has instances
+        wait_for(lambda: begun() == before + 2 * 16)
+        calls = [Call(raw, 1, 32, 32) for _ in range(6)]
+        wait_for(lambda: all(call.took for call in calls))
+        assert not any(call.took for call in busy)
+        refused = [call.took for call in calls if BUSY in (call.error or "")]
+        expired = [call.took for call in calls if "Request timeout expired" in (call.error or "")]
+        assert (len(refused), len(expired)) == (len(calls) - waiting, waiting)
+        assert all(took and took < seconds / 2 for took in refused), "at once"
+        assert all(took and seconds <= took < 2 * seconds for took in expired)
+        for call in busy:
+            call.cancel()
+        wait_for(lambda: rests(server), limit=20)
+        np.testing.assert_array_equal(client.upscale(IMAGE, seed=1).image, expected)
+    server.kill()
 
 
 def is_closed(call: Callable[..., object], headers: dict[str, str]) -> bool:

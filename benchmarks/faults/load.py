@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,16 +44,31 @@ class Row:
         return sum(count for outcome, count in self.outcomes.items() if outcome.startswith(("wrong", "lost")))
 
 
-def load(server: Server, row: Row, seconds: float, fault: Callable[[], object]) -> None:
-    """Upscale with several clients; cause the fault after a quarter of the time."""
+def load(
+    server: Server,
+    row: Row,
+    seconds: float,
+    fault: Callable[[], object],
+    connect: Callable[[], Client] | None = None,
+) -> None:
+    """Upscale with several clients; cause the fault after a quarter of the time.
+
+    Args:
+        server: its memory is measured.
+        row: gets outcomes, the longest gap and memory.
+        seconds: time under load.
+        fault: causes the fault.
+        connect: returns a client. None: one of the server.
+    """
+    connect = connect or partial(Client, server.url, wait=60)
     stop = threading.Event()
     answers: list[tuple[float, float]] = []
     lock = threading.Lock()
-    with Client(server.url, wait=60) as first:
+    with connect() as first:
         expected = first.upscale(IMAGE, seed=1).image
 
     def work() -> None:
-        with Client(server.url, wait=60) as client:
+        with connect() as client:
             while not stop.is_set():
                 began = time.monotonic()
                 try:
