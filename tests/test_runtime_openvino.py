@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pipeline.models import onnx_models
 from pipeline.presets import BEST
 from pipeline.runtimes.onnx import onnx_networks, onnxruntime_network
 from pipeline.runtimes.openvino import Network, OpenVINOError, load
+from pipeline.serving import processes
 
 pytestmark = pytest.mark.slow
 
@@ -137,3 +139,31 @@ def test_without_a_usual_shape_the_model_runs_as_it_is_called(rng: np.random.Gen
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(OpenVINOError):
         load(tmp_path / "none.onnx", bf16=True)
+
+
+def test_memory_of_long_inferences_is_given_back_and_results_stay() -> None:
+    code = f"""
+from pathlib import Path
+import numpy as np
+from pipeline.runtimes import openvino
+
+def resident():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) / 1000
+
+_, _, run = openvino.load(Path({str(PATH)!r}), bf16=False)
+rng = np.random.default_rng(0)
+feed = {{"x": rng.standard_normal((1, 8, 256, 256), dtype=np.float32), "t": np.zeros((1, 1), np.float32)}}
+openvino.LONG = float("inf")
+kept = run(feed)[0]
+before = resident()
+openvino.LONG = 0.0
+found = run(feed)[0]
+assert before - resident() > 50, (before, resident())
+np.testing.assert_array_equal(found, kept)
+np.testing.assert_array_equal(run(feed)[0], kept)
+np.testing.assert_array_equal(found, kept)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **processes.MALLOC}
+    )
+    assert result.returncode == 0, result.stderr

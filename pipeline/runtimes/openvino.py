@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
@@ -20,6 +21,10 @@ Feed = Mapping[str, Any]
 """Input name ⇒ array."""
 
 
+LONG = 0.3
+"""Seconds from which an inference was of something large, whose memory is then given back: that takes 0.04 s."""
+
+
 class OpenVINOError(Exception):
     """The file cannot be loaded; the message is OpenVINO's."""
 
@@ -29,7 +34,8 @@ class Network:
 
     Every item of a batch is a separate inference. On two cores this is as fast as a batched inference, without waiting
     for the slowest core at every layer. After an error the model is recompiled, because state left by invalid shapes
-    would make later valid inferences fail.
+    would make later valid inferences fail. What long inferences needed is not kept: the largest image would hold half a
+    gigabyte for good.
     """
 
     def __init__(self, core: openvino.Core, model: openvino.Model, properties: dict[str, Any]) -> None:
@@ -56,12 +62,15 @@ class Network:
 
     def infer(self, feed: Feed) -> list[Any]:
         """Return all outputs for one item, on all cores."""
+        began = time.monotonic()
         try:
             results = self.all_cores.infer(dict(feed), share_inputs=True)
+            found = [results[name] for name in self.outputs]
+            release(self.all_cores, began)
         except Exception:
             self.__dict__.pop("all_cores", None)  # absent if compilation failed
             raise
-        return [results[name] for name in self.outputs]
+        return found
 
     def infer_sequentially(self, feeds: Sequence[Feed]) -> list[list[Any]]:
         """Return all outputs for each item, one item at a time."""
@@ -75,6 +84,7 @@ class Network:
         count = len(feeds) - (rest if 2 * rest <= len(self.streams) else 0)
         found: list[list[Any]] = []
         started: deque[openvino.InferRequest] = deque()
+        began = time.monotonic()
         try:
             for i, feed in enumerate(feeds[:count]):
                 if len(started) == len(self.streams):
@@ -83,6 +93,7 @@ class Network:
                 started[-1].start_async(dict(feed), share_inputs=True)
             while started:
                 found.append(self._results(started.popleft()))
+            release(self.streams[0], began)
         except Exception:
             for request in started:  # they still read the feeds
                 with contextlib.suppress(Exception):
@@ -90,6 +101,12 @@ class Network:
             self.__dict__.pop("streams", None)
             raise
         return found + self.infer_sequentially(feeds[count:])
+
+
+def release(request: openvino.InferRequest, began: float) -> None:
+    """Give back the memory of a request's network, none of which is running, if its last inferences were long."""
+    if time.monotonic() - began > LONG:
+        request.get_compiled_model().release_memory()
 
 
 @cache

@@ -32,6 +32,10 @@ def session_options(parameters: dict[str, Any]) -> ort.SessionOptions:
     return options
 
 
+LARGE = 1 << 20
+"""Bytes of inputs from which a call's memory is given back afterwards."""
+
+
 def load(
     path: Path, config: dict[str, Any], kind: str, device: str
 ) -> tuple[ort.InferenceSession, Callable[[Feed], dict[str, Any]]]:
@@ -47,7 +51,14 @@ def load(
         return session, lambda feed: dict(zip(found, run(feed), strict=True))
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     wanted = [output["name"] for output in config["output"]]
-    return session, lambda feed: dict(zip(wanted, session.run(wanted, feed), strict=True))
+    shrinking = ort.RunOptions()
+    shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def run_on_cpu(feed: Feed) -> dict[str, Any]:
+        large = sum(array.nbytes for array in feed.values()) >= LARGE
+        return dict(zip(wanted, session.run(wanted, feed, shrinking if large else None), strict=True))
+
+    return session, run_on_cpu
 
 
 def as_onnx(tensor: Any) -> Any:
