@@ -22,7 +22,7 @@ from pipeline.method.sampled import as_sampled
 from pipeline.method.sampler import Seed, image_noise
 from pipeline.method.upscale import Array, Networks, Result, Samples, combine, condition, draw_latents, mean
 from pipeline.presets import Preset
-from pipeline.spec import HISTORY, MAX_SIDE, PRESENTATIONS, SCALE
+from pipeline.spec import MAX_SIDE, PRESENTATIONS, SCALE
 
 MARGIN = 48
 """Reach of restorer and decoder, in LR pixels, rounded up to the networks' multiple."""
@@ -152,7 +152,6 @@ def upscale_tiles(
     upright = rotate(1 - padded if inverted else padded, -turns)
     lr = to_network(upright[None], preset.data.channels)
     restored, estimates = restore(lr, networks)
-    estimates[HISTORY:] = 0  # known from the whole image
     history = read_history(estimates, options.degradation, image.size)
     c = condition(restored, preset, networks.encode)
     shrink = preset.vae.factor // SCALE

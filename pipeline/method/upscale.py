@@ -271,6 +271,11 @@ def combine(samples: Samples, image: Image, preset: Preset, output: Output, pixe
     return Result(upscaled, spread, lr_error(upscaled, image, samples.history), samples.history, expected)
 
 
+def images_per_call(pixels: int) -> int:
+    """Return how many images of ``pixels`` LR pixels the networks get at once."""
+    return min(MAX_BATCH, max(1, MAX_BATCH_PIXELS // pixels))
+
+
 def draw_samples(
     images: Sequence[Image],
     seeds: Sequence[int],
@@ -286,7 +291,7 @@ def draw_samples(
     jobs: list[tuple[int, Seed]] = [
         (i, seed if k == 0 else (seed, k)) for i, seed in enumerate(seeds) for k in range(options.samples)
     ]
-    size = min(MAX_BATCH, max(1, MAX_BATCH_PIXELS // lr[0].size))
+    size = images_per_call(lr[0].size)
     of_one: list[Image] = []
     doubts: list[Array] = []
     for chunk in (jobs[first : first + size] for first in range(0, len(jobs), size)):

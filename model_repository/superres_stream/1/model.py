@@ -25,10 +25,10 @@ from pipeline.backends.jobs import Job, Limits, decode, output_tensors, values
 from pipeline.backends.results import Audit, Metrics, image_hash
 from pipeline.method.options import STOPPING, check_previews
 from pipeline.method.tiles import Tile, upscale_tiles, windows
-from pipeline.method.upscale import Array, generator, upscale
+from pipeline.method.upscale import Array, crop, generator, images_per_call, upscale
 from pipeline.presets import PRESETS
 from pipeline.serving.drain import Closed, working
-from pipeline.spec import AUDIT_VARIABLE, MAX_BATCH, MAX_BATCH_PIXELS, MAX_SIDE, MODEL_VARIABLE, RESTARTS_VARIABLE
+from pipeline.spec import AUDIT_VARIABLE, MAX_SIDE, MODEL_VARIABLE, RESTARTS_VARIABLE
 
 EVENT_EVERY = 0.1
 """Minimum seconds between two responses with progress alone."""
@@ -86,7 +86,7 @@ class TritonPythonModel:
         [job] = decode(request, 0, self.preset, self.limits)
         previews = check_previews(values(request, "previews", 1)[0] or 0, self.preset.diffusion.T)
         large = max(job.image.shape) > MAX_SIDE
-        size = 1 if large else min(MAX_BATCH, max(1, MAX_BATCH_PIXELS // job.image.size))
+        size = 1 if large else images_per_call(job.image.size)
         tiles = len(windows(*job.image.shape)) if large else 0
         reporter = Reporter(request, job.options.steps * -(-job.options.samples // size) + tiles, previews)
         made = self._tiles(job, reporter, interrupt) if large else self._whole(job, reporter, interrupt)
@@ -97,7 +97,8 @@ class TritonPythonModel:
                 self._send(request, reporter, waiting)
             waiting = one
             lr_error = max(lr_error, one.result.lr_error)
-            digest.update(one.result.upscaled.tobytes())
+            if self.audit and large:
+                digest.update(one.result.upscaled.tobytes())
         assert waiting is not None
         if self.audit and job.kept:
             whole = image_hash(waiting.result.upscaled) if not large else digest.hexdigest()
@@ -109,7 +110,7 @@ class TritonPythonModel:
 
     def _whole(self, job: Job, reporter: Reporter, interrupt: Callable[[], None]) -> Iterator[Tile]:
         def progress(count: int, preview: Callable[[], Array]) -> None:
-            reporter.advance(count, lambda: preview()[:1, : 4 * job.image.shape[0], : 4 * job.image.shape[1]])
+            reporter.advance(count, lambda: crop(preview()[:1], job.image))
 
         draw = generator(networks(self.preset, job.options.denoiser, interrupt), self.preset, job.options, progress)
         [result] = upscale([job.image], [job.seed], draw, self.preset, job.options, pixel_mm=[job.pixel_mm])
