@@ -25,13 +25,13 @@ def test_the_file_appears_when_it_is_whole(tmp_path: Path) -> None:
 def write_half(path: Path) -> None:
     with atomic_write(path) as partial:
         partial.write_text("half")
-        raise OSError("the disk is full")
+        raise OSError("full")
 
 
 def test_a_failure_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(OSError, match="the disk is full"):
+    with pytest.raises(OSError, match="^full$"):
         write_half(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -216,7 +216,7 @@ def test_bad_requests_are_found_before_sending(
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_servers_refusal_is_a_bad_request(server: RunningServer, protocol: Protocol) -> None:
     with Client(server.url(protocol), protocol=protocol) as client:
-        with pytest.raises(BadRequest, match="the server runs no TensorRT plan"):
+        with pytest.raises(BadRequest, match="TensorRT"):
             client.upscale(IMAGE, denoiser="trt")
         assert client.upscale(IMAGE, steps=1).image.shape == (64, 80)
 
@@ -257,7 +257,7 @@ def test_no_wait_is_one_attempt(server: RunningServer, protocol: Protocol) -> No
         assert len(sent) == 1
     (port,) = free_ports(1)
     began = time.monotonic()
-    with pytest.raises(ServerUnavailable, match="connection refused"):
+    with pytest.raises(ServerUnavailable, match=f"localhost:{port}.*refused"):
         Client(f"localhost:{port}", protocol=protocol, wait=0)
     assert time.monotonic() - began < 2
 
@@ -303,7 +303,7 @@ def test_the_other_protocols_port_and_that_of_metrics(server: RunningServer) -> 
     for protocol, other in (("grpc", "http"), ("http", "grpc")):
         with pytest.raises(ServerUnavailable, match=f"or choose protocol {other}"):
             Client(server.url(other), protocol=protocol, wait=0.2)  # type: ignore[arg-type]
-        with pytest.raises(ServerUnavailable, match="that is its metrics port"):
+        with pytest.raises(ServerUnavailable, match=f"localhost:{server.metrics}.*metrics"):
             Client(f"localhost:{server.metrics}", protocol=protocol, wait=0.2)  # type: ignore[arg-type]
 
 
@@ -498,7 +498,7 @@ def test_a_closed_client_says_so(server: RunningServer, protocol: Protocol) -> N
     client.close()
     use: list[Callable[[], Any]] = [lambda: client.upscale(IMAGE), client.wait_until_ready]
     for function in use:
-        with pytest.raises(ClientClosed, match="the client of .* is closed"):
+        with pytest.raises(ClientClosed, match=server.url(protocol)):
             function()
 
 

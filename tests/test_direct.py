@@ -63,11 +63,11 @@ def test_an_answer_that_takes_too_long(server: RunningServer) -> None:
 def test_after_its_block_it_is_closed(server: RunningServer) -> None:
     with connect(server.url("grpc")) as upscale:
         pass
-    with pytest.raises(ClientClosed, match="is closed"):
+    with pytest.raises(ClientClosed, match=server.url("grpc")):
         upscale([IMAGE], [0])
 
 
 def test_no_server() -> None:
     (port,) = free_ports(1)
-    with pytest.raises(ServerUnavailable, match="no server ready"), connect(f"localhost:{port}", wait=0.5):
+    with pytest.raises(ServerUnavailable, match=f"localhost:{port}"), connect(f"localhost:{port}", wait=0.5):
         pass

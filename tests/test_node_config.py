@@ -103,7 +103,7 @@ def test_certificates_are_loaded(tmp_path: Path) -> None:
     )
     assert config.listen_tls is not None and config.destination_tls is not None
     wrong = tls.replace(str(own.key), str(ca.key))
-    with pytest.raises(ConfigError, match=r"cannot be used as certificate and key"):
+    with pytest.raises(ConfigError, match=str(ca.key)):
         read_config(write(tmp_path, LEAST.format(tmp_path).replace("[destination]", f"{wrong}[destination]")))
 
 

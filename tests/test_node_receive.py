@@ -113,7 +113,7 @@ def test_bad_images_are_refused_with_a_reason(tmp_path: Path, name: str, caplog:
 def test_what_is_not_dicom_is_refused(tmp_path: Path) -> None:
     from client.node.receive import Refused, check
 
-    with pytest.raises(Refused, match=r"is not a readable DICOM image|is DICOM without pixels") as caught:
+    with pytest.raises(Refused, match="DICOM") as caught:
         check(b"\0" * 128 + b"DICM" + b"\xff" * 1000, make_config(tmp_path))
     assert caught.value.status in (FAILED, WRONG)
 

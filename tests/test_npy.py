@@ -99,11 +99,11 @@ def test_what_is_no_image(array: NDArray[Any], message: str) -> None:
 
 
 def test_pickles_are_not_opened() -> None:
-    with pytest.raises(FormatError, match="Object arrays cannot be loaded"):
+    with pytest.raises(FormatError, match="allow_pickle"):
         npy.read(write(np.array([[print]], object), allow_pickle=True), Choice(), [])
 
 
 def test_a_header_that_promises_too_much() -> None:
     data = write(np.zeros((4, 4))).replace(b"(4, 4), ", b"(999999, 999999), "[:8])
-    with pytest.raises(FormatError, match="is not a readable .npy file"):
+    with pytest.raises(FormatError, match=r"\.npy"):
         npy.read(data[:90], Choice(), [])

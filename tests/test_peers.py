@@ -133,7 +133,7 @@ def test_real_esrgan_runs_an_ncnn_model(tmp_path: Path) -> None:
 
 def test_real_esrgan_without_files(tmp_path: Path) -> None:
     pytest.importorskip("ncnn")
-    with pytest.raises(peers.PeerError, match="missing or damaged"):
+    with pytest.raises(peers.PeerError, match="realesrgan-x4plus"):
         peers.real_esrgan(tmp_path)
 
 

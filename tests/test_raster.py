@@ -124,7 +124,7 @@ def test_a_huge_image_is_refused_before_it_is_decoded() -> None:
 def test_a_file_that_is_cut_off(suffix: str, colour: bool, share: float, capfd: pytest.CaptureFixture[str]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3) if colour else (40, 40), dtype=np.uint8)
     data = opencv(noise, suffix)
-    with pytest.raises(FormatError, match="is damaged"):
+    with pytest.raises(FormatError, match="damaged"):
         read(data[: int(len(data) * share)])
     assert capfd.readouterr() == ("", "")
 

@@ -119,12 +119,12 @@ def test_a_failed_recompilation_is_its_own_error_and_the_next_call_compiles_agai
             run(broken)
 
     def fail(_network: Network, _hint: str) -> None:
-        raise MemoryError("no memory to compile")
+        raise MemoryError("compile")
 
     with monkeypatch.context() as patch:
         patch.setattr(Network, "_compiled", fail)
         for feed in (right, one):
-            with pytest.raises(MemoryError, match="no memory to compile"):
+            with pytest.raises(MemoryError, match="^compile$"):
                 run(feed)
     np.testing.assert_array_equal(run(right)[0], expected)
     np.testing.assert_array_equal(run(one)[0], expected[:1])

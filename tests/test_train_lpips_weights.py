@@ -14,7 +14,7 @@ from train.lpips_weights import ArrayUnpickler, convert, read_weights
 
 
 def test_the_weights_reader_refuses_code() -> None:
-    with pytest.raises(pickle.UnpicklingError, match=r"is not allowed in a file of arrays"):
+    with pytest.raises(pickle.UnpicklingError, match=r"builtins\.print"):
         ArrayUnpickler(BytesIO(pickle.dumps(print))).load()
     plain = pickle.dumps({"a": [1.5]})
     assert ArrayUnpickler(BytesIO(plain)).load() == {"a": [1.5]}

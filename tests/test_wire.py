@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
 from client import wire
@@ -76,7 +79,7 @@ def test_http_connections(reply: bytes | None, kind: type[Exception]) -> None:
 
 def test_http_connections_that_are_refused() -> None:
     (port,) = free_ports(1)
-    with pytest.raises(wire.NotServing, match="refused"):
+    with pytest.raises(wire.NotServing, match=os.strerror(errno.ECONNREFUSED)):
         wire.Http("127.0.0.1", port).index(1)
 
 
