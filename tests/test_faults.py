@@ -90,6 +90,16 @@ def test_a_process_that_is_killed_under_load_comes_back_and_no_image_is_lost(
     assert victim in reason or (victim == "tritonserver" and "ended with signal 9" in reason)
 
 
+def test_a_server_that_hangs_is_found_in_five_seconds(supervised: RunningServer) -> None:
+    before, triton = restarts(supervised), triton_of(supervised)
+    with Client(supervised.url("grpc"), wait=60) as client:
+        for pid, model in model_processes(triton).items():
+            if model == "superres":
+                os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: restarts(supervised) > before, limit=5)
+        assert client.upscale(IMAGE, seed=1).image.shape == (256, 256)
+
+
 def test_nothing_of_a_killed_server_stays(start_server: StartServer) -> None:
     server = start_server(REPOSITORY, options=(), ready="")
     triton = triton_of(server)
@@ -116,7 +126,7 @@ def is_model_process(pid: int) -> bool:
 
 def taken(server: RunningServer) -> float:
     """Seconds of processor time that the models have taken."""
-    return cpu_seconds(triton_of(server))
+    return cpu_seconds(*model_processes(triton_of(server)))
 
 
 def rests(server: RunningServer) -> bool:

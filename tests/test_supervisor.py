@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -15,7 +16,7 @@ import pytest
 from pipeline import ROOT
 from pipeline.serving import supervisor
 from pipeline.serving.drain import Door
-from pipeline.serving.probe import Unanswered
+from pipeline.serving.probe import NotReady
 from pipeline.serving.supervisor import Run
 from tests.conftest import wait_for
 
@@ -140,42 +141,61 @@ def test_the_server_ends_with_a_supervisor_that_is_killed(tmp_path: Path) -> Non
     wait_for(ended.exists)
 
 
-@pytest.fixture
-def run() -> Run:
-    return Run(MagicMock(pid=1), Door())
+SERVER, OTHER = 1, 2
 
 
-def asking(
-    run: Run, monkeypatch: pytest.MonkeyPatch, answers: list[bool], seconds_taken: float, **limit: float
-) -> list[bool]:
-    """The answers that are left after one that is true, while models take processor time with every question."""
-    left, looks = list(answers), itertools.count()
-    monkeypatch.setattr(supervisor, "cpu_seconds", lambda _: seconds_taken * next(looks))
+def ask(monkeypatch: pytest.MonkeyPatch, busy: dict[int, list[float]]) -> None:
+    """Ask a server that answers when the seconds for which its processes are busy run out."""
+    answered = threading.Event()
+    left = {pid: iter([0, *seconds]) for pid, seconds in busy.items()}
+    total = dict.fromkeys(busy, 0.0)
 
-    def probe() -> None:
-        if not left.pop(0):
-            raise Unanswered("no answer")
+    def look(_: int) -> dict[int, float]:
+        for pid, seconds in left.items():
+            if (taken := next(seconds, None)) is None:
+                answered.set()
+            total[pid] += 1 if taken is None else taken
+        return dict(total)
 
-    supervisor.probe_until_answered(run, probe, **limit)
-    return left
+    monkeypatch.setattr(supervisor, "REST_LIMIT", 0.01)
+    monkeypatch.setattr(supervisor, "HANG_LIMIT", 0.03)
+    monkeypatch.setattr(supervisor, "busy_seconds", look)
+    monkeypatch.setattr(supervisor, "model_processes", lambda _: dict.fromkeys(busy.keys() - {SERVER}, "superres"))
+    try:
+        supervisor.probe_until_answered(Run(MagicMock(pid=SERVER), Door()), answered.wait)
+    finally:
+        answered.set()
 
 
-def test_a_server_that_others_keep_busy_is_asked_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert asking(run, monkeypatch, [False, False, True, True], seconds_taken=60) == [True]
+def test_a_busy_server_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(monkeypatch, {SERVER: [0.01] * 9})
 
 
-def test_a_server_that_rests_and_does_not_answer_is_not_ready(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Unanswered):
-        asking(run, monkeypatch, [False], seconds_taken=0)
+def test_a_server_that_rests_and_does_not_answer_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotReady, match=r"0\.01 s"):
+        ask(monkeypatch, {SERVER: [0.01, 0, 0]})
 
 
-def test_a_server_that_is_busy_forever_is_not_ready(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Unanswered):
-        asking(run, monkeypatch, [False], seconds_taken=60, limit=0)
+def test_a_process_that_rests_while_others_work_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotReady, match="superres"):
+        ask(monkeypatch, {SERVER: [0.01] * 9, OTHER: [0.01, 0, 0, 0, 0]})
+
+
+def test_a_process_may_rest_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(monkeypatch, {SERVER: [0.01] * 9, OTHER: [0, 0, 0.01] * 3})
+
+
+def test_a_test_image_that_fails_is_told() -> None:
+    def fail() -> None:
+        raise NotReady("no image")
+
+    with pytest.raises(NotReady, match="no image"):
+        supervisor.probe_until_answered(Run(MagicMock(pid=os.getpid()), Door()), fail)
 
 
 COUNT = """
 import sys
+import threading
 from pathlib import Path
 from pipeline.serving import supervisor
 from pipeline.serving.probe import NotReady

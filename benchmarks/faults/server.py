@@ -61,7 +61,7 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """Processor time that the models have taken."""
-        return cpu_seconds(self.triton())
+        return cpu_seconds(*model_processes(self.triton()))
 
 
 @contextlib.contextmanager

@@ -44,6 +44,7 @@ from pipeline.spec import (
     MAX_WORK_VARIABLE,
     MODEL_VARIABLE,
     PROBE_VARIABLE,
+    QUEUE_TIMEOUT,
 )
 from pipeline.triton_config import preset_of
 
@@ -131,8 +132,14 @@ class Launch:
     """Why the server cannot be checked with a test image; None if it can."""
 
     def probe(self) -> float:
-        """Upscale a test image; see ``upscale_one``."""
+        """Upscale a test image as clients do; see ``upscale_one``."""
         return upscale_one(self.addresses["grpc"], self.preset, self.access, self.request_id)
+
+    def probe_quickly(self) -> float:
+        """Upscale a small test image in one step, however long it must wait for others' requests."""
+        return upscale_one(
+            self.addresses["grpc"], self.preset, self.access, self.request_id, side=16, limit=QUEUE_TIMEOUT, steps=1
+        )
 
 
 def prepare(args: argparse.Namespace) -> Launch:
@@ -247,7 +254,7 @@ def run(args: argparse.Namespace) -> int:
             launch.environment,
             check,
             restart=args.check,
-            probe=launch.probe if args.check and not launch.unchecked else None,
+            probe=launch.probe_quickly if args.check and not launch.unchecked else None,
             keeps_models=args.check and (flag_value(args.extra, "--model-control-mode") or "none") == "none",
         )
     except OSError as error:

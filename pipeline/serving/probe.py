@@ -14,7 +14,6 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from pipeline.interrupts import uninterrupted
-from pipeline.models import superres_model
 from pipeline.presets import Preset
 from pipeline.remote import infer
 from pipeline.serving.access import Access, Certificate
@@ -23,6 +22,7 @@ from pipeline.spec import SCALE
 Address = tuple[str, int]
 
 OPEN = Access()
+MODEL = "superres"
 ANSWER_LIMIT = 60
 """Maximum seconds for the test image."""
 POLL = 0.02
@@ -31,10 +31,6 @@ POLL = 0.02
 
 class NotReady(Exception):
     """The server is not ready; the message states the reason, quoting the server if possible."""
-
-
-class Unanswered(NotReady):
-    """The server has not answered in time: it hangs, or others' requests keep it busy."""
 
 
 def listens(address: Address) -> bool:
@@ -87,30 +83,47 @@ def connect(address: Address, certificate: Certificate | None) -> tritonclient.g
         return tritonclient.grpc.InferenceServerClient(f"{host}:{port}", channel_args=arguments, **tls)
 
 
-def upscale_one(address: Address, preset: Preset, access: Access = OPEN, request_id: str = "") -> float:
-    """Upscale a test image of the usual shape with model ``superres``; return the seconds it takes.
+def upscale_one(
+    address: Address,
+    preset: Preset,
+    access: Access = OPEN,
+    request_id: str = "",
+    *,
+    side: int | None = None,
+    limit: float = ANSWER_LIMIT,
+    **options: int,
+) -> float:
+    """Upscale a test image with model ``superres``; return the seconds it takes.
+
+    Args:
+        address: where the server listens.
+        preset: what it serves.
+        access: the server's certificate and token.
+        request_id: ID of the request.
+        side: pixels per side of the image. None: the preset's.
+        limit: maximum seconds to wait.
+        **options: the model's options.
 
     Raises:
-        Unanswered: there is no answer within ``ANSWER_LIMIT``.
-        NotReady: the request fails, or the result is invalid.
+        NotReady: the request fails or is not answered in time, or the result is invalid.
     """
-    side = preset.data.lr_size
-    image = np.tile(np.linspace(0, 1, side, dtype=np.float32), (1, side, 1))
+    side = side or preset.data.lr_size
+    inputs = {"image": np.tile(np.linspace(0, 1, side, dtype=np.float32), (1, side, 1))}
+    inputs |= {name: np.array([[value]], np.int32) for name, value in options.items()}
     began = time.monotonic()
     with connect(address, access.certificate) as client:
         try:
             (upscaled,) = infer(
                 client,
-                superres_model(preset).name,
-                {"image": image},
+                MODEL,
+                inputs,
                 ["upscaled"],
-                timeout=ANSWER_LIMIT,
+                timeout=limit,
                 headers=access.headers(),
                 request_id=request_id,
             )
         except InferenceServerException as error:
-            kind = Unanswered if error.status() == "StatusCode.DEADLINE_EXCEEDED" else NotReady
-            raise kind(f"a {side}×{side} image fails: {' '.join(error.message().split())}") from error
+            raise NotReady(f"a {side}×{side} image fails: {' '.join(error.message().split())}") from error
     if upscaled.shape != (1, SCALE * side, SCALE * side):
         raise NotReady(f"a {side}×{side} image becomes one of shape {upscaled.shape[1:]}, not {SCALE} times the size")
     low, high = upscaled.min(), upscaled.max()

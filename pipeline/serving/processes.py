@@ -88,10 +88,25 @@ def model_processes(server: int) -> dict[int, str]:
     return found
 
 
-def cpu_seconds(server: int) -> float:
-    """Return the processor time that the server's Python models have taken, in seconds."""
-    fields = [stat(pid) for pid in model_processes(server)]
+def busy_seconds(server: int) -> dict[int, float]:
+    """Return process ID ⇒ seconds that the server and its Python models have run on, or waited for, a processor."""
+    return {pid: cpu_seconds(pid) + _waited_seconds(pid) for pid in (server, *model_processes(server))}
+
+
+def cpu_seconds(*pids: int) -> float:
+    """Return the processor time that processes have taken, in seconds."""
+    fields = [stat(pid) for pid in pids]
     return sum(int(found[11]) + int(found[12]) for found in fields if found) / os.sysconf("SC_CLK_TCK")
+
+
+def _waited_seconds(pid: int) -> float:
+    """Return the seconds for which threads of a process have waited for a processor."""
+    waited = 0
+    with contextlib.suppress(OSError):  # the process has ended, or the kernel does not tell
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # the thread has ended
+                waited += int((task / "schedstat").read_text().split()[1])
+    return waited / 1e9
 
 
 def is_dead(pid: int) -> bool:

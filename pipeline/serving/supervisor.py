@@ -14,15 +14,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.serving.drain import Door
-from pipeline.serving.probe import NotReady, Unanswered
+from pipeline.serving.probe import MODEL, NotReady
 from pipeline.serving.processes import (
     ORPHANS_LIMIT,
     adopt_orphans,
-    cpu_seconds,
+    busy_seconds,
     end_orphans,
     is_dead,
     model_processes,
@@ -30,7 +31,7 @@ from pipeline.serving.processes import (
     remove_leftovers,
     start,
 )
-from pipeline.spec import QUEUE_TIMEOUT, RESTARTS_VARIABLE
+from pipeline.spec import RESTARTS_VARIABLE
 
 DRAIN_LIMIT = 4.0
 """Maximum seconds for requests in progress to finish before those that are left are refused."""
@@ -46,10 +47,16 @@ POLL = 0.02
 """Seconds between two checks of a stopping server."""
 WATCH_EVERY = 0.5
 """Seconds between two checks of the server's processes."""
-PROBE_EVERY = 5.0
+PROBE_EVERY = 2.0
 """Seconds between two test images."""
+REST_LIMIT = 2.5
+"""Maximum seconds for a test image, unless others' requests keep the models busy."""
 BUSY_SHARE = 0.1
-"""Processor time per second from which models that do not answer count as busy."""
+"""Processor time per second from which a server that does not answer counts as busy."""
+HANG_LIMIT = 20.0
+"""Maximum seconds for which a process of a busy model may rest while an image waits."""
+REST_SHARE = 0.0005
+"""Processor time per second of a process that does nothing."""
 MAX_ATTEMPTS = 5
 """Maximum consecutive starts without a server that stays ready for ``STABLE`` seconds."""
 STABLE = 60.0
@@ -148,22 +155,39 @@ def watch(run: Run, keeps_models: bool) -> Problem | int | None:
             run.models |= model_processes(run.server.pid)
 
 
-def probe_until_answered(run: Run, probe: Callable[[], object], limit: float = QUEUE_TIMEOUT) -> None:
-    """Call ``probe``; while others' requests keep the models busy, call it again for at most ``limit`` seconds.
+def probe_until_answered(run: Run, probe: Callable[[], object]) -> None:
+    """Call ``probe``, and wait for it while others' requests keep the server busy.
+
+    An image that waits has occupied a process of its model, or all of them are occupied: whichever rests then hangs.
+
+    Args:
+        run: the server.
+        probe: upscales a test image.
 
     Raises:
-        NotReady: ``probe`` fails, or is not answered although the models rest, or within the limit.
+        NotReady: ``probe`` fails, or is not answered although the server, or a process of the model, rests.
     """
-    deadline = time.monotonic() + limit
+    executor = ThreadPoolExecutor(1)
+    answer = executor.submit(probe)
+    executor.shutdown(wait=False)
+    last = busy_seconds(run.server.pid)
+    rested: Counter[int] = Counter()
     while not run.stopping.is_set():
-        began, before = time.monotonic(), cpu_seconds(run.server.pid)
         try:
-            probe()
+            answer.result(REST_LIMIT)
+        except TimeoutError:
+            now = busy_seconds(run.server.pid)
+            taken = {pid: seconds - last.get(pid, 0) for pid, seconds in now.items()}
+            if sum(taken.values()) < BUSY_SHARE * REST_LIMIT:
+                raise NotReady(f"a test image is not answered within {REST_LIMIT:g} s, and no model works") from None
+            for pid, name in model_processes(run.server.pid).items():
+                rests = name == MODEL and taken.get(pid, math.inf) < REST_SHARE * REST_LIMIT
+                rested[pid] = rested[pid] + 1 if rests else 0
+                if rested[pid] * REST_LIMIT >= HANG_LIMIT:
+                    raise NotReady(f"a process of model '{MODEL}' hangs") from None
+            last = now
+        else:
             return
-        except Unanswered:
-            now = time.monotonic()
-            if now > deadline or cpu_seconds(run.server.pid) - before < BUSY_SHARE * (now - began):
-                raise
 
 
 def begin(
