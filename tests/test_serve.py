@@ -289,6 +289,7 @@ def test_a_network_that_does_not_load_ends_a_server_without_plans(tmp_path: Path
     result = run("--model-repository", repository, *ports)
     assert result.returncode != 0
     assert "cannot load" in result.stdout + result.stderr
+    assert "restarting" not in result.stderr
 
 
 @pytest.mark.slow

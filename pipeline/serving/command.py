@@ -214,6 +214,8 @@ def when_ready(server: subprocess.Popen[bytes], launch: Launch) -> str:
         NotReady: the server ends or cannot upscale.
     """
     wait_until_listening(server, list(launch.addresses.values()))
+    if launch.unchecked:
+        return f"not checked: {launch.unchecked}"
     try:
         seconds = launch.probe()
     except NotReady as error:
@@ -244,9 +246,7 @@ def run(args: argparse.Namespace) -> int:
     announce(launch)
 
     def check(process: subprocess.Popen[bytes]) -> str | None:
-        if not args.check:
-            return None
-        return f"not checked: {launch.unchecked}" if launch.unchecked else when_ready(process, launch)
+        return when_ready(process, launch) if args.check else None
 
     try:
         return supervise(
