@@ -67,6 +67,12 @@ def radiograph(height: int, width: int) -> Array:
     return cv2.resize(1 - pixels / pixels.max(), (width, height), interpolation=cv2.INTER_AREA)
 
 
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tiles to an image that is upscaled within a second."""
+    monkeypatch.setattr(tiles, "SIDE", 176)
+
+
 @pytest.fixture(scope="module")
 def networks() -> Networks:
     return replace(onnx_networks(ROOT / "model_repository", BEST), fused=None)
@@ -88,13 +94,14 @@ def whole(image: Array, networks: Networks, options: Options) -> Result:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize(
     "changes",
     [{}, {"steps": 2, "samples": 2, "output": "mean"}, {"sampler": "ddpm", "steps": 3, "faithful": False}],
     ids=str,
 )
 def test_tiles_are_those_of_the_whole_image(networks: Networks, changes: dict[str, object]) -> None:
-    image, options = radiograph(470, 333), Options.of(BEST, degradation="area", **changes)  # type: ignore[arg-type]
+    image, options = radiograph(240, 170), Options.of(BEST, degradation="area", **changes)  # type: ignore[arg-type]
     expected = whole(image, networks, options)
     upscaled, spread = assembled(image, list(upscale_tiles(image, 3, networks, BEST, options)))
     assert np.abs(upscaled - expected.upscaled).max() < 0.2 / 255
@@ -103,20 +110,30 @@ def test_tiles_are_those_of_the_whole_image(networks: Networks, changes: dict[st
     assert np.abs(spread - expected.spread).mean() < 0.2 / 255
 
 
+@pytest.fixture(scope="module")
+def upright(networks: Networks) -> tuple[Array, Array]:
+    """An image and what it becomes."""
+    image, options = radiograph(400, 480), Options.of(BEST, degradation="area")
+    return image, assembled(image, list(upscale_tiles(image, 3, networks, BEST, options)))[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("turns", "inverted"), [(1, False), (2, True)])
-def test_a_rotated_image_is_upscaled_upright(networks: Networks, turns: int, inverted: bool) -> None:
-    image, options = radiograph(400, 480), Options.of(BEST, degradation="area")
-    upright, _ = assembled(image, list(upscale_tiles(image, 3, networks, BEST, options)))
+def test_a_rotated_image_is_upscaled_upright(
+    networks: Networks, upright: tuple[Array, Array], turns: int, inverted: bool
+) -> None:
+    image, expected = upright
     shown = rotate(1 - image if inverted else image, turns)
+    options = Options.of(BEST, degradation="area")
     found, _ = assembled(shown, list(upscale_tiles(shown, 3, networks, BEST, options)))
     back = rotate(1 - found if inverted else found, -turns)
-    assert np.abs(back - upright).mean() < 0.5 / 255
+    assert np.abs(back - expected).mean() < 0.5 / 255
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_tiles")
 def test_a_tile_reduces_to_its_part_of_the_image(networks: Networks) -> None:
-    image, options = radiograph(530, 350), Options.of(BEST, degradation="area")
+    image, options = radiograph(250, 180), Options.of(BEST, degradation="area")
     found = list(upscale_tiles(image, 0, networks, BEST, options))
     upscaled, _ = assembled(image, found)
     assert np.abs(downscale_by_area(upscaled, SCALE) - image).max() < 1e-3
@@ -124,12 +141,13 @@ def test_a_tile_reduces_to_its_part_of_the_image(networks: Networks) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_tiles")
 def test_no_seam_shows(networks: Networks) -> None:
     """Neighbouring pixels differ as much across the borders of tiles as beside them."""
-    image, options = radiograph(512, 700), Options.of(BEST, degradation="area")
+    image, options = radiograph(190, 340), Options.of(BEST, degradation="area")
     upscaled, _ = assembled(image, list(upscale_tiles(image, 0, networks, BEST, options)))
     steps = np.abs(np.diff(upscaled, axis=1)).mean(axis=0)
-    borders = [SCALE * window.columns.stop - 1 for window in windows(*image.shape) if window.columns.stop < 700]
+    borders = [SCALE * window.columns.stop - 1 for window in windows(*image.shape) if window.columns.stop < 340]
     beside = [border + SCALE * k for border in set(borders) for k in (-4, -3, -2, 2, 3, 4)]
     assert steps[list(set(borders))].mean() < 1.1 * steps[beside].mean()
 

@@ -80,7 +80,7 @@ class Site:
 
 @contextlib.contextmanager
 def serving(folder: Path, *options: str) -> Iterator[Site]:
-    """Serve the page with temporary files in ``folder`` and stop it at the end."""
+    """Serve the page with temporary files in ``folder``; stop it at the end, when they must be gone."""
     temporary, log = folder / "tmp", folder / "log"
     temporary.mkdir()
     command = [sys.executable, "-m", "client.web", "--port", "0", "--wait", "1", *options]
@@ -99,9 +99,11 @@ def serving(folder: Path, *options: str) -> Iterator[Site]:
         assert line.startswith("page: http://127.0.0.1:"), log.read_text()
         try:
             yield Site(process, line.removeprefix("page: ").strip(), temporary, log)
+            assert list(temporary.iterdir())
         finally:
-            process.terminate()
-            process.wait(30)
+            process.send_signal(signal.SIGINT)
+            status = process.wait(30)
+        assert (status, list(temporary.iterdir())) == (128 + signal.SIGINT, [])
 
 
 @pytest.fixture(scope="module")
@@ -119,16 +121,30 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
+@contextlib.contextmanager
+def visiting(browser: Browser) -> Iterator[BrowserContext]:
     with browser.new_context(viewport=DESK) as context:
         context.set_default_timeout(60_000)
         yield context
 
 
 @pytest.fixture
-def page(context: BrowserContext, site: Site) -> Page:
-    return opened(context, site)
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    with visiting(browser) as context:
+        yield context
+
+
+@pytest.fixture(scope="module")
+def visitor(browser: Browser) -> Iterator[BrowserContext]:
+    """Keeps what the page loads, as a browser does that comes again."""
+    with visiting(browser) as context:
+        yield context
+
+
+@pytest.fixture
+def page(visitor: BrowserContext, site: Site) -> Iterator[Page]:
+    with opened(visitor, site) as page:
+        yield page
 
 
 def opened(context: BrowserContext, site: Site) -> Page:
@@ -560,14 +576,6 @@ def requested(address: str) -> int:
     with socket.create_connection((host, int(port)), 60) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         return int(connection.recv(100).split()[1])
-
-
-def test_leaving_removes_temporary_files(server: RunningServer, tmp_path: Path) -> None:
-    with serving(tmp_path, "--url", server.url("grpc")) as site:
-        assert list(site.folder.iterdir())
-        site.process.send_signal(signal.SIGINT)
-        assert site.process.wait(30) == 128 + signal.SIGINT
-        assert list(site.folder.iterdir()) == []
 
 
 def test_the_page_calls_no_other_server(context: BrowserContext, site: Site, scan: Path) -> None:
