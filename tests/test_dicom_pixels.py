@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from pydicom.uid import generate_uid
 
-from client.dicom.pixels import band, stored_result
+from client.dicom.pixels import band, projected, stored_result
 from client.formats.source import Source
+from pipeline.method.images import upsample
 from pipeline.method.reduction import reduce
 from pipeline.spec import REDUCTIONS, SCALE, ReductionName
 from tests.dicom_files import lut, make_dataset, make_radiograph, make_result, read_original, to_bytes
@@ -45,6 +46,17 @@ def round_trip(source: Source, name: ReductionName = "cubic") -> float:
 def test_reduced_again_it_is_the_source(bits: int, inverted: bool, name: ReductionName) -> None:
     source = read_original(to_bytes(make_radiograph(bits=bits, inverted=inverted, reduction=name)))
     assert round_trip(source, name) <= 1
+
+
+@pytest.mark.parametrize("name", ["bilinear", "lanczos"])
+def test_saturation_that_leaves_little_freedom_is_met(name: ReductionName, rng: np.random.Generator) -> None:
+    """More than a third of the pixels are at an end, and the others say to a 65,536th how much of their surroundings is."""
+    y, x = np.mgrid[:128, :128] / 128
+    hr = (0.5 + 4 * np.sin(9 * x) * np.cos(7 * y) + rng.normal(0, 0.03, x.shape)).clip(0, 1).astype(np.float32)
+    lr = (np.rint(reduce(hr, name).clip(0, 1) * 65535) / 65535).astype(np.float32)
+    assert np.isin(lr, (0, 1)).mean() > 1 / 3
+    stored = np.rint(projected(lr, upsample(lr), name, 0.25 / 65535) * 65535) / np.float32(65535)
+    assert np.abs(reduce(stored, name).clip(0, 1) - lr).max() < 1 / 65535
 
 
 @pytest.mark.parametrize("window", WINDOWS)

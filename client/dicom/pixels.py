@@ -22,8 +22,11 @@ Pixel = TypeVar("Pixel", np.int32, np.bool_)
 
 SMOOTH_STEPS = 2
 """Corrections by interpolated differences, which leave no blocks, before the projection that is exact."""
-MAX_STEPS = 500
-"""Maximum steps of the exact projection; images without saturated areas need one or two."""
+MAX_STEPS, MIN_STEPS = 3000, 300
+"""Maximum steps of the exact projection of images of up to 256² and from 810² pixels; unsaturated ones need one or two.
+
+The most are needed by 16 bits of which half the pixels are saturated and were reduced by Lanczos.
+"""
 TOLERANCE = 0.25
 """Difference that counts as exact, in levels of the source; rounding adds its own."""
 
@@ -52,19 +55,20 @@ def stored_result(original: Original, lr: Image, image: Image, name: ReductionNa
 
 
 def projected(source: Image, values: Image, name: ReductionName, tolerance: float) -> Image:
-    """Return the image in [0, 1] nearest to ``values`` that reduces to ``source`` within ``tolerance``, if one does.
+    """Return an image in [0, 1] close to ``values`` that reduces to ``source`` within ``tolerance``, if there is one.
 
-    It is y clipped, with y = values + D⁺·μ·D⁺ᵀ; μ is found by accelerated gradient ascent on the dual problem, whose
-    gradient is what the clipped image lacks (Beck & Teboulle 2009).
+    Accelerated projected gradient descent (Beck & Teboulle 2009) on what the image lacks, measured so that without
+    bounds the first step is the projection.
     """
-    y = previous = values
-    for step in range(MAX_STEPS):
-        missing = source - reduce(np.clip(y, 0, 1), name).clip(0, 1)
+    image = ahead = np.clip(values, 0, 1)
+    for step in range(max(MIN_STEPS, min(MAX_STEPS, MAX_STEPS * 256**2 // source.size))):
+        missing = source - reduce(ahead, name).clip(0, 1)
         if np.abs(missing).max() < tolerance:
             break
-        following = y + enlarge(missing, name)
-        y, previous = following + np.float32(step / (step + 3)) * (following - previous), following
-    return np.clip(y, 0, 1)
+        following = np.clip(ahead + enlarge(missing, name), 0, 1)
+        ahead = np.clip(following + np.float32(step / (step + 3)) * (following - image), 0, 1)
+        image = following
+    return ahead
 
 
 def free_range(original: Original) -> tuple[int, int]:
