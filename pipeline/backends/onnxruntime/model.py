@@ -32,7 +32,7 @@ def session_options(parameters: dict[str, Any]) -> ort.SessionOptions:
     return options
 
 
-LARGE = 1 << 20
+LARGE = 1 << 19
 """Bytes of inputs from which a call's memory is given back afterwards."""
 
 
