@@ -37,7 +37,7 @@ from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian,
 
 from benchmarks.orthanc import ORTHANC, Orthanc, running_orthanc
 from pipeline import ROOT
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 from pipeline.serving.local_server import free_ports, stop
 
 AE_TITLE, PACS = "SUPERRES", "ORTHANC"
@@ -298,6 +298,7 @@ def send_all(
     return outcome
 
 
+@one_line_errors(RuntimeError)
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m benchmarks.node")
     parser.add_argument("--images", type=int, default=200, help="default: %(default)s")
@@ -307,20 +308,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.images < 10:
         parser.error(f"argument --images: must be 10 or more, got {args.images}")
     if not ORTHANC or not shutil.which("storescu"):
-        print("error: requires Orthanc and storescu: apt-get install orthanc dcmtk", file=sys.stderr)
-        return 1
+        raise RuntimeError("requires Orthanc and storescu: apt-get install orthanc dcmtk")
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        try:
-            triton = Triton(folder)
-            stack.callback(triton.stop)
-            triton.start()
-            orthanc = stack.enter_context(running_orthanc(folder))
-            node = stack.enter_context(running_node(folder, triton.url, orthanc))
-            outcome = send_all(node, orthanc, triton, folder, args.images, args.kills, args.restarts)
-        except RuntimeError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        triton = Triton(folder)
+        stack.callback(triton.stop)
+        triton.start()
+        orthanc = stack.enter_context(running_orthanc(folder))
+        node = stack.enter_context(running_node(folder, triton.url, orthanc))
+        outcome = send_all(node, orthanc, triton, folder, args.images, args.kills, args.restarts)
     row = {
         "images": args.images,
         "attempts": outcome.attempts,

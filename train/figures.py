@@ -22,7 +22,7 @@ from PIL.Image import Image as Picture
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from client.pictures import comparison, enlarge, labelled_row, stack
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 from pipeline.method.images import Image, from_integers
 from pipeline.method.upscale import generator, upscale
 from pipeline.presets import DEFAULT, PAPER, PRESETS, Preset
@@ -202,7 +202,8 @@ def details_figure(details: Sequence[tuple[str, int, int]], data: Path, reposito
     return stack(rows)
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ValueError, OSError)
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "python -m train.figures")
     figures = parser.add_subparsers(dest="figure", required=True)
     helps = {
@@ -225,22 +226,16 @@ def main(argv: list[str] | None = None) -> int:
         out = Path(f"{name}.png")
         figure.add_argument("--out", type=Path, default=out, help="PNG file to write (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        if args.figure == "curves":
-            curves_figure(args.runs).savefig(args.out, dpi=100)
-        elif args.figure == "steps":
-            steps_figure(args.files).savefig(args.out, dpi=100)
-        elif args.figure == "details":
-            preset = PRESETS[args.preset]
-            details_figure(args.details, args.data, args.model_repository, preset).save(args.out)
-        else:
-            pairs = PairDataset(list_pairs(args.data), PAPER.data)
-            {"samples": samples_figure, "augmentations": augmentations_figure}[args.figure](pairs).save(args.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if args.figure == "curves":
+        curves_figure(args.runs).savefig(args.out, dpi=100)
+    elif args.figure == "steps":
+        steps_figure(args.files).savefig(args.out, dpi=100)
+    elif args.figure == "details":
+        details_figure(args.details, args.data, args.model_repository, PRESETS[args.preset]).save(args.out)
+    else:
+        pairs = PairDataset(list_pairs(args.data), PAPER.data)
+        {"samples": samples_figure, "augmentations": augmentations_figure}[args.figure](pairs).save(args.out)
     print(f"wrote '{args.out}'")
-    return 0
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.atomic import atomic_write
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 from pipeline.method.images import crop_square, downscale, resize_cubic
 from pipeline.presets import PAPER
 from pipeline.spec import SCALE
@@ -252,7 +252,8 @@ def generate_downsampled_pairs(src: Path, out: Path, *, hr_size: int = HR_SIZE, 
     return Pairs(len(todo) - len(skipped), len(paths) - len(todo), skipped)
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ValueError, OSError, interrupted="interrupted; run the same command to continue")
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "python -m train.pairs")
     parser.add_argument("src", type=Path, metavar="SRC", help="folder of PNG and JPEG files, including subfolders")
     parser.add_argument(
@@ -261,19 +262,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--hr-size", type=int, default=HR_SIZE, metavar="N", help="side of HR (default: %(default)s)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per CPU)")
     args = parser.parse_args(argv)
-    try:
-        pairs = generate_downsampled_pairs(args.src, args.out, hr_size=args.hr_size, workers=args.workers)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command to continue", file=sys.stderr)
-        return 130
+    pairs = generate_downsampled_pairs(args.src, args.out, hr_size=args.hr_size, workers=args.workers)
     print(f"{pairs.made} pairs made, {pairs.existing} already existed, {len(pairs.skipped)} files skipped")
     if pairs.skipped:
         some = [f"  '{path}' {reason}\n" for path, reason in islice(pairs.skipped.items(), SHOWN)]
         print(f"skipped (all in '{args.out / SKIPPED}'):\n{''.join(some)}", end="", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":
