@@ -28,7 +28,7 @@ from train import checkpoint
 from train.checkpoint import EMA
 from train.config import Paused, settings
 from train.learning_rate import learning_rate
-from train.setup import CHECKPOINT, Training, compiles, samples_per_part, workers_of
+from train.setup import CHECKPOINT, Training, compiles, workers_of
 
 LOG_STEPS = 10
 AHEAD = 2
@@ -191,8 +191,9 @@ class TrainingRun:
 
     def share(self, part: int) -> slice:
         """Return the slice of this process's samples in one part of the batch."""
-        size = samples_per_part(self.config, self.accelerator)
-        first = (part * self.accelerator.num_processes + self.accelerator.process_index) * size
+        processes = self.accelerator.num_processes
+        size = self.config.batch // (processes * self.config.accumulate)
+        first = (part * processes + self.accelerator.process_index) * size
         return slice(first, first + size)
 
     def prepare(self) -> None:

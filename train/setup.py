@@ -166,11 +166,6 @@ def make_accelerator(config: Training) -> Accelerator:
     return accelerator
 
 
-def samples_per_part(config: Training, accelerator: Accelerator) -> int:
-    """Return the number of samples that a process computes at a time."""
-    return config.batch // (accelerator.num_processes * config.accumulate)
-
-
 def announce(config: Training, accelerator: Accelerator, description: str, network: nn.Module) -> None:
     """Print what is about to run and create the run's folder.
 
