@@ -35,7 +35,7 @@ from pydicom import Dataset
 from pydicom.uid import generate_uid
 
 from benchmarks.mixture import dicom
-from benchmarks.orthanc import ORTHANC, Orthanc, running_orthanc
+from benchmarks.orthanc import ORTHANC, Orthanc
 from pipeline import ROOT
 from pipeline.command_line import make_parser, one_line_errors
 from pipeline.serving.local_server import free_ports, stop
@@ -305,7 +305,7 @@ def main(argv: list[str] | None = None) -> int:
         triton = Triton(folder)
         stack.callback(triton.stop)
         triton.start()
-        orthanc = stack.enter_context(running_orthanc(folder))
+        orthanc = stack.enter_context(Orthanc(folder))
         node = stack.enter_context(running_node(folder, triton.url, orthanc))
         outcome = send_all(node, orthanc, triton, folder, args.images, args.kills, args.restarts)
     row = {
