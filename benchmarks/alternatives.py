@@ -23,7 +23,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -135,11 +134,6 @@ def write_in_process(repository: Path, preset: Preset, steps: int) -> None:
     shutil.copy(ROOT / "benchmarks" / "in_process.py", folder / "1" / "model.py")
 
 
-def ask_in_process(client: tritonclient.grpc.InferenceServerClient, image: Image) -> Image:
-    (upscaled,) = infer(client, "in_process", {"image": image}, ["upscaled"])
-    return upscaled
-
-
 @dataclass(frozen=True)
 class Compared:
     """One variant compared with our server."""
@@ -231,7 +225,7 @@ def measure(
         served: dict[str, Variant] = {"ours": lambda image: client.upscale(image, steps=steps).image}
         if "in_process" in wanted:
             other = stack.enter_context(tritonclient.grpc.InferenceServerClient(url))
-            served["in_process"] = partial(ask_in_process, other)
+            served["in_process"] = lambda image: infer(other, "in_process", {"image": image}, ["upscaled"])[0]
         system = eager.load(ROOT / "weights" / preset.name, preset)
         alone = compare(served | local_variants(wanted, system, steps), image, rounds)
         return alone, compare(served, image, rounds, CONCURRENCY)
