@@ -25,16 +25,16 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.command_line import count, make_parser, one_line_errors
+from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import make_vae
 from train.config import DEVICES
 from train.degrade import Gray
 from train.loop import Task, TrainingRun, to_device
-from train.losses import FewStepLoss, Perceptual
 from train.report import markdown
 from train.scans import Scans, read_scans
 from train.setup import SWITCH, compiles, machine, make_accelerator, preset_of, split_files, workers_of
-from train.tune import Tuning, draw_batch, parse_sampler_steps, regions
+from train.tune import Tuning, draw_batch, make_loss, parse_sampler_steps, regions
 
 MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
 """Side of the matrices to multiply, by device."""
@@ -78,11 +78,9 @@ def scans_of(config: Tuning, data: Path | None) -> Scans:
 def make_run(config: Tuning, scans: Scans) -> TrainingRun:
     """Return a run with untrained networks, as weights do not affect the speed."""
     preset = preset_of(config)
-    vae, unet = make_vae(preset.vae).train(), UNet(preset.unet).train()
-    for module in (vae.encoder, vae.doubt):
-        module.requires_grad_(False)
-    perceptual = Perceptual(config.lpips, config.vgg)
-    loss = FewStepLoss(unet, vae, perceptual, preset, config.diversity, config.faithful_share)
+    vae = make_vae(preset.vae)
+    assert isinstance(vae, DetailVAE)
+    loss = make_loss(UNet(preset.unet), vae, config, preset)
     numbers = parse_sampler_steps(config.sampler_steps, preset.diffusion.T)
     task = Task(
         name="benchmark",

@@ -32,7 +32,7 @@ from pipeline.serving.local_server import free_ports
 from tests.recipes import run_recipe
 from tests.tiny import BEST, PAPER
 from train import loop, tune, unet, vae
-from train.learning_rate import learning_rate
+from train.loop import learning_rate
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tiny_presets")]
 

@@ -27,7 +27,6 @@ from tqdm import tqdm
 from train import checkpoint
 from train.checkpoint import EMA
 from train.config import Paused, settings
-from train.learning_rate import learning_rate
 from train.setup import CHECKPOINT, Training, compiles, workers_of
 
 LOG_STEPS = 10
@@ -85,6 +84,13 @@ class Result:
     @property
     def metadata(self) -> dict[str, object]:
         return {"validation_loss": self.validation, "best_step": self.step, "seconds": round(self.seconds)}
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Return the rate at a step: linear warm-up, then cosine decay to 0 at ``steps``."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -12,10 +12,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
@@ -169,23 +167,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-@contextmanager
-def _make_pairs(paths: list[Path], out: Path, size: int, workers: int) -> Iterator[Iterator[str | None]]:
-    """Run ``make_pair`` on all paths in several processes, yielding results in order."""
-    # "spawn": a fork would inherit locks held by the caller's threads
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(paths)), context, _start_worker)
-    # workers inherit the mask: only this process handles Ctrl-C, and ends them
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        results = pool.map(make_pair, paths, repeat(out), repeat(size), chunksize=CHUNK)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        yield results
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        pool.shutdown(cancel_futures=True)
-
-
 def prepare_folders(src: Path, out: Path, hr_size: int) -> None:
     """Create the pairs' folders, and remove what a killed run left half-written in them.
 
@@ -202,20 +183,26 @@ def prepare_folders(src: Path, out: Path, hr_size: int) -> None:
 
 
 def make_all(paths: list[Path], out: Path, hr_size: int, workers: int) -> dict[Path, str]:
-    """Make the pairs of all files; return those without a pair, and why.
+    """Make the pairs of all files in several processes; return those without a pair, and why.
 
     Raises:
         OSError: a pair cannot be written, or a worker was killed.
     """
-    skipped: dict[Path, str] = {}
+    # "spawn": a fork would inherit locks held by the caller's threads
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(paths)), context, _start_worker)
+    # workers inherit the mask: only this process handles Ctrl-C, and ends them
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with _make_pairs(paths, out, hr_size, workers) as reasons:
-            for path, reason in zip(paths, tqdm(reasons, "pairs", len(paths), unit="image"), strict=True):
-                if reason is not None:
-                    skipped[path] = reason
+        results = pool.map(make_pair, paths, repeat(out), repeat(hr_size), chunksize=CHUNK)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        reasons = list(tqdm(results, "pairs", len(paths), unit="image"))
     except BrokenProcessPool:
         raise OSError("a worker was killed, perhaps out of memory: try fewer --workers") from None
-    return skipped
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        pool.shutdown(cancel_futures=True)
+    return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason is not None}
 
 
 def generate_downsampled_pairs(src: Path, out: Path, *, hr_size: int = HR_SIZE, workers: int | None = None) -> Pairs:

@@ -33,16 +33,7 @@ from train.latents import cached_latents
 from train.loop import Task, device_of, train
 from train.losses import DiffusionLoss
 from train.paper import AUGMENTATION
-from train.setup import (
-    Training,
-    announce,
-    make_accelerator,
-    metadata,
-    preset_of,
-    split_files,
-    step_generator,
-    weights_of,
-)
+from train.setup import Training, announce, begin, metadata, step_generator, weights_of
 
 SAMPLE_STEPS = 20
 VALIDATION_BATCH = 64
@@ -107,11 +98,9 @@ def train_unet(config: UNetTraining) -> None:
     Raises:
         ValueError, OSError, FloatingPointError: see ``train.loop.train``.
     """
-    preset = preset_of(config)
-    accelerator = make_accelerator(config)
     if config.passes < 1:
         raise ValueError(f"--passes must be at least 1, got {config.passes}")
-    files, description = split_files(config)
+    preset, accelerator, files, description = begin(config)
     weights = weights_of(config, config.weights)
     vae = load_vae(vae_path(weights, preset.vae), preset.vae).requires_grad_(False)
     out = config.out or weights
