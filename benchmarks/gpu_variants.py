@@ -300,8 +300,6 @@ def make_variants(
         return plan_variant(job, package, PRECISIONS[precision], repository)
 
     variants = [{"eager": eager_variant(system, job)} for job in jobs]
-    for found in variants:
-        found["eager"]()
     for name in tqdm([name for name in VARIANTS if name in wanted and name != "eager"], desc=preset.name):
         try:
             made = [make(name, job) for job in jobs]

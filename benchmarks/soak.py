@@ -15,7 +15,6 @@ options, gives up one request in twenty, and counts answers that differ from the
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -40,6 +39,7 @@ from client import Client, ServerLost, ServerUnavailable, UpscaleError
 from pipeline.command_line import make_parser, one_line_errors
 from pipeline.serving.find import RUNTIMES
 from pipeline.serving.local_server import ServerError
+from pipeline.serving.processes import STUB, children
 from pipeline.spec import MAX_SIDE, MIN_SIDE
 from train.report import markdown
 
@@ -80,23 +80,14 @@ class Answers:
 
 def descendants(root: int) -> list[int]:
     """Return all descendant processes of ``root``."""
-    children: dict[int, list[int]] = {}
-    for stat in PROC.glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # the process has ended
-            children.setdefault(int(stat.read_text().rsplit(")", 1)[1].split()[1]), []).append(int(stat.parent.name))
-    found, waiting = [], [root]
-    while waiting:
-        waiting += (new := children.get(waiting.pop(), []))
-        found += new
-    return found
+    return [pid for child in children(root) for pid in (child, *descendants(child))]
 
 
 def label(pid: int) -> str:
     """Return the model name of a Python stub process, else the process name."""
     arguments = (PROC / str(pid) / "cmdline").read_bytes().decode().split("\0")
-    if arguments[0].endswith("triton_python_backend_stub"):
-        return Path(arguments[1]).parents[1].name
-    return Path(arguments[0]).name
+    program = Path(arguments[0]).name
+    return Path(arguments[1]).parents[1].name if program == STUB else program
 
 
 def memory(pids: list[int]) -> Memory:

@@ -66,15 +66,6 @@ def synthetic_scans(size: int) -> Scans:
     return Scans({size: images}, {size: 1.0})
 
 
-def scans_of(config: Tuning, data: Path | None) -> Scans:
-    """Read the radiographs of the training patients in ``data``, or make synthetic ones.
-
-    Raises:
-        ValueError: ``data`` is not a folder written by train.pairs.
-    """
-    return synthetic_scans(SYNTHETIC_SIZE) if data is None else read_scans(config, split_files(config)[0])["train"]
-
-
 def make_run(config: Tuning, scans: Scans) -> TrainingRun:
     """Return a run with untrained networks, as weights do not affect the speed."""
     preset = preset_of(config)
@@ -197,7 +188,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     options = {name: value for name, value in vars(args).items() if name not in ("data", "steps")}
     config = Tuning(**options, data=args.data or given.data, steps=2 * args.steps + 20)
-    speed = measure(config, scans_of(config, args.data), args.steps)
+    scans = read_scans(config, split_files(config)[0])["train"] if args.data else synthetic_scans(SYNTHETIC_SIZE)
+    speed = measure(config, scans, args.steps)
     print(report(speed))
     print(json.dumps(asdict(speed)))
 
