@@ -124,17 +124,17 @@ def quality(path: Path) -> list[tuple[str, list[int], list[dict[str, float]]]]:
         rows = list(csv.DictReader(file))
     if not rows or not {"method", "lpips_alex", "psnr"} <= rows[0].keys():
         raise ValueError(f"'{path}' is not an images.csv of train.evaluate")
-    means: dict[str, dict[str, float]] = {}
-    for method in dict.fromkeys(row["method"] for row in rows):
-        method_rows = [row for row in rows if row["method"] == method]
-        means[method] = {m: float(np.mean([float(row[m]) for row in method_rows])) for m in ("lpips_alex", "psnr")}
-    kinds: dict[str, dict[int, dict[str, float]]] = {}
-    if "bicubic" not in means:
+    values: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        values.setdefault(row["method"], []).append((float(row["lpips_alex"]), float(row["psnr"])))
+    if "bicubic" not in values:
         raise ValueError(f"'{path}' has no row for bicubic")
-    base = means["bicubic"]
-    for method, found in means.items():
+    base = np.mean(values["bicubic"], axis=0)
+    kinds: dict[str, dict[int, dict[str, float]]] = {}
+    for method, found in values.items():
         if match := STEPS_IN_NAME.search(method):
-            relative = {"lpips_alex": found["lpips_alex"] / base["lpips_alex"], "psnr": found["psnr"] - base["psnr"]}
+            lpips, psnr = np.mean(found, axis=0)
+            relative = {"lpips_alex": lpips / base[0], "psnr": psnr - base[1]}
             kinds.setdefault(f"{match[1]} from {match[3]}", {})[int(match[2])] = relative
     if not kinds:
         raise ValueError(f"'{path}' has no run of the system")

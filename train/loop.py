@@ -261,6 +261,14 @@ class TrainingRun:
             )
             raise FloatingPointError(f"the {name} is {value} at step {self.step}; {kept}; a lower --rate may help")
 
+    def log_terms(self, log: SummaryWriter, terms: dict[str, Any], norm: Tensor | None) -> dict[str, float]:
+        """Log the terms of a step and its gradient norm; return the terms, the loss of which must be finite."""
+        values = {name: float(term) for name, term in terms.items()}
+        self.check_finite("loss", values["loss"])
+        for name, value in {**values, "gradient_norm": 0.0 if norm is None else float(norm)}.items():
+            log.add_scalar(f"train/{name}", value, self.step)
+        return values
+
     def validate(self, log: SummaryWriter | None) -> None:
         """Validate the averaged network, keep it if it is the best, and write samples."""
         if log is None:
@@ -311,10 +319,7 @@ def train(task: Task, config: Training, accelerator: Accelerator) -> Result:
             run.step += 1
             due = run.step % config.validate_every == 0 or run.step == config.steps
             if log is not None and (run.step % LOG_STEPS == 0 or due):
-                values = {name: float(term) for name, term in terms.items()}
-                run.check_finite("loss", values["loss"])
-                for name, value in {**values, "gradient_norm": 0.0 if norm is None else float(norm)}.items():
-                    log.add_scalar(f"train/{name}", value, run.step)
+                values = run.log_terms(log, terms, norm)
                 bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()}, refresh=False)
             bar.update()
             if due:
