@@ -23,7 +23,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,7 @@ from benchmarks.interleave import interleave, median_ratio
 from benchmarks.peers import CACHE, PeerError, real_esrgan
 from client import Client, UpscaleError
 from pipeline import ROOT
-from pipeline.command_line import make_parser
+from pipeline.command_line import count, make_parser, one_line_errors
 from pipeline.method.images import Image, to_network
 from pipeline.method.sampled import Generate, Sampled, as_sampled
 from pipeline.method.sampler import Seed, image_noise
@@ -50,6 +49,7 @@ from pipeline.presets import Preset
 from pipeline.remote import infer
 from pipeline.serving.local_server import ServerError, running_server
 from pipeline.triton_config import preset_of
+from train.report import markdown
 
 VARIANTS = {
     "diffusers": "diffusers, PyTorch eager",
@@ -134,11 +134,6 @@ def write_in_process(repository: Path, preset: Preset, steps: int) -> None:
     shutil.copy(ROOT / "benchmarks" / "in_process.py", folder / "1" / "model.py")
 
 
-def ask_in_process(client: tritonclient.grpc.InferenceServerClient, image: Image) -> Image:
-    (upscaled,) = infer(client, "in_process", {"image": image}, ["upscaled"])
-    return upscaled
-
-
 @dataclass(frozen=True)
 class Compared:
     """One variant compared with our server."""
@@ -181,13 +176,11 @@ def rounded(result: Compared) -> dict[str, float]:
 
 
 def table(title: str, found: dict[str, Compared]) -> str:
-    lines = [f"| {title} | ms per image | / ours | difference (levels) |", "|---|---|---|---|"]
-    for name, result in found.items():
-        lines.append(
-            f"| {VARIANTS.get(name, name)} | {1e3 * result.seconds:.1f} | {result.ratio:.2f} "
-            f"| {result.difference:.2f} |"
-        )
-    return "\n".join(lines)
+    rows = [
+        [VARIANTS.get(name, name), f"{1e3 * result.seconds:.1f}", f"{result.ratio:.2f}", f"{result.difference:.2f}"]
+        for name, result in found.items()
+    ]
+    return markdown([title, "ms per image", "/ ours", "difference (levels)"], rows)
 
 
 def local_variants(wanted: Sequence[str], system: eager.Eager, steps: int) -> dict[str, Variant]:
@@ -232,36 +225,27 @@ def measure(
         served: dict[str, Variant] = {"ours": lambda image: client.upscale(image, steps=steps).image}
         if "in_process" in wanted:
             other = stack.enter_context(tritonclient.grpc.InferenceServerClient(url))
-            served["in_process"] = partial(ask_in_process, other)
+            served["in_process"] = lambda image: infer(other, "in_process", {"image": image}, ["upscaled"])[0]
         system = eager.load(ROOT / "weights" / preset.name, preset)
         alone = compare(served | local_variants(wanted, system, steps), image, rounds)
         return alone, compare(served, image, rounds, CONCURRENCY)
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ServerError, UpscaleError, ValueError)
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
     parser.add_argument("--way", choices=VARIANTS, nargs="+", default=list(VARIANTS), help="default: all")
     parser.add_argument("--steps", type=int, help="DDIM steps (default: the preset's)")
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--rounds", type=count, default=5, help="default: %(default)s")
     args = parser.parse_args(argv)
-    if args.rounds < 1:
-        parser.error(f"argument --rounds: must be 1 or more, got {args.rounds}")
     try:
         alone, together = measure(args.model_repository, args.way, args.steps, args.rounds)
-    except (ServerError, UpscaleError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except InferenceServerException as error:
-        print(f"error: the model in_process failed: {error.message()}", file=sys.stderr)
-        return 1
+        raise ServerError(f"the model in_process failed: {error.message()}") from error
     print(f"\n{table('one at a time', alone)}\n\n{table(f'{CONCURRENCY} at once', together)}\n")
     found = {"alone": alone, f"{CONCURRENCY} at once": together}
     print(json.dumps({title: {name: rounded(r) for name, r in results.items()} for title, results in found.items()}))
-    return 0
 
 
 if __name__ == "__main__":

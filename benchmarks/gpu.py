@@ -28,10 +28,11 @@ import torch
 from benchmarks.gpu_networks import Unavailable, load
 from benchmarks.gpu_variants import PACKAGES, VARIANTS, Variant, make_job, make_variants
 from benchmarks.interleave import interleave, median_ratio
-from pipeline.command_line import make_parser
+from pipeline.command_line import count, make_parser, one_line_errors
 from pipeline.method.images import Image, psnr
 from pipeline.presets import PAPER, PRESETS
 from pipeline.spec import MAX_BATCH, UNROLLED_STEPS
+from train.report import markdown
 
 EQUAL_DB = 150.0
 """PSNR reported for equal images, as JSON has no infinity."""
@@ -77,14 +78,12 @@ def table(title: str, found: Found) -> str:
     batches, last = list(found), max(found)
     columns = (f"{what}{batch}" for batch in batches for what in ("ms, batch ", "eager / it, "))
     head = [title, *columns, f"images/s, {last}", "PSNR relative to eager (dB)"]
-    lines = [head, ["---"] * len(head)]
+    rows = []
     for name in found[last]:
         times = [found[batch][name] for batch in batches]
         cells = [text for t in times for text in (f"{t.ms:.2f}", f"{t.speedup:.2f}")]
-        lines.append(
-            [VARIANTS[name], *cells, f"{found[last][name].images_per_s:.1f}", f"{min(t.psnr for t in times):.1f}"]
-        )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([VARIANTS[name], *cells, f"{times[-1].images_per_s:.1f}", f"{min(t.psnr for t in times):.1f}"])
+    return markdown(head, rows)
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def targets_table(found: dict[str, Found], steps: int) -> str:
         value = target.value(variants[name])
         return f"{value:.1f}, {'reached' if target.reached(value) else 'missed'}"
 
-    lines = ["| target on an H200 | limit | Triton | fastest of all | which |", "|---|---|---|---|---|"]
+    rows = []
     for target in TARGETS:
         timings_by_batch = found.get(target.preset, {})
         batch = max(timings_by_batch, default=0) if target.largest else 1
@@ -128,8 +127,8 @@ def targets_table(found: dict[str, Found], steps: int) -> str:
         timings = timings_by_batch.get(batch, {}) if measured else {}
         fastest = min(timings, key=lambda name: timings[name].ms, default=None)
         cells = (cell(target, timings, "triton"), cell(target, timings, fastest), VARIANTS.get(fastest or "", "–"))
-        lines.append(f"| {target.text} | {target.limit:g} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([target.text, f"{target.limit:g}", *cells])
+    return markdown(["target on an H200", "limit", "Triton", "fastest of all", "which"], rows)
 
 
 def describe(device: torch.device) -> dict[str, str]:
@@ -180,14 +179,15 @@ def measure(
     return found, drawing
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ValueError, RuntimeError)  # PyTorch raises RuntimeError, such as when out of memory
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "python -m benchmarks.gpu")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
     parser.add_argument("--preset", choices=PRESETS, nargs="+", default=list(PRESETS), help="default: all")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16], help="default: 1 8 16")
     variants = f"variants besides eager: {', '.join(VARIANTS)} (default: all)"
     parser.add_argument("--way", choices=VARIANTS, nargs="+", default=list(VARIANTS), metavar="NAME", help=variants)
-    parser.add_argument("--rounds", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--rounds", type=count, default=20, help="default: %(default)s")
     parser.add_argument(
         "--steps", type=int, default=PAPER.diffusion.T, help="steps for preset paper (default: %(default)s)"
     )
@@ -197,8 +197,6 @@ def main(argv: list[str] | None = None) -> int:
         help="repository exported from preset paper (default: exported for the run)",
     )
     args = parser.parse_args(argv)
-    if args.rounds < 1:
-        parser.error(f"argument --rounds: must be 1 or more, got {args.rounds}")
     if not all(1 <= batch <= MAX_BATCH for batch in args.batch):
         parser.error(f"argument --batch: must be 1–{MAX_BATCH}, got {' '.join(map(str, args.batch))}")
     if args.steps % UNROLLED_STEPS or not 1 <= args.steps <= PAPER.diffusion.T:
@@ -206,25 +204,17 @@ def main(argv: list[str] | None = None) -> int:
             f"argument --steps: must be a multiple of {UNROLLED_STEPS} up to {PAPER.diffusion.T}, got {args.steps}"
         )
     if args.device == "cuda" and not torch.cuda.is_available():
-        print("error: PyTorch finds no CUDA device: use --device cpu", file=sys.stderr)
-        return 1
+        raise ValueError("PyTorch finds no CUDA device: use --device cpu")
     device = torch.device(args.device, 0)
     batches = sorted(set(args.batch))
     facts = describe(device)
     print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
     # neither graphs nor onnxruntime's streams work with CUDA's default stream
     stream = torch.cuda.Stream(device) if args.device == "cuda" else None  # type: ignore[no-untyped-call]
-    try:
-        with torch.inference_mode(), torch.cuda.stream(stream):
-            found, drawing = measure(
-                args.preset, batches, args.steps, args.rounds, args.way, device, args.model_repository_paper
-            )
-    except (ValueError, RuntimeError) as error:  # PyTorch raises RuntimeError, such as when out of memory
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    with torch.inference_mode(), torch.cuda.stream(stream):
+        found, drawing = measure(
+            args.preset, batches, args.steps, args.rounds, args.way, device, args.model_repository_paper
+        )
     for name, timings_by_batch in found.items():
         title = f"{name}, {args.steps} steps" if name == PAPER.name else name
         print(f"\n{table(title, timings_by_batch)}\n\ndrawing the noise of an image on the CPU: {drawing[name]:.2f} ms")
@@ -236,7 +226,6 @@ def main(argv: list[str] | None = None) -> int:
         for name, timings_by_batch in found.items()
     }
     print(json.dumps({"machine": facts, "steps": args.steps, "drawing_ms": drawing, "found": figures}))
-    return 0
 
 
 def rounded(timed: Timed) -> dict[str, float]:

@@ -72,6 +72,8 @@ class Job:
 
     preset: Preset
     steps: int
+    sampler: SamplerName
+    path: list[Step]
     device: torch.device
     images: list[Image]
     noise: list[Array]
@@ -79,33 +81,19 @@ class Job:
     drawing: float
     """seconds taken to draw the noise"""
 
-    @property
-    def sampler(self) -> SamplerName:
-        return sampler_of(self.preset)
-
-    @property
-    def path(self) -> list[Step]:
-        return path_of(self.preset, self.steps)
-
-
-def sampler_of(preset: Preset) -> SamplerName:
-    """Return the paper's sampler for models that accept any, else the preset's."""
-    return "ddpm" if preset.fused == "denoise" else preset.diffusion.sampler
-
-
-def path_of(preset: Preset, steps: int) -> list[Step]:
-    return trajectory(make_schedule(preset.diffusion), steps, ETA[sampler_of(preset)], preset.diffusion.prediction)
-
 
 def make_job(preset: Preset, steps: int, device: torch.device, batch: int) -> Job:
     """Make a batch that repeats one real LR image, with seeds 0, 1, …"""
     lr = json.loads((ROOT / "benchmarks" / "superres.json").read_text())["data"][0]["image"]
     image = np.array(lr["content"], np.float32).reshape(lr["shape"])
+    # the paper's sampler for models that accept any
+    sampler: SamplerName = "ddpm" if preset.fused == "denoise" else preset.diffusion.sampler
+    path = trajectory(make_schedule(preset.diffusion), steps, ETA[sampler], preset.diffusion.prediction)
     side = preset.data.hr_size // preset.vae.factor
     draw = image_noise(range(batch), (preset.vae.latent_channels, side, side))
     began = time.perf_counter()
-    noise = [draw() for _ in range(1 + sum(step.sigma > 0 for step in path_of(preset, steps)))]
-    return Job(preset, steps, device, [image] * batch, noise, time.perf_counter() - began)
+    noise = [draw() for _ in range(1 + sum(step.sigma > 0 for step in path))]
+    return Job(preset, steps, sampler, path, device, [image] * batch, noise, time.perf_counter() - began)
 
 
 def used_models(preset: Preset) -> list[Model]:
@@ -299,8 +287,6 @@ def make_variants(
     client = functools.cache(lambda: connect(preset, repository(), stack))
 
     def make(name: str, job: Job) -> Variant:
-        if name == "eager":
-            return eager_variant(system, job)
         if name == "onnxruntime":
             load(PACKAGES[name])
             return onnx_variant(job, repository())
@@ -313,17 +299,15 @@ def make_variants(
             return graph_variant(system, job, HALVES.get(name))
         return plan_variant(job, package, PRECISIONS[precision], repository)
 
-    variants: list[dict[str, Variant]] = [{} for _ in jobs]
-    for name in tqdm(["eager", *(name for name in VARIANTS if name in wanted and name != "eager")], desc=preset.name):
+    variants = [{"eager": eager_variant(system, job)} for job in jobs]
+    for name in tqdm([name for name in VARIANTS if name in wanted and name != "eager"], desc=preset.name):
         try:
             made = [make(name, job) for job in jobs]
             for variant in made:
                 variant()
-        except Exception as error:
-            if name == "eager":
-                raise
+        except Exception as error:  # other packages may raise anything
             tqdm.write(f"skipped: {VARIANTS[name]}, preset {preset.name}: {one_line(error)}", file=sys.stdout)
             continue
-        for job_variants, variant in zip(variants, made, strict=True):
-            job_variants[name] = variant
+        for found, variant in zip(variants, made, strict=True):
+            found[name] = variant
     return variants

@@ -10,10 +10,8 @@ rows of the same phase, up to 16 pixels away: 1 where nothing shows.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -23,16 +21,18 @@ import numpy as np
 from pydicom.data import get_testdata_file
 from tqdm import tqdm
 
+from benchmarks.server import server_at
 from benchmarks.soak import descendants
 from client import Client, UpscaleError
 from client.demo import RADIOGRAPH
 from client.files import read_image
 from client.png import write_png
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 from pipeline.method.images import Image
 from pipeline.method.tiles import windows
-from pipeline.serving.local_server import ServerError, running_server
+from pipeline.serving.local_server import ServerError
 from pipeline.spec import MAX_SIDE, MAX_TILED_SIDE, SCALE
+from train.report import markdown
 
 SIDES = (512, 700, 1024, 2048)
 BESIDE = (-4, -3, -2, 2, 3, 4)
@@ -82,47 +82,36 @@ def seam(image: Image, shape: tuple[int, int]) -> float:
     return float(np.mean(across) / np.mean(beside)) if across else 1.0
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(UpscaleError, ServerError, OSError)
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "python -m benchmarks.large")
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help=f"LR sides, up to {MAX_TILED_SIDE}")
     parser.add_argument("--runtime", default="auto", help="the server's runtime, see pipeline.serve (default: auto)")
     parser.add_argument("--picture", type=Path, help="PNG of the surroundings of the first corner of four tiles")
-    args: argparse.Namespace = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     path = get_testdata_file(RADIOGRAPH)
     assert path is not None
     source = read_image(path).image
     rows = []
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            flags = [f"--runtime={args.runtime}"]
-            with running_server(Path(folder) / "log", flags=flags) as url, Client(url) as client:
-                idle = memory_mb()
-                for side in tqdm(args.sides, desc="images", unit="image"):
-                    image = cv2.resize(source, (side, side), interpolation=cv2.INTER_AREA)
-                    began = time.monotonic()
-                    with Peak() as peak:
-                        result = client.upscale(image, degradation="area")
-                    seconds = time.monotonic() - began
-                    assert result.spread is not None
-                    tiled = side > MAX_SIDE
-                    seams = [f"{seam(a, image.shape):.3f}" if tiled else "" for a in (result.image, result.spread)]
-                    rows.append(
-                        (f"{side}²", f"{seconds:.1f}", f"{peak.mb:.0f}", *seams, f"{255 * result.lr_error:.3f}")
-                    )
-                    if args.picture and tiled:
-                        corner = SCALE * windows(*image.shape)[0].rows.stop
-                        part = np.s_[corner - 192 : corner + 192]
-                        write_png(args.picture, result.image[part, part])
-                        args.picture = None
-    except (UpscaleError, ServerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"memory of the idle server: {idle:.0f} MB\n")
-    print("| LR image | seconds | server's memory, MB | seam, image | seam, spread | lr_error, levels |")
-    print("|---|---|---|---|---|---|")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
-    return 0
+    with server_at(None, flags=[f"--runtime={args.runtime}"]) as url, Client(url) as client:
+        idle = memory_mb()
+        for side in tqdm(args.sides, desc="images", unit="image"):
+            image = cv2.resize(source, (side, side), interpolation=cv2.INTER_AREA)
+            began = time.monotonic()
+            with Peak() as peak:
+                result = client.upscale(image, degradation="area")
+            seconds = time.monotonic() - began
+            assert result.spread is not None
+            tiled = side > MAX_SIDE
+            seams = [f"{seam(a, image.shape):.3f}" if tiled else "" for a in (result.image, result.spread)]
+            rows.append([f"{side}²", f"{seconds:.1f}", f"{peak.mb:.0f}", *seams, f"{255 * result.lr_error:.3f}"])
+            if args.picture and tiled:
+                corner = SCALE * windows(*image.shape)[0].rows.stop
+                part = np.s_[corner - 192 : corner + 192]
+                write_png(args.picture, result.image[part, part])
+                args.picture = None
+    heads = ["LR image", "seconds", "server's memory, MB", "seam, image", "seam, spread", "lr_error, levels"]
+    print(f"memory of the idle server: {idle:.0f} MB\n\n{markdown(heads, rows)}")
 
 
 if __name__ == "__main__":

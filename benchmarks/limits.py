@@ -14,14 +14,11 @@ machine they are too low, and so is the floor's value. The last line is JSON.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-import tempfile
-import time
+import timeit
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -33,12 +30,13 @@ from tqdm import tqdm
 
 from benchmarks import overhead
 from benchmarks.arithmetic import Arithmetic, arithmetic
+from benchmarks.server import add_server, server_at
 from client import UpscaleError
-from pipeline import ROOT
-from pipeline.command_line import make_parser
+from pipeline.command_line import count, make_parser, one_line_errors
 from pipeline.presets import DEFAULT, PRESETS, Preset
-from pipeline.serving.local_server import ServerError, running_server
+from pipeline.serving.local_server import ServerError
 from pipeline.triton_config import preset_of
+from train.report import markdown
 
 MATRIX_SIDE = 2048
 """Side of the square matrices to multiply."""
@@ -76,12 +74,7 @@ def gigabytes_moved(run: Callable[[], object]) -> float:
 def best_seconds(run: Callable[[], object]) -> float:
     """Return the minimum of a few tries, after one warm-up."""
     run()
-    times = []
-    for _ in range(TRIES):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return min(times)
+    return min(timeit.repeat(run, number=1, repeat=TRIES))
 
 
 @dataclass(frozen=True)
@@ -131,38 +124,34 @@ def need(preset: Preset, side: int) -> Need:
 
 def report(machine: Machine, needs: dict[str, Need], own: str, achieved: dict[str, float]) -> str:
     """Format three tables; ``achieved``: seconds by path for preset ``own``."""
-    lines = [
+    rates = (
         f"machine: {machine.float32:.1f}·10⁹ multiply-adds/s in float32, {machine.bfloat16:.1f} in bfloat16, "
-        f"{machine.int8:.1f} in INT8; memory {machine.memory:.1f} GB/s",
-        "",
-        "| network | 10⁹ multiply-adds | GB | multiply-adds per byte |",
-        "|---|---|---|---|",
-    ]
+        f"{machine.int8:.1f} in INT8; memory {machine.memory:.1f} GB/s"
+    )
+    networks, floors, ratios = [], [], []
     for name, found in needs.items():
         for part in ("unet", "encoder", "decoder"):
             work, traffic = getattr(found.multiply_adds, part), getattr(found.traffic, part)
             if work:
-                lines.append(f"| {name}, {part} | {work:.3f} | {traffic:.4f} | {work / traffic:.0f} |")
-    lines += ["", "| preset, steps | floor (ms) | in bfloat16 | in INT8 |", "|---|---|---|---|"]
-    for name, found in needs.items():
-        floors = " | ".join(f"{1e3 * found.floor(machine, kind):.2f}" for kind in NUMBERS_PER_FLOAT32)
-        lines.append(f"| {name}, {found.steps} | {floors} |")
-    lines += [
-        "",
-        f"| preset {own} | ms per image | / floor | / floor in bfloat16 | / in INT8 |",
-        "|---|---|---|---|---|",
-    ]
+                networks.append([f"{name}, {part}", f"{work:.3f}", f"{traffic:.4f}", f"{work / traffic:.0f}"])
+        by_kind = (f"{1e3 * found.floor(machine, kind):.2f}" for kind in NUMBERS_PER_FLOAT32)
+        floors.append([f"{name}, {found.steps}", *by_kind])
     for path, seconds in achieved.items():
-        ratios = " | ".join(f"{seconds / needs[own].floor(machine, kind):.1f}" for kind in NUMBERS_PER_FLOAT32)
-        lines.append(f"| {PATHS[path]} | {1e3 * seconds:.1f} | {ratios} |")
-    return "\n".join(lines)
+        by_kind = (f"{seconds / needs[own].floor(machine, kind):.1f}" for kind in NUMBERS_PER_FLOAT32)
+        ratios.append([PATHS[path], f"{1e3 * seconds:.1f}", *by_kind])
+    tables = (
+        markdown(["network", "10⁹ multiply-adds", "GB", "multiply-adds per byte"], networks),
+        markdown(["preset, steps", "floor (ms)", "in bfloat16", "in INT8"], floors),
+        markdown([f"preset {own}", "ms per image", "/ floor", "/ floor in bfloat16", "/ in INT8"], ratios),
+    )
+    return "\n\n".join((rates, *tables))
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ServerError, UpscaleError, ValueError)
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--url", help="gRPC address of a running server (default: start one)")
-    parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    add_server(parser)
+    parser.add_argument("--rounds", type=count, default=5, help="default: %(default)s")
     parser.add_argument(
         "--side", type=int, default=DEFAULT.data.lr_size, help="side of the LR image (default: %(default)s)"
     )
@@ -170,24 +159,11 @@ def main(argv: list[str] | None = None) -> int:
     multiple = max(preset.lr_multiple for preset in PRESETS.values())
     if args.side < 1 or args.side % multiple:
         parser.error(f"argument --side: must be a multiple of {multiple}, got {args.side}")
-    if args.rounds < 1:
-        parser.error(f"argument --rounds: must be 1 or more, got {args.rounds}")
     own = preset_of(args.model_repository)
-    try:
-        with contextlib.ExitStack() as stack:
-            url = args.url
-            if url is None:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                url = stack.enter_context(running_server(folder / "log", args.model_repository))
-            before = measure_machine()
-            times = overhead.measure(url, args.model_repository, args.rounds, None, None, args.side)
-            machine = before.best(measure_machine())
-    except (ServerError, UpscaleError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    with server_at(args.url, args.model_repository) as url:
+        before = measure_machine()
+        times = overhead.measure(url, args.model_repository, args.rounds, None, None, args.side)
+        machine = before.best(measure_machine())
     needs = {name: need(preset, args.side) for name, preset in tqdm(PRESETS.items(), desc="counting", leave=False)}
     achieved = {path: times[f"{path}_s"] for path in PATHS}
     print(report(machine, needs, own.name, achieved))
@@ -200,7 +176,6 @@ def main(argv: list[str] | None = None) -> int:
         **{f"{path}/floor": seconds / needs[own.name].floor(machine) for path, seconds in achieved.items()},
     }
     print("\n" + json.dumps({name: round(value, 5) for name, value in figures.items()}))
-    return 0
 
 
 if __name__ == "__main__":

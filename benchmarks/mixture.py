@@ -129,17 +129,14 @@ def write(path: Path, image: NDArray[np.float32], form: str) -> None:
         PILImage.fromarray(to_integers(image, bits)).save(path, format=form.removesuffix("16").upper())
 
 
-def dicom(pixels: NDArray[Any]) -> Dataset:
-    """Return a radiograph of one frame, uint16 [H, W]."""
+def dicom(pixels: NDArray[Any], bits: int = 16) -> Dataset:
+    """Return a radiograph of one frame, uint16 [H, W] with values of so many bits."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = ComputedRadiographyImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.BitsAllocated = dataset.BitsStored = 16
-    dataset.HighBit, dataset.PixelRepresentation = 15, 0
+    dataset.SOPClassUID, dataset.SOPInstanceUID = ComputedRadiographyImageStorage, generate_uid()
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = *pixels.shape, 1
+    dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME2", 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, bits, bits - 1
     dataset.PixelData = pixels.tobytes()
-    dataset["PixelData"].VR = "OW"
     return dataset

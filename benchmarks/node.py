@@ -21,23 +21,23 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import generate_uid
 
-from benchmarks.orthanc import ORTHANC, Orthanc, running_orthanc
+from benchmarks.mixture import dicom
+from benchmarks.orthanc import ORTHANC, Orthanc
 from pipeline import ROOT
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 from pipeline.serving.local_server import free_ports, stop
 
 AE_TITLE, PACS = "SUPERRES", "ORTHANC"
@@ -63,17 +63,10 @@ def radiograph(number: int, **tags: object) -> Dataset:
     """A chest radiograph of 64×64 pixels, each number's another one."""
     pixels = np.random.default_rng(number).normal(0, 40, (8, 8)).cumsum(0).cumsum(1)
     pixels = np.kron(pixels - pixels.min(), np.ones((8, 8))).clip(0, 4095).astype("u2")
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID, dataset.SOPInstanceUID = ComputedRadiographyImageStorage, generate_uid()
+    dataset = dicom(pixels, bits=12)
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
     dataset.PatientName, dataset.PatientID, dataset.Modality = f"Testperson^{number}", f"{number}", "CR"
     dataset.BodyPartExamined, dataset.PixelSpacing = "CHEST", [0.56, 0.56]
-    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = *pixels.shape, 1
-    dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME2", 0
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
-    dataset.PixelData = pixels.tobytes()
     for name, value in tags.items():
         setattr(dataset, name, value)
     return dataset
@@ -243,51 +236,49 @@ def upset(
     return plan
 
 
+def do_all(changes: Sequence[Callable[[], None]]) -> None:
+    for change in changes:
+        change()
+
+
+def send_until_answered(node: Node, path: Path, uid: str, outcome: Outcome, upsetting: Sequence[Future[None]]) -> None:
+    """Send an image, again and again if need be; raise the error of a part that does not start again."""
+    deadline = time.monotonic() + LIMIT
+    while (status := node.send(path)) is None:
+        outcome.attempts += 1
+        for future in (future for future in upsetting if future.done()):
+            future.result()
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no answer to {uid}")
+        time.sleep(0.05)
+    outcome.attempts += 1
+    if status == "Success":
+        outcome.accepted.add(uid)
+    else:
+        outcome.refused[uid] = status
+
+
 def send_all(
     node: Node, orthanc: Orthanc, triton: Triton | None, folder: Path, images: int, kills: int, restarts: int
 ) -> Outcome:
     """Send all images while parts are killed, wait until the node is done, and count."""
     outcome, began = Outcome(), time.monotonic()
     plan = upset(node, orthanc, triton, images, kills, restarts)
-    upsetting: list[threading.Thread] = []
-    failures: list[BaseException] = []
-
-    def do(steps: Sequence[Callable[[], None]]) -> None:
-        try:
-            for step in steps:
-                step()
-        except BaseException as error:
-            failures.append(error)
-
-    def send(path: Path, uid: str) -> None:
-        deadline = time.monotonic() + LIMIT
-        while (status := node.send(path)) is None:
-            outcome.attempts += 1
-            if failures or time.monotonic() > deadline:
-                raise RuntimeError(f"no answer to {uid}: {failures}")
-            time.sleep(0.05)
-        outcome.attempts += 1
-        if status == "Success":
-            outcome.accepted.add(uid)
-        else:
-            outcome.refused[uid] = status
-
-    for number in range(images):
-        bad = {"BodyPartExamined": "FOOT"} if number % BAD == BAD - 1 else {}
-        dataset, path = radiograph(number, **bad), folder / f"{number:03}.dcm"
-        dataset.save_as(path, enforce_file_format=True)
-        for thread in upsetting[:-1]:
-            thread.join()
-        upsetting.append(threading.Thread(target=do, args=(plan.get(number, []),)))
-        upsetting[-1].start()
-        send(path, str(dataset.SOPInstanceUID))
-        if number % DUPLICATES == 0:
-            outcome.duplicates += 1
-            send(path, str(dataset.SOPInstanceUID))
-    for thread in upsetting:
-        thread.join()
-    if failures:
-        raise RuntimeError(f"a part does not start again: {failures}")
+    with ThreadPoolExecutor(2) as pool:
+        upsetting: list[Future[None]] = []
+        for number in range(images):
+            bad = {"BodyPartExamined": "FOOT"} if number % BAD == BAD - 1 else {}
+            dataset, path = radiograph(number, **bad), folder / f"{number:03}.dcm"
+            dataset.save_as(path, enforce_file_format=True)
+            for future in upsetting[:-1]:
+                future.result()
+            upsetting.append(pool.submit(do_all, plan.get(number, [])))
+            send_until_answered(node, path, str(dataset.SOPInstanceUID), outcome, upsetting)
+            if number % DUPLICATES == 0:
+                outcome.duplicates += 1
+                send_until_answered(node, path, str(dataset.SOPInstanceUID), outcome, upsetting)
+        for future in upsetting:
+            future.result()
     wait_for(lambda: not node.waiting(), "the end of the queue")
     outcome.seconds = time.monotonic() - began
     for instance in orthanc.instances():
@@ -298,6 +289,7 @@ def send_all(
     return outcome
 
 
+@one_line_errors(RuntimeError)
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, "python -m benchmarks.node")
     parser.add_argument("--images", type=int, default=200, help="default: %(default)s")
@@ -307,20 +299,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.images < 10:
         parser.error(f"argument --images: must be 10 or more, got {args.images}")
     if not ORTHANC or not shutil.which("storescu"):
-        print("error: requires Orthanc and storescu: apt-get install orthanc dcmtk", file=sys.stderr)
-        return 1
+        raise RuntimeError("requires Orthanc and storescu: apt-get install orthanc dcmtk")
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        try:
-            triton = Triton(folder)
-            stack.callback(triton.stop)
-            triton.start()
-            orthanc = stack.enter_context(running_orthanc(folder))
-            node = stack.enter_context(running_node(folder, triton.url, orthanc))
-            outcome = send_all(node, orthanc, triton, folder, args.images, args.kills, args.restarts)
-        except RuntimeError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        triton = Triton(folder)
+        stack.callback(triton.stop)
+        triton.start()
+        orthanc = stack.enter_context(Orthanc(folder))
+        node = stack.enter_context(running_node(folder, triton.url, orthanc))
+        outcome = send_all(node, orthanc, triton, folder, args.images, args.kills, args.restarts)
     row = {
         "images": args.images,
         "attempts": outcome.attempts,

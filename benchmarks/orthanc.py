@@ -8,8 +8,6 @@ import shutil
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ START_LIMIT = 60
 
 
 class Orthanc:
-    """Ports ``http`` and ``dicom`` at 127.0.0.1; it keeps its images in a folder.
+    """Runs for the duration of a block, at the ports ``http`` and ``dicom`` of 127.0.0.1, with its images in a folder.
 
     Args:
         folder: for images, configuration and log.
@@ -66,6 +64,7 @@ class Orthanc:
                 return
             except OSError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
+                    self.stop()
                     raise RuntimeError(f"Orthanc does not start:\n{log.read_text()[-2000:]}") from None
                 time.sleep(0.05)
 
@@ -74,14 +73,12 @@ class Orthanc:
             self._process.terminate()
             self._process.wait(30)
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Run it for the duration of the block."""
-        try:
-            self.start()
-            yield
-        finally:
-            self.stop()
+    def __enter__(self) -> Orthanc:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def ask(self, path: str, data: bytes | None = None, accept: str = "application/json") -> bytes:
         """GET a path or, with data, POST it."""
@@ -107,11 +104,3 @@ class Orthanc:
         """The picture of an instance: "preview" (its range) or "rendered" (its window)."""
         data = self.ask(f"/instances/{instance}/{what}", accept="image/png")
         return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE))
-
-
-@contextmanager
-def running_orthanc(folder: Path, **settings: Any) -> Iterator[Orthanc]:
-    """Run an Orthanc for the duration of the block."""
-    orthanc = Orthanc(folder, **settings)
-    with orthanc.running():
-        yield orthanc

@@ -14,7 +14,6 @@ import contextlib
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,18 +24,19 @@ import numpy as np
 import tritonclient.grpc
 from tqdm import tqdm
 
-from benchmarks.interleave import median_ratio
+from benchmarks.interleave import interleave, median_ratio
+from benchmarks.server import add_server, server_at
 from client import Client, UpscaleError
 from client.direct import connect
 from pipeline import ROOT
-from pipeline.command_line import make_parser
+from pipeline.command_line import count, make_parser, one_line_errors
 from pipeline.method.options import Options
 from pipeline.method.upscale import generator, upscale
 from pipeline.networks import eager
 from pipeline.presets import DEFAULT
 from pipeline.runtimes.onnx import Runtime, onnx_networks
 from pipeline.serving.find import RUNTIMES
-from pipeline.serving.local_server import ServerError, running_server
+from pipeline.serving.local_server import ServerError
 from pipeline.spec import SAMPLERS, SamplerName
 
 CONCURRENCY = 16
@@ -115,8 +115,8 @@ def measure_throughput(
     url: str, repository: Path, rounds: int, sampler: SamplerName | None, steps: int | None, side: int
 ) -> dict[str, float]:
     """Return median images per second on the server, CONCURRENCY at once, and in this process by batch size."""
-    count = REQUESTS_PER_CLIENT * CONCURRENCY
-    images = list(np.random.default_rng(0).random((count, side, side), dtype=np.float32))
+    number = REQUESTS_PER_CLIENT * CONCURRENCY
+    images = list(np.random.default_rng(0).random((number, side, side), dtype=np.float32))
     with Client(url) as client, ThreadPoolExecutor(CONCURRENCY) as pool:
         preset = client.preset
         generate = generator(
@@ -127,22 +127,17 @@ def measure_throughput(
             list(pool.map(lambda image: client.upscale(image, steps=steps, sampler=sampler), images))
 
         def in_process(batch: int) -> None:
-            for first in range(0, count, batch):
+            for first in range(0, number, batch):
                 upscale(images[first : first + batch], list(range(batch)), generate, preset)
 
         variants: dict[str, Callable[[], None]] = {
             "server": served,
             **{f"batch {b}": partial(in_process, b) for b in BATCHES},
         }
-        rates: dict[str, list[float]] = {name: [] for name in variants}
         for run in variants.values():
             run()
-        for _ in tqdm(range(rounds), desc="throughput"):
-            for name, run in variants.items():
-                began = time.perf_counter()
-                run()
-                rates[name].append(count / (time.perf_counter() - began))
-    return {name: statistics.median(found) for name, found in rates.items()}
+        seconds = interleave(variants, rounds, "throughput")
+    return {name: statistics.median(number / s for s in times) for name, times in seconds.items()}
 
 
 def report_throughput(rates: dict[str, float]) -> str:
@@ -173,39 +168,28 @@ breakdown of (a) by the server's statistics (means)
 """
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ServerError, UpscaleError, ValueError)
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--url", help="gRPC address of a running server (default: start one)")
-    parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
+    add_server(parser)
     parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="runtime of a server started here")
     parser.add_argument("--throughput", action="store_true", help=f"also measure {CONCURRENCY} images at once")
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--rounds", type=count, default=5, help="default: %(default)s")
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: the preset's")
     parser.add_argument("--steps", type=int, help="default: the preset's")
     parser.add_argument(
         "--side", type=int, default=DEFAULT.data.lr_size, help="side of the LR image (default: %(default)s)"
     )
     args = parser.parse_args(argv)
-    try:
-        with contextlib.ExitStack() as stack:
-            url = args.url
-            if url is None:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                url = stack.enter_context(
-                    running_server(folder / "server.log", args.model_repository, [f"--runtime={args.runtime}"])
-                )
-            options = (url, args.model_repository, args.rounds, args.sampler, args.steps, args.side)
-            results = measure(*options)
-            throughput = measure_throughput(*options) if args.throughput else {}
-    except (ServerError, UpscaleError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with server_at(args.url, args.model_repository, [f"--runtime={args.runtime}"]) as url:
+        options = (url, args.model_repository, args.rounds, args.sampler, args.steps, args.side)
+        results = measure(*options)
+        throughput = measure_throughput(*options) if args.throughput else {}
     print(report(results, args.side))
     if throughput:
         print(report_throughput(throughput))
         results |= {f"{name}_per_s": rate for name, rate in throughput.items()}
     print(json.dumps({name: round(value, 4) for name, value in results.items()}))
-    return 0
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.atomic import atomic_write
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 from pipeline.method.images import Image
 from pipeline.spec import PROTOCOL
 from train.data import read_index
@@ -226,29 +226,25 @@ def as_method(upscaler: Upscaler) -> Method:
     return lambda lr, _hr, _seeds: [upscaler(image) for image in lr]
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(PeerError, OSError, ValueError)
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     add_choice(parser)
     add_degradations(parser, default=[PROTOCOL])
     parser.add_argument("--lpips", nargs="+", choices=NETS, default=NETS, help="backbones (default: both)")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder for the peers' files (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares, args.hr_size)
-        fetch(args.cache)
-        methods = {
-            "bicubic": bicubic,
-            "RDN (esrgan-medium)": as_method(rdn(args.cache)),
-            "Real-ESRGAN (x4plus)": as_method(real_esrgan(args.cache)),
-        }
-        for name in args.degradation:
-            results = measure(degraded(pairs, name), methods, args.lpips)
-            print(f"\n{len(pairs)} images of '{args.data}', split {args.split}, LR by {name}\n")
-            print(table(results, patients))
-    except (PeerError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares, args.hr_size)
+    fetch(args.cache)
+    methods = {
+        "bicubic": bicubic,
+        "RDN (esrgan-medium)": as_method(rdn(args.cache)),
+        "Real-ESRGAN (x4plus)": as_method(real_esrgan(args.cache)),
+    }
+    for name in args.degradation:
+        results = measure(degraded(pairs, name), methods, args.lpips)
+        print(f"\n{len(pairs)} images of '{args.data}', split {args.split}, LR by {name}\n")
+        print(table(results, patients))
 
 
 if __name__ == "__main__":

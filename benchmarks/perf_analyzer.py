@@ -21,9 +21,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.command_line import one_line_errors
+
 WHEEL = Path(sys.prefix) / "perf_analyzer"
 LIBRARIES = ("libb64.so.0d", "libcudart.so.12")
-
 
 UNSTABLE = "Failed to obtain stable measurement"
 ANY_PERCENTAGE = 100_000
@@ -154,14 +155,10 @@ def measure(arguments: Sequence[str], requests: int, stability: int = 50) -> Mea
     raise PerfAnalyzerError(f"perf_analyzer failed: {error_line(result.stderr or result.stdout)}")
 
 
-def main() -> int:
-    try:
-        binary, environment = find()
-    except PerfAnalyzerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+@one_line_errors(PerfAnalyzerError)
+def main() -> None:
+    binary, environment = find()
     os.execve(binary, [binary, *sys.argv[1:]], {**os.environ, **environment})
-    return None
 
 
 if __name__ == "__main__":

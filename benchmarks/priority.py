@@ -7,19 +7,18 @@ python -m benchmarks.priority --requests 100 --clients 32
 from __future__ import annotations
 
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.server import server_at
 from client import Client, UpscaleError
-from pipeline.command_line import make_parser
-from pipeline.serving.local_server import ServerError, running_server
+from pipeline.command_line import count, make_parser, one_line_errors
+from pipeline.serving.local_server import ServerError
 
 SIDE = 64
 
@@ -51,26 +50,17 @@ def measure(url: str, bulk: Literal["interactive", "bulk"], clients: int, reques
     return seconds
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ServerError, UpscaleError, OSError)
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "python -m benchmarks.priority")
-    parser.add_argument("--clients", type=int, default=48, help="concurrent bulk requests (default: %(default)s)")
-    parser.add_argument("--requests", type=int, default=60, help="interactive requests (default: %(default)s)")
+    parser.add_argument("--clients", type=count, default=48, help="concurrent bulk requests (default: %(default)s)")
+    parser.add_argument("--requests", type=count, default=60, help="interactive requests (default: %(default)s)")
     args = parser.parse_args(argv)
-    if min(args.clients, args.requests) < 1:
-        parser.error("--clients and --requests must be at least 1")
-    try:
-        with tempfile.TemporaryDirectory() as folder, running_server(Path(folder) / "log") as url:
-            print("| load beside it | median (ms) | p95 (ms) |\n|---|---|---|")
-            for name, level in (("bulk", "bulk"), ("of the same priority", "interactive")):
-                found = measure(url, level, args.clients, args.requests)  # type: ignore[arg-type]
-                print(f"| {name} | {1e3 * np.median(found):.0f} | {1e3 * np.percentile(found, 95):.0f} |", flush=True)
-    except (ServerError, UpscaleError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    with server_at(None) as url:
+        print("| load beside it | median (ms) | p95 (ms) |\n|---|---|---|")
+        for name, level in (("bulk", "bulk"), ("of the same priority", "interactive")):
+            found = measure(url, level, args.clients, args.requests)  # type: ignore[arg-type]
+            print(f"| {name} | {1e3 * np.median(found):.0f} | {1e3 * np.percentile(found, 95):.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,14 +29,16 @@ from tqdm import tqdm
 
 from benchmarks.interleave import median_ratio
 from benchmarks.perf_analyzer import Measurement, PerfAnalyzerError, measure
+from benchmarks.server import add_server, server_at
 from client import Client, UpscaleError
 from pipeline import ROOT
-from pipeline.command_line import make_parser
+from pipeline.command_line import count, make_parser, one_line_errors
 from pipeline.models import onnx_models
 from pipeline.presets import Preset
 from pipeline.serving.checks import free_shared_memory
-from pipeline.serving.local_server import ServerError, free_ports, running_server
+from pipeline.serving.local_server import ServerError, free_ports
 from pipeline.spec import MAX_BATCH, SCALE
+from train.report import markdown
 
 Row = dict[str, Any]
 """Part, load, variant and results by the names in ``HEADS``; only a note with the reason if not measured."""
@@ -226,15 +228,12 @@ def measure_parts(target: Target, parts: Sequence[str], sweep: Sweep) -> Iterato
         yield saturated + run(cases, sweep.rounds, target.plan)
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def tables(rows: Sequence[Row]) -> str:
     """Format a table per part."""
-    tables = []
-    for part in dict.fromkeys(row["part"] for row in rows):
-        lines = ["| " + " | ".join([part, *HEADS.values()]) + " |", "|" + "---|" * (1 + len(HEADS))]
-        for row in (row for row in rows if row["part"] == part):
-            lines.append("| " + " | ".join([row["load"], *(str(row.get(name, "")) for name in HEADS)]) + " |")
-        tables.append("\n".join(lines))
-    return "\n\n".join(tables)
+    cells: dict[str, list[list[str]]] = {}
+    for row in rows:
+        cells.setdefault(row["part"], []).append([row["load"], *(str(row.get(name, "")) for name in HEADS)])
+    return "\n\n".join(markdown([part, *HEADS.values()], found) for part, found in cells.items())
 
 
 SWEPT = ("unet", "superres", "poisson")
@@ -266,7 +265,7 @@ def plot(rows: Sequence[Row]) -> Figure | None:
 
 def write(out: Path, rows: Sequence[Row]) -> None:
     """Write serving.md, .csv, .json and, for sweeps, .png into the folder ``out``; raise OSError on failure."""
-    (out / "serving.md").write_text(markdown(rows) + "\n")
+    (out / "serving.md").write_text(tables(rows) + "\n")
     (out / "serving.json").write_text(json.dumps(rows, indent=2) + "\n")
     with open(out / "serving.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["part", "load", *HEADS], lineterminator="\n")
@@ -285,29 +284,24 @@ def target_of(url: str | None, http_url: str | None, repository: Path, steps: in
         ServerError: the server does not start.
         UpscaleError: the server does not respond.
     """
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        if url is None:
-            (port,) = free_ports(1)
-            url, http_url = (
-                stack.enter_context(running_server(folder / "log", repository, http=port)),
-                f"localhost:{port}",
-            )
-        with Client(url) as client:
+    (port,) = free_ports(1)
+    with server_at(url, repository, http=port) as grpc, tempfile.TemporaryDirectory() as folder:
+        with Client(grpc) as client:
             preset = client.preset
-        with tritonclient.grpc.InferenceServerClient(url) as server:
+        with tritonclient.grpc.InferenceServerClient(grpc) as server:
             plan = server.is_model_ready("unet_trt")
-        yield Target(url, http_url or "", preset, folder, plan, steps or preset.diffusion.ddim_steps)
+        http = http_url or (f"localhost:{port}" if url is None else "")
+        yield Target(grpc, http, preset, Path(folder), plan, steps or preset.diffusion.ddim_steps)
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(PerfAnalyzerError, ServerError, UpscaleError, OSError)
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS, help="default: all")
     parser.add_argument("--quick", action="store_true", help="fewer loads and requests, one round: minutes on a CPU")
-    parser.add_argument("--rounds", type=int, help=f"default: {Sweep.rounds}, with --quick {QUICK.rounds}")
+    parser.add_argument("--rounds", type=count, help=f"default: {Sweep.rounds}, with --quick {QUICK.rounds}")
     parser.add_argument("--steps", type=int, help="steps of superres (default: the preset's)")
-    parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository", help="default: %(default)s")
-    parser.add_argument("--url", help="gRPC address of a running server (default: start one)")
+    add_server(parser)
     parser.add_argument("--http-url", help="HTTP address of the server, for the part protocols")
     parser.add_argument(
         "--out", type=Path, default=Path("results/serving"), help="output folder (default: %(default)s)"
@@ -315,8 +309,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.url and not args.http_url and "protocols" in args.part:
         parser.error("argument --http-url: required with --url for the part protocols")
-    if args.rounds is not None and args.rounds < 1:
-        parser.error(f"argument --rounds: must be 1 or more, got {args.rounds}")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -324,32 +316,21 @@ def main(argv: list[str] | None = None) -> int:
     sweep = QUICK if args.quick else Sweep()
     sweep = replace(sweep, rounds=args.rounds or sweep.rounds)
     rows: list[Row] = []
-    status = 0
+    if "protocols" in args.part and free_shared_memory() < NEEDED_MB:
+        raise PerfAnalyzerError(
+            f"/dev/shm must have {NEEDED_MB} MB free for the part protocols, got {free_shared_memory():.0f} MB: "
+            "enlarge it (docker run --shm-size=1g) or use other parts with --part"
+        )
+    if "unet" in args.part and (skipped := [batch for batch in sweep.batches if batch > MAX_BATCH]):
+        print(f"skipped: batch {', '.join(map(str, skipped))}, above the models' max_batch_size {MAX_BATCH}")
     try:
-        if "protocols" in args.part and free_shared_memory() < NEEDED_MB:
-            raise PerfAnalyzerError(
-                f"/dev/shm must have {NEEDED_MB} MB free for the part protocols, got {free_shared_memory():.0f} MB: "
-                "enlarge it (docker run --shm-size=1g) or use other parts with --part"
-            )
-        if "unet" in args.part and (skipped := [batch for batch in sweep.batches if batch > MAX_BATCH]):
-            print(f"skipped: batch {', '.join(map(str, skipped))}, above the models' max_batch_size {MAX_BATCH}")
         with target_of(args.url, args.http_url, args.model_repository, args.steps) as target:
             for found in measure_parts(target, args.part, sweep):
                 rows += found
-    except (PerfAnalyzerError, ServerError, UpscaleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
-    if rows:
-        try:
+    finally:  # what was measured before a failure is kept
+        if rows:
+            print(f"\n{tables(rows)}\n\n{json.dumps(rows)}")
             write(args.out, rows)
-        except OSError as error:
-            print(f"error: the results cannot be written: {error}", file=sys.stderr)
-            status = 1
-        print(f"\n{markdown(rows)}\n\n{json.dumps(rows)}")
-    return status
 
 
 if __name__ == "__main__":

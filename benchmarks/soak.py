@@ -15,7 +15,6 @@ options, gives up one request in twenty, and counts answers that differ from the
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -25,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +34,14 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.mixture import make_mixture
+from benchmarks.server import server_at
 from client import Client, ServerLost, ServerUnavailable, UpscaleError
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 from pipeline.serving.find import RUNTIMES
-from pipeline.serving.local_server import ServerError, running_server
+from pipeline.serving.local_server import ServerError
+from pipeline.serving.processes import STUB, children
 from pipeline.spec import MAX_SIDE, MIN_SIDE
+from train.report import markdown
 
 PROC = Path("/proc")
 SHARE = 0.1
@@ -78,23 +80,14 @@ class Answers:
 
 def descendants(root: int) -> list[int]:
     """Return all descendant processes of ``root``."""
-    children: dict[int, list[int]] = {}
-    for stat in PROC.glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # the process has ended
-            children.setdefault(int(stat.read_text().rsplit(")", 1)[1].split()[1]), []).append(int(stat.parent.name))
-    found, waiting = [], [root]
-    while waiting:
-        waiting += (new := children.get(waiting.pop(), []))
-        found += new
-    return found
+    return [pid for child in children(root) for pid in (child, *descendants(child))]
 
 
 def label(pid: int) -> str:
     """Return the model name of a Python stub process, else the process name."""
     arguments = (PROC / str(pid) / "cmdline").read_bytes().decode().split("\0")
-    if arguments[0].endswith("triton_python_backend_stub"):
-        return Path(arguments[1]).parents[1].name
-    return Path(arguments[0]).name
+    program = Path(arguments[0]).name
+    return Path(arguments[1]).parents[1].name if program == STUB else program
 
 
 def memory(pids: list[int]) -> Memory:
@@ -206,11 +199,10 @@ def summary(memories: list[Memory], answers: Answers, errors: Counter[str]) -> d
 
 def report(figures: dict[str, Any], memories: list[Memory], errors: Counter[str]) -> str:
     """Format the results as text."""
-    lines = ["", "| MB | start | after warm-up | end |", "|---|---|---|---|"]
-    for name in memories[0].models:
-        lines.append(f"| {name} | " + " | ".join(f"{m.models.get(name, 0.0):.1f}" for m in memories) + " |")
-    lines.append("| total | " + " | ".join(f"{m.total:.1f}" for m in memories) + " |")
-    lines.append("| /dev/shm | " + " | ".join(f"{m.shared:.1f}" for m in memories) + " |")
+    used = {name: [m.models.get(name, 0.0) for m in memories] for name in memories[0].models}
+    used |= {"total": [m.total for m in memories], "/dev/shm": [m.shared for m in memories]}
+    rows = [[name, *(f"{mb:.1f}" for mb in row)] for name, row in used.items()]
+    lines = ["", markdown(["MB", "start", "after warm-up", "end"], rows)]
     lines.append(f"\nmemory {figures['growth']:+.1%}, /dev/shm {figures['shm_growth']:+.1%} since the warm-up")
     if "drift" in figures:
         latency = f"p50 {figures['p50_ms']:.0f} ms, p99 {figures['p99_ms']:.0f} ms"
@@ -220,26 +212,16 @@ def report(figures: dict[str, Any], memories: list[Memory], errors: Counter[str]
     return "\n".join(lines)
 
 
-@contextlib.contextmanager
-def server(url: str | None, pid: int | None, runtime: str) -> Iterator[tuple[str, list[int]]]:
-    """Yield (address, processes) of the given server, or of one started for the duration of the block.
-
-    Raises:
-        ServerError: the server does not start.
-        SoakError: there is no such process.
-    """
-    if url is not None and pid is not None:
-        if not (PROC / str(pid)).exists():
-            raise SoakError(f"--pid must be the process of tritonserver, got {pid}, which does not exist")
-        yield url, [pid, *descendants(pid)]
-        return
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        running_server(Path(folder) / "log", flags=[f"--runtime={runtime}"]) as own,
-    ):
-        yield own, descendants(os.getpid())
+def processes(pid: int | None) -> list[int]:
+    """Return the processes of the server ``pid``, or of the one that this process started; raise SoakError without."""
+    if pid is None:
+        return descendants(os.getpid())
+    if not (PROC / str(pid)).exists():
+        raise SoakError(f"--pid must be the process of tritonserver, got {pid}, which does not exist")
+    return [pid, *descendants(pid)]
 
 
+@one_line_errors(ServerError, SoakError, UpscaleError)
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--requests", type=int, default=10_000, help="default: %(default)s")
@@ -268,22 +250,13 @@ def main(argv: list[str] | None = None) -> int:
     if not 0 < args.warm_up < 1:
         parser.error(f"argument --warm-up: must be between 0 and 1, got {args.warm_up:g}")
     image = np.random.default_rng(0).random((args.side, args.side), dtype=np.float32)
-    try:
-        with (
-            server(args.url, args.pid, args.runtime) as (url, pids),
-            Client(url) as client,
-            tempfile.TemporaryDirectory() as folder,
-        ):
+    with server_at(args.url, flags=[f"--runtime={args.runtime}"]) as url, tempfile.TemporaryDirectory() as folder:
+        pids = processes(args.pid)
+        with Client(url) as client:
             client.check(steps=args.steps)
             mixture = make_mixture(client, Path(folder), args.tolerance) if args.mixed else None
             call = mixture.call if mixture else lambda number: client.upscale(image, seed=number, steps=args.steps)
             memories, answers, errors = soak(call, pids, args.requests, args.rate, args.concurrency, args.warm_up)
-    except (ServerError, SoakError, UpscaleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     figures = summary(memories, answers, errors) | (
         {**mixture.outcomes, "largest_difference": mixture.largest} if mixture else {}
     )

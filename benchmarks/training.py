@@ -11,7 +11,6 @@ line is JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -25,16 +24,17 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.command_line import make_parser
+from pipeline.command_line import count, make_parser, one_line_errors
+from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import make_vae
 from train.config import DEVICES
 from train.degrade import Gray
 from train.loop import Task, TrainingRun, to_device
-from train.losses import FewStepLoss, Perceptual
+from train.report import markdown
 from train.scans import Scans, read_scans
 from train.setup import SWITCH, compiles, machine, make_accelerator, preset_of, split_files, workers_of
-from train.tune import Tuning, draw_batch, parse_sampler_steps, regions
+from train.tune import Tuning, draw_batch, make_loss, parse_sampler_steps, regions
 
 MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
 """Side of the matrices to multiply, by device."""
@@ -66,23 +66,12 @@ def synthetic_scans(size: int) -> Scans:
     return Scans({size: images}, {size: 1.0})
 
 
-def scans_of(config: Tuning, data: Path | None) -> Scans:
-    """Read the radiographs of the training patients in ``data``, or make synthetic ones.
-
-    Raises:
-        ValueError: ``data`` is not a folder written by train.pairs.
-    """
-    return synthetic_scans(SYNTHETIC_SIZE) if data is None else read_scans(config, split_files(config)[0])["train"]
-
-
 def make_run(config: Tuning, scans: Scans) -> TrainingRun:
     """Return a run with untrained networks, as weights do not affect the speed."""
     preset = preset_of(config)
-    vae, unet = make_vae(preset.vae).train(), UNet(preset.unet).train()
-    for module in (vae.encoder, vae.doubt):
-        module.requires_grad_(False)
-    perceptual = Perceptual(config.lpips, config.vgg)
-    loss = FewStepLoss(unet, vae, perceptual, preset, config.diversity, config.faithful_share)
+    vae = make_vae(preset.vae)
+    assert isinstance(vae, DetailVAE)
+    loss = make_loss(UNet(preset.unet), vae, config, preset)
     numbers = parse_sampler_steps(config.sampler_steps, preset.diffusion.T)
     task = Task(
         name="benchmark",
@@ -171,22 +160,19 @@ def measure(config: Tuning, scans: Scans, steps: int) -> Speed:
 
 def report(speed: Speed) -> str:
     """Format a Markdown table."""
-    lines = [
-        f"{speed.machine}; {speed.precision}, batch {speed.batch}, crop {speed.crop}\n",
-        "| | images/s | relative to bound |",
-    ]
-    lines.append("|---|---|---|")
-    for name, value in (
-        (f"data only, {speed.workers or 'no'} workers", speed.data),
-        ("compute only" + (", compiled" if speed.compiled else ""), speed.compute),
-        ("both", speed.both),
-        (f"bound: {speed.tflop_a_step:g} TFLOP per step at {speed.tflops_of_matmul:g} TFLOP/s", speed.bound),
-    ):
-        lines.append(f"| {name} | {value:.1f} | {100 * value / speed.bound:.0f} % |")
-    return "\n".join(lines)
+    title = f"{speed.machine}; {speed.precision}, batch {speed.batch}, crop {speed.crop}"
+    rates = {
+        f"data only, {speed.workers or 'no'} workers": speed.data,
+        "compute only" + (", compiled" if speed.compiled else ""): speed.compute,
+        "both": speed.both,
+        f"bound: {speed.tflop_a_step:g} TFLOP per step at {speed.tflops_of_matmul:g} TFLOP/s": speed.bound,
+    }
+    rows = [[name, f"{rate:.1f}", f"{100 * rate / speed.bound:.0f} %"] for name, rate in rates.items()]
+    return f"{title}\n\n{markdown(['', 'images/s', 'relative to bound'], rows)}"
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ValueError, OSError, ImportError)
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "python -m benchmarks.training")
     given = Tuning()
     parser.add_argument("--data", type=Path, help="folder written by train.pairs (default: synthetic radiographs)")
@@ -198,20 +184,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=-1, help="threads that prepare data; -1: up to 12 with a GPU")
     parser.add_argument("--compile", choices=SWITCH, default="auto", help="auto: on a GPU")
-    parser.add_argument("--steps", type=int, default=30, help="timed steps of each kind (default: %(default)s)")
-    args: argparse.Namespace = parser.parse_args(argv)
-    try:
-        if args.steps < 1:
-            raise ValueError(f"--steps must be at least 1, got {args.steps}")
-        options = {name: value for name, value in vars(args).items() if name not in ("data", "steps")}
-        config = Tuning(**options, data=args.data or given.data, steps=2 * args.steps + 20)
-        speed = measure(config, scans_of(config, args.data), args.steps)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    parser.add_argument("--steps", type=count, default=30, help="timed steps of each kind (default: %(default)s)")
+    args = parser.parse_args(argv)
+    options = {name: value for name, value in vars(args).items() if name not in ("data", "steps")}
+    config = Tuning(**options, data=args.data or given.data, steps=2 * args.steps + 20)
+    scans = read_scans(config, split_files(config)[0])["train"] if args.data else synthetic_scans(SYNTHETIC_SIZE)
+    speed = measure(config, scans, args.steps)
     print(report(speed))
     print(json.dumps(asdict(speed)))
-    return 0
 
 
 if __name__ == "__main__":

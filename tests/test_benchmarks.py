@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import ROOT
 
-NAMES = ["alternatives", "arithmetic", "limits", "node", "overhead", "peers", "serving", "soak", "solvers"]
+NAMES = ["alternatives", "arithmetic", "limits", "node", "overhead", "peers", "serving", "soak"]
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])

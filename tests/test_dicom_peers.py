@@ -18,7 +18,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from benchmarks.orthanc import ORTHANC, Orthanc, running_orthanc
+from benchmarks.orthanc import ORTHANC, Orthanc
 from client.dicom import Compression
 from client.dicom.derive import derive
 from client.dicom.files import compress, write_dicom
@@ -93,7 +93,7 @@ def test_dcm2pnm_shows_what_it_shows_of_the_source(bits: int, inverted: bool, tm
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with running_orthanc(tmp_path_factory.mktemp("orthanc")) as orthanc:
+    with Orthanc(tmp_path_factory.mktemp("orthanc")) as orthanc:
         yield orthanc
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.orthanc import DICOMWEB, ORTHANC, Orthanc, running_orthanc
+from benchmarks.orthanc import DICOMWEB, ORTHANC, Orthanc
 from client.upscale import main
 from pipeline import ROOT
 from tests.conftest import RunningServer, wait_for
@@ -23,7 +23,7 @@ STUDY = str(radiograph().StudyInstanceUID)
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with running_orthanc(tmp_path_factory.mktemp("orthanc")) as orthanc:
+    with Orthanc(tmp_path_factory.mktemp("orthanc")) as orthanc:
         orthanc.store(to_bytes(radiograph("1.1")))
         orthanc.store(to_bytes(radiograph("1.2", SeriesInstanceUID="5.5")))
         yield orthanc
@@ -72,7 +72,7 @@ def test_orthanc_does_it_by_itself(server: RunningServer, tmp_path: Path, monkey
     monkeypatch.setenv("CXR_OPTIONS", f"--url {server.url('grpc')} --steps 2")
     orthanc = Orthanc(tmp_path, StableAge=1, LuaScripts=[str(ROOT / "deploy" / "orthanc.lua")])
     monkeypatch.setenv("CXR_DICOMWEB", orthanc.dicomweb)
-    with orthanc.running():
+    with orthanc:
         orthanc.store(to_bytes(radiograph("1.1")))
         wait_for(lambda: len(orthanc.instances()) == 2)
         (derived,) = [tags for tags in map(orthanc.tags, orthanc.instances()) if tags.get("SourceImageSequence")]

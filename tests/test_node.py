@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.node import radiograph, running_node, send_all, wait_for
-from benchmarks.orthanc import ORTHANC, running_orthanc
+from benchmarks.orthanc import ORTHANC, Orthanc
 from pipeline import ROOT
 from pipeline.serving.local_server import free_ports
 from tests.conftest import RunningServer
@@ -26,7 +26,7 @@ pytestmark = [
 
 
 def test_every_accepted_image_arrives_exactly_once(server: RunningServer, tmp_path: Path) -> None:
-    with running_orthanc(tmp_path) as orthanc, running_node(tmp_path, server.url("grpc"), orthanc) as node:
+    with Orthanc(tmp_path) as orthanc, running_node(tmp_path, server.url("grpc"), orthanc) as node:
         outcome = send_all(node, orthanc, None, tmp_path, images=22, kills=2, restarts=0)
     assert (len(outcome.accepted), len(outcome.refused)) == (21, 1)
     assert (outcome.lost, outcome.doubled, outcome.uncalled, outcome.unnamed) == (set(), set(), set(), set())
@@ -37,7 +37,7 @@ def test_every_accepted_image_arrives_exactly_once(server: RunningServer, tmp_pa
 
 
 def test_it_ends_when_told_and_keeps_what_waits(server: RunningServer, tmp_path: Path) -> None:
-    with running_orthanc(tmp_path) as orthanc, running_node(tmp_path, server.url("grpc"), orthanc) as node:
+    with Orthanc(tmp_path) as orthanc, running_node(tmp_path, server.url("grpc"), orthanc) as node:
         orthanc.stop()
         path = tmp_path / "a.dcm"
         radiograph(1).save_as(path, enforce_file_format=True)
@@ -64,7 +64,7 @@ def test_orthanc_sends_to_the_node(server: RunningServer, tmp_path: Path) -> Non
     script.write_text(guide.partition("```lua\n")[2].partition("```")[0])
     (port,) = free_ports(1)
     settings = {"LuaScripts": [str(script)], "DicomModalities": {"superres": ["SUPERRES", "127.0.0.1", port]}}
-    with running_orthanc(tmp_path, **settings) as orthanc:
+    with Orthanc(tmp_path, **settings) as orthanc:
         with running_node(tmp_path, server.url("grpc"), orthanc, dicom=port) as node:
             path = tmp_path / "a.dcm"
             radiograph(1).save_as(path, enforce_file_format=True)
@@ -75,7 +75,7 @@ def test_orthanc_sends_to_the_node(server: RunningServer, tmp_path: Path) -> Non
 
 
 def test_two_nodes_do_not_share_a_folder(server: RunningServer, tmp_path: Path) -> None:
-    with running_orthanc(tmp_path) as orthanc, running_node(tmp_path, server.url("grpc"), orthanc):
+    with Orthanc(tmp_path) as orthanc, running_node(tmp_path, server.url("grpc"), orthanc):
         command = [sys.executable, "-m", "client.node", str(tmp_path / "node.toml")]
         second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert second.returncode == 1

@@ -96,7 +96,7 @@ def test_without_a_plan_its_rows_say_so(target: Target, monkeypatch: pytest.Monk
     rows = serving.run(list(serving.unet_cases(target, SMALL)), rounds=2, plan=False)
     assert len(asked) == 2
     assert [row["note"] for row in rows] == ["", "no plan loaded"]
-    assert "| batch 1 | unet_trt |  |  |  |  |  |  | no plan loaded |" in serving.markdown(rows)
+    assert "| batch 1 | unet_trt |  |  |  |  |  |  | no plan loaded |" in serving.tables(rows)
 
 
 def test_files_hold_every_row(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from pipeline.serving.local_server import free_ports
 from tests.recipes import run_recipe
 from tests.tiny import BEST, PAPER
 from train import loop, tune, unet, vae
-from train.learning_rate import learning_rate
+from train.loop import learning_rate
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tiny_presets")]
 
@@ -108,12 +108,6 @@ def test_unet_training_learns_and_writes_weights_logs_and_pictures(data: Path, w
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
 
 
-@pytest.mark.parametrize("loss", ["eps-lpips", "eps-image"])
-def test_other_losses_train(data: Path, weights: Path, tmp_path: Path, loss: str) -> None:
-    unet.train_unet(unet_config(data, weights, tmp_path, steps=2, loss=loss, image_share=2))
-    assert json.loads((tmp_path / "unet.json").read_text())["config"]["loss"] == loss
-
-
 def test_the_best_validated_weights_are_saved(
     data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,33 +176,12 @@ def one_step(data: Path, weights: Path, out: Path, **changes: Any) -> unet.UNetT
     return unet_config(data, weights, out, **{"steps": 1, "warmup": 0, "ema": 0.0, "clip": 1e9, "batch": 8, **changes})
 
 
-TRAIN_EACH = """
-import json, sys
-from tests.tiny import PRESETS, TINY
-from train import unet
-
-PRESETS.update(TINY)
-for arguments in json.loads(sys.argv[1]):
-    assert unet.main(arguments) == 0
-"""
-
-
-@pytest.fixture(scope="module")
-def shared_and_alone(
-    data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[unet.UNetTraining, unet.UNetTraining]]:
-    """By the loss: a step of training that two processes shared, and the one that this process has yet to take."""
-    folder = tmp_path_factory.mktemp("processes")
-    (folder / "train_each.py").write_text(TRAIN_EACH)
-    found, commands = {}, []
-    for loss in ("mse", "eps-image"):
-        alone = one_step(data, weights, folder / loss / "alone", loss=loss, image_share=4)
-        shared = replace(alone, out=folder / loss / "shared", run_dir=folder / loss / "shared" / "run")
-        commands.append(command(shared, "--warmup=0", "--clip=1e9", f"--loss={loss}", "--image-share=4"))
-        found[loss] = shared, alone
+def test_two_processes_train_as_one(data: Path, weights: Path, tmp_path: Path) -> None:
+    alone = one_step(data, weights, tmp_path / "alone")
+    shared = replace(alone, out=tmp_path / "shared", run_dir=tmp_path / "shared" / "run")
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_ports(1)[0]}"]
     result = subprocess.run(
-        [sys.executable, *launcher, str(folder / "train_each.py"), json.dumps(commands)],
+        [sys.executable, *launcher, "-m", "tests.tiny", "train.unet", *command(shared, "--warmup=0", "--clip=1e9")],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -216,25 +189,14 @@ def shared_and_alone(
         timeout=300,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("on 2 x cpu") == 2
-    return found
-
-
-@pytest.mark.parametrize("loss", ["mse", "eps-image"])
-def test_two_processes_train_as_one(
-    shared_and_alone: dict[str, tuple[unet.UNetTraining, unet.UNetTraining]], loss: str
-) -> None:
-    shared, alone = shared_and_alone[loss]
+    assert "on 2 x cpu" in result.stdout
     unet.train_unet(alone)
     assert_same_training(alone, shared)
 
 
-@pytest.mark.parametrize("loss", ["mse", "eps-image"])
-def test_accumulated_gradients_are_those_of_the_whole_batch(
-    data: Path, weights: Path, tmp_path: Path, loss: str
-) -> None:
-    whole = one_step(data, weights, tmp_path / "whole", loss=loss, image_share=2)
-    parts = one_step(data, weights, tmp_path / "parts", loss=loss, image_share=2, accumulate=4)
+def test_accumulated_gradients_are_those_of_the_whole_batch(data: Path, weights: Path, tmp_path: Path) -> None:
+    whole = one_step(data, weights, tmp_path / "whole")
+    parts = one_step(data, weights, tmp_path / "parts", accumulate=4)
     for config in (whole, parts):
         unet.train_unet(config)
     assert_same_training(whole, parts)
@@ -266,11 +228,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
         ({"split": "80/0/20"}, r"the split 80/0/20 gives val no patients"),
         ({"steps": 0}, r"--steps must be at least 1, got 0"),
         ({"accumulate": 0}, r"--batch, --accumulate and --validate-every must be at least 1, and --clip above 0"),
-        ({"loss": "eps-image", "image_share": 3}, r"--image-share must divide the 4 samples"),
-        (
-            {"loss": "eps-lpips", "preset": "best"},
-            r"--loss must be mse for preset 'best', whose U-Net does not predict ε, got eps-lpips",
-        ),
+        ({"passes": 0}, r"--passes must be at least 1, got 0"),
     ],
 )
 def test_impossible_settings(data: Path, weights: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:

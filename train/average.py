@@ -7,7 +7,6 @@ python -m train.average weights/a weights/b --shares 0.8 0.2 --restorer-shares 0
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import load_detail_vae, vae_path
@@ -98,7 +97,8 @@ def average_folders(
     save_unet(unet, out, metadata | {"vae": digest(vae)})
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ValueError, OSError)
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "python -m train.average")
     presets = [name for name, preset in PRESETS.items() if isinstance(preset.vae, DetailVAESpec)]
     parser.add_argument("folders", type=Path, nargs="+", metavar="WEIGHTS", help="weights folders to average")
@@ -108,16 +108,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--preset", choices=presets, default=DEFAULT.name, help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="output folder")
-    args: argparse.Namespace = parser.parse_args(argv)
-    try:
-        average_folders(args.folders, args.shares, PRESETS[args.preset], args.out, args.restorer_shares)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    args = parser.parse_args(argv)
+    average_folders(args.folders, args.shares, PRESETS[args.preset], args.out, args.restorer_shares)
     print(
         f"wrote the average of {len(args.folders)} folders into '{args.out}'; next: train.ranges --weights {args.out}"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ python -m train.calibrate --data data/iu --split all --limit 64 --preset paper
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 from pipeline.method.images import Image
 from pipeline.method.options import Options
 from pipeline.method.upscale import Samples, draw_samples
@@ -31,6 +30,7 @@ from train.config import DEVICES, choose_device
 from train.data import PairDataset, read_index
 from train.degrade import DEGRADATION_ROWS
 from train.evaluate import add_choice, add_degradations, choose, degraded
+from train.report import markdown
 
 SHARE = 0.91
 """Share of pixels within the band: one point above 90 %, as coverage is lower at strong gradients."""
@@ -40,6 +40,11 @@ STRONG_SHARE = 0.1
 """Share of an image's pixels whose gradients count as strong."""
 USUAL_SHARE = 0.99
 """Share of the images whose expected error counts as usual."""
+
+HEADS = (
+    *("LR by", "samples", "pixels within the band", "range over images", "strongest tenth of gradients"),
+    *("mean half-width (gray levels)", "expected and true error (rank correlation)"),
+)
 
 Pixels = NDArray[np.float32]
 
@@ -123,11 +128,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 
 def report(rows: Mapping[str, Observations], band: Band) -> str:
     """Format the band's coverage of these images, one row per degradation and number of samples."""
-    lines = [
-        "| LR by | samples | pixels within the band | range over images | strongest tenth of gradients "
-        "| mean half-width (gray levels) | expected and true error (rank correlation) |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for name, found in rows.items():
         for count, observed in found.items():
             if (scale := band.scale(count)) is None:
@@ -141,39 +142,33 @@ def report(rows: Mapping[str, Observations], band: Band) -> str:
             truth = [float(o.error.mean()) for o in observed]
             ranks = spearman(means, truth) if len(observed) > 1 else float("nan")
             error = 255 * (band.error or float("nan")) * float(np.mean(means))
-            lines.append(
-                f"| {name} | {count} | {np.mean(coverages):.1f} % | {min(coverages):.0f}–{max(coverages):.0f} % "
-                f"| {edges:.1f} % | {width:.1f} | {error:.1f}, {255 * np.mean(truth):.1f} ({ranks:.2f}) |"
-            )
-    return "\n".join(lines)
+            spread = f"{min(coverages):.0f}–{max(coverages):.0f} %"
+            errors = f"{error:.1f}, {255 * np.mean(truth):.1f} ({ranks:.2f})"
+            cells = [f"{np.mean(coverages):.1f} %", spread, f"{edges:.1f} %", f"{width:.1f}", errors]
+            lines.append([name, str(count), *cells])
+    return markdown(HEADS, lines)
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ValueError, OSError)
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "python -m train.calibrate")
     add_choice(parser, split="val")
     add_degradations(parser, default=list(DEGRADATION_ROWS), several=True)
     parser.add_argument("--preset", choices=PRESETS, default=DEFAULT.name, help="default: %(default)s")
     parser.add_argument("--weights", type=Path, help="default: weights/PRESET")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto uses a GPU if there is one")
-    args: argparse.Namespace = parser.parse_args(argv)
-    try:
-        preset = PRESETS[args.preset]
-        index = read_index(args.index)
-        chosen = [choose(args.data, args.split, args.limit, index, args.shares, size) for size in args.hr_size]
-        weights = args.weights or Path("weights") / preset.name
-        system = eager.load(weights, preset, device=choose_device(args.device))
-        predicts_doubt = preset.vae.sees_lr
-        rows: dict[str, Observations] = {}
-        # other presets assume the protocol for every image
-        for (pairs, _), name in product(chosen, args.degradation if predicts_doubt else [PROTOCOL]):
-            counts = COUNTS if pairs is chosen[0][0] and name == PROTOCOL else (1,)
-            rows[f"{pairs.data.hr_size}, {name}"] = observe(degraded(pairs, name), system, counts)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    args = parser.parse_args(argv)
+    preset = PRESETS[args.preset]
+    index = read_index(args.index)
+    chosen = [choose(args.data, args.split, args.limit, index, args.shares, size) for size in args.hr_size]
+    weights = args.weights or Path("weights") / preset.name
+    system = eager.load(weights, preset, device=choose_device(args.device))
+    predicts_doubt = preset.vae.sees_lr
+    rows: dict[str, Observations] = {}
+    # other presets assume the protocol for every image
+    for (pairs, _), name in product(chosen, args.degradation if predicts_doubt else [PROTOCOL]):
+        counts = COUNTS if pairs is chosen[0][0] and name == PROTOCOL else (1,)
+        rows[f"{pairs.data.hr_size}, {name}"] = observe(degraded(pairs, name), system, counts)
     for pairs, patients in chosen:
         summary = f"{len(pairs)} images of {len(set(patients))} patients"
         print(f"{summary}, {pairs.data.hr_size} pixels, split {args.split}; preset {preset.name}")
@@ -187,7 +182,6 @@ def main(argv: list[str] | None = None) -> int:
         doubts = [float(factor * o.doubt.mean()) for factor, o in zip(factors, every, strict=True)]
         ranks = spearman(doubts, [float(o.error.mean()) for o in every])
         print(f"expected and true error of all images of all rows: rank correlation {ranks:.2f}")
-    return 0
 
 
 if __name__ == "__main__":

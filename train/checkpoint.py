@@ -6,7 +6,6 @@ python -m train.checkpoint join runs/parts/tune runs/tune/checkpoint.pt
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import json
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 
 from pipeline.atomic import atomic_write
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -132,24 +131,20 @@ def join(folder: Path, path: Path) -> None:
         partial.write_bytes(whole)
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ValueError, OSError)
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "python -m train.checkpoint")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, help in (("split", "write a checkpoint in parts under 16 MB"), ("join", "join the parts")):
         command = commands.add_parser(name, help=help)
         command.add_argument("source", type=Path, help="the checkpoint" if name == "split" else "folder for the parts")
         command.add_argument("target", type=Path, help="folder for the parts" if name == "split" else "the checkpoint")
-    args: argparse.Namespace = parser.parse_args(argv)
-    try:
-        if args.command == "split":
-            print(f"wrote {len(split(args.source, args.target))} parts into '{args.target}'")
-        else:
-            join(args.source, args.target)
-            print(f"wrote '{args.target}'")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    args = parser.parse_args(argv)
+    if args.command == "split":
+        print(f"wrote {len(split(args.source, args.target))} parts into '{args.target}'")
+    else:
+        join(args.source, args.target)
+        print(f"wrote '{args.target}'")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import Field, asdict, field, fields
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 
 C = TypeVar("C")
 
@@ -43,35 +42,25 @@ def _add(parser: argparse.ArgumentParser, f: Field[Any]) -> None:
         parser.add_argument(flag, type=kind, default=f.default, help=help + default, choices=choices)
 
 
-def from_command_line(config: type[C], doc: str, argv: list[str] | None = None) -> C:
-    """Parse ``argv`` into an instance of the dataclass ``config``; ``doc`` is a summary followed by examples."""
+@one_line_errors(
+    *(ValueError, OSError, ImportError, FloatingPointError),
+    interrupted="interrupted; run the same command with --resume to continue from the last checkpoint",
+)
+def run_command(config: type[C], run: Callable[[C], None], doc: str, argv: list[str] | None) -> None:
+    """Parse ``argv`` into the dataclass ``config``, and run; ``doc`` is a summary followed by examples."""
     parser = make_parser(doc)
     for f in fields(config):  # type: ignore[arg-type]
         _add(parser, f)
-    return config(**vars(parser.parse_args(argv)))
-
-
-def run_command(config: type[C], run: Callable[[C], None], doc: str, argv: list[str] | None) -> int:
-    """Parse the command line, run, report errors in one line, and return the exit status."""
-    parsed = from_command_line(config, doc, argv)
+    parsed = config(**vars(parser.parse_args(argv)))
     try:
         run(parsed)
     except Paused as pause:
         print(pause)
-    except torch.OutOfMemoryError:
-        print(
-            f"error: the GPU's memory is full: lower --batch (now {getattr(parsed, 'batch', '?')}), or raise "
-            f"--accumulate (now {getattr(parsed, 'accumulate', '?')}), which splits the same batch into more parts",
-            file=sys.stderr,
-        )
-        return 1
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command with --resume to continue from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"the GPU's memory is full: lower --batch (now {getattr(parsed, 'batch', '?')}), or raise "
+            f"--accumulate (now {getattr(parsed, 'accumulate', '?')}), which splits the same batch into more parts"
+        ) from error
 
 
 def choose_device(name: str) -> str:

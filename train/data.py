@@ -126,23 +126,11 @@ def spread_evenly(total: int, count: int) -> list[int]:
     return np.linspace(0, total - 1, min(count, total)).astype(int).tolist()
 
 
-def list_images(folder: Path) -> list[Path]:
-    """List the PNG files of a folder, sorted.
-
-    Raises:
-        ValueError: there are none.
-    """
-    paths = sorted(folder.glob("*.png"))
-    if not paths:
-        raise ValueError(f"no PNG files in '{folder}'")
-    return paths
-
-
 def list_pairs(root: Path, hr_size: int = HR_SIZE) -> list[Path]:
     """List the HR files of a size in a folder written by ``train.pairs``, sorted; each has its LR file.
 
     Raises:
-        ValueError: it is not such a folder, or an LR file is missing.
+        ValueError: it is not such a folder, there are no files, or an LR file is missing.
     """
     high, low = (root / name for name in folders(hr_size))
     if not high.is_dir() or not low.is_dir():
@@ -150,7 +138,9 @@ def list_pairs(root: Path, hr_size: int = HR_SIZE) -> list[Path]:
         raise ValueError(
             f"'{root}' has no {high.name}/ and {low.name}/: run  python -m train.pairs IMAGES {root}{size}"
         )
-    paths = list_images(high)
+    paths = sorted(high.glob("*.png"))
+    if not paths:
+        raise ValueError(f"no PNG files in '{high}'")
     found = {path.name for path in low.glob("*.png")}
     if missing := [path.name for path in paths if path.name not in found]:
         raise ValueError(f"{len(missing)} files of '{high}' are missing from {low.name}/, the first is {missing[0]}")

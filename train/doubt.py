@@ -13,25 +13,14 @@ from pathlib import Path
 import torch
 from PIL.Image import Image as Picture
 from torch import nn
-from tqdm import tqdm
 
 from client.pictures import uncertainty_map
 from pipeline.method.images import from_network
 from train.config import option, run_command
 from train.loop import Task, device_of, to_device, train
 from train.losses import DoubtLoss
-from train.scans import Batch, draw_samples, read_scans
-from train.setup import (
-    Training,
-    announce,
-    detail_networks,
-    make_accelerator,
-    preset_of,
-    save_networks,
-    split_files,
-    step_generator,
-    weights_of,
-)
+from train.scans import Batch, draw_samples, mean_loss, read_scans
+from train.setup import Training, announce, begin, detail_networks, save_networks, step_generator, weights_of
 
 HELD_OUT = 64
 """Number of squares from validation patients."""
@@ -54,9 +43,7 @@ def train_doubt(config: DoubtTraining) -> None:
     Raises:
         ValueError, OSError, FloatingPointError: see ``train.loop.train``.
     """
-    preset = preset_of(config)
-    accelerator = make_accelerator(config)
-    files, description = split_files(config)
+    preset, accelerator, files, description = begin(config)
     vae, unet, inputs = detail_networks(preset, config.weights or Path(f"weights/{preset.name}-tuned"), files)
     loss = DoubtLoss(unet, vae, preset)
     announce(config, accelerator, description, vae.doubt)
@@ -72,33 +59,28 @@ def train_doubt(config: DoubtTraining) -> None:
         seeds = [(config.seed, 3, step, i) for i in range(config.batch)[share]]
         return arguments(draw_samples(scans["train"], config.crop, seeds), step_generator(config, step))
 
-    def validate(doubt: nn.Module) -> float:
-        judge = DoubtLoss(unet, vae, preset, doubt)
-        total = 0.0
-        for first in range(0, HELD_OUT, config.batch):
-            part = held_out.part(first, config.batch)
-            given = arguments(part, torch.Generator().manual_seed(first))
-            with torch.no_grad():
-                total += len(part.lr) * float(judge(*to_device(given, device_of(doubt)))["loss"])
-        return total / HELD_OUT
+    def judge(doubt: nn.Module) -> DoubtLoss:
+        return DoubtLoss(unet, vae, preset, doubt).to(device_of(doubt))
 
     def picture(doubt: nn.Module) -> Picture:
-        judge = DoubtLoss(unet, vae, preset, doubt)
-        part = held_out.part(0, 1)
-        given = arguments(part, torch.Generator().manual_seed(0))
+        _, lr, _, _, noise = arguments(held_out.part(0, 1), torch.Generator().manual_seed(0))
         with torch.no_grad():
-            y, width = judge.draw(*to_device((given[1], given[4]), device_of(doubt)))
+            y, width = judge(doubt).draw(*to_device((lr, noise), device_of(doubt)))
         return uncertainty_map(from_network(y[0].cpu().numpy()), width[0, 0].cpu().numpy())
 
     task = Task(
-        name="doubt", loss=loss, network="doubt", batch=batch, validate=validate, picture=picture, inputs=inputs
+        name="doubt",
+        loss=loss,
+        network="doubt",
+        batch=batch,
+        validate=lambda doubt: mean_loss(judge(doubt), held_out, config.batch, arguments),
+        picture=picture,
+        inputs=inputs,
     )
     result = train(task, config, accelerator)
     if accelerator.is_main_process:
         vae.doubt.load_state_dict(result.network.state_dict())
-        out = weights_of(config, config.out)
-        save_networks(config, vae, unet, out, description, **result.metadata)
-        tqdm.write(f"wrote both networks into '{out}'")
+        save_networks(config, vae, unet, weights_of(config, config.out), description, **result.metadata)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,7 +27,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 
 NIH = (
     "vfk49d74nhbxq3nqjg0900w5nvkorp5c.gz",
@@ -272,7 +272,8 @@ def parse_batches(text: str) -> list[int]:
     return sorted(numbers)
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(DownloadError, interrupted="interrupted; run the same command to continue")
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "python -m train.download")
     parser.add_argument("dataset", choices=tuple(ARCHIVES), help="NIH ChestX-ray14 or the Indiana collection of Open-i")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="images go to DIR/images/")
@@ -289,16 +290,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for name, url in archives:
             obtain(name, url, args.out, keep=args.keep)
-    except DownloadError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except OSError as error:
-        print(f"error: '{error.filename or args.out}': {error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command to continue", file=sys.stderr)
-        return 130
-    return 0
+        raise DownloadError(f"'{error.filename or args.out}': {error.strerror or error}") from error
 
 
 if __name__ == "__main__":

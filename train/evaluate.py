@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from client import UpscaleError
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 from pipeline.method.images import Image, from_integers, psnr, ssim, to_integers, to_network
 from pipeline.method.reduction import reduce
 from pipeline.networks import eager
@@ -262,17 +262,9 @@ def record(weights: Path, name: str, results: dict[str, Measured]) -> None:
         write_metadata(path, metadata)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    try:
-        evaluate(args)
-    except (ValueError, OSError, ImportError, UpscaleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+@one_line_errors(ValueError, OSError, ImportError, UpscaleError, interrupted="interrupted; nothing was written")
+def main(argv: list[str] | None = None) -> None:
+    evaluate(parse_arguments(argv))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 from pipeline.method.images import Image
 from pipeline.networks import eager
 from pipeline.presets import DEFAULT, PRESETS
@@ -23,6 +23,7 @@ from train.config import DEVICES, choose_device
 from train.data import PairDataset, read_index
 from train.evaluate import BATCH, add_choice, choose
 from train.methods import CEILING, Method, default_run, make_methods
+from train.report import markdown
 
 MEASURES = {
     "text": "text and markers: mean error ↓",
@@ -105,10 +106,8 @@ def mean_of(values: list[float]) -> float:
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:
-    lines = ["| | " + " | ".join(MEASURES.values()) + " |", "|" + "---|" * (len(MEASURES) + 1)]
-    for name, row in results.items():
-        lines.append(f"| {name} | " + " | ".join(f"{row[key]:.2f}" for key in MEASURES) + " |")
-    return "\n".join(lines)
+    rows = [[name, *(f"{row[key]:.2f}" for key in MEASURES)] for name, row in results.items()]
+    return markdown(["", *MEASURES.values()], rows)
 
 
 def compare(pairs: PairDataset, presets: Sequence[str], device: str) -> dict[str, dict[str, float]]:
@@ -128,24 +127,17 @@ def compare(pairs: PairDataset, presets: Sequence[str], device: str) -> dict[str
     return measure(pairs, methods)
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ValueError, OSError)
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "python -m train.fidelity")
     add_choice(parser)
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=[DEFAULT.name], help="default: %(default)s")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto uses a GPU if there is one")
     args = parser.parse_args(argv)
-    try:
-        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
-        results = compare(pairs, args.presets, choose_device(args.device))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
+    results = compare(pairs, args.presets, choose_device(args.device))
     print(f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}; gray levels (0–255) or percent\n")
     print(table(results))
-    return 0
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from PIL.Image import Image as Picture
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from client.pictures import comparison, enlarge, labelled_row, stack
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 from pipeline.method.images import Image, from_integers
 from pipeline.method.upscale import generator, upscale
 from pipeline.presets import DEFAULT, PAPER, PRESETS, Preset
@@ -124,17 +124,17 @@ def quality(path: Path) -> list[tuple[str, list[int], list[dict[str, float]]]]:
         rows = list(csv.DictReader(file))
     if not rows or not {"method", "lpips_alex", "psnr"} <= rows[0].keys():
         raise ValueError(f"'{path}' is not an images.csv of train.evaluate")
-    means: dict[str, dict[str, float]] = {}
-    for method in dict.fromkeys(row["method"] for row in rows):
-        method_rows = [row for row in rows if row["method"] == method]
-        means[method] = {m: float(np.mean([float(row[m]) for row in method_rows])) for m in ("lpips_alex", "psnr")}
-    kinds: dict[str, dict[int, dict[str, float]]] = {}
-    if "bicubic" not in means:
+    values: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        values.setdefault(row["method"], []).append((float(row["lpips_alex"]), float(row["psnr"])))
+    if "bicubic" not in values:
         raise ValueError(f"'{path}' has no row for bicubic")
-    base = means["bicubic"]
-    for method, found in means.items():
+    base = np.mean(values["bicubic"], axis=0)
+    kinds: dict[str, dict[int, dict[str, float]]] = {}
+    for method, found in values.items():
         if match := STEPS_IN_NAME.search(method):
-            relative = {"lpips_alex": found["lpips_alex"] / base["lpips_alex"], "psnr": found["psnr"] - base["psnr"]}
+            lpips, psnr = np.mean(found, axis=0)
+            relative = {"lpips_alex": lpips / base[0], "psnr": psnr - base[1]}
             kinds.setdefault(f"{match[1]} from {match[3]}", {})[int(match[2])] = relative
     if not kinds:
         raise ValueError(f"'{path}' has no run of the system")
@@ -202,7 +202,8 @@ def details_figure(details: Sequence[tuple[str, int, int]], data: Path, reposito
     return stack(rows)
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ValueError, OSError)
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "python -m train.figures")
     figures = parser.add_subparsers(dest="figure", required=True)
     helps = {
@@ -225,22 +226,16 @@ def main(argv: list[str] | None = None) -> int:
         out = Path(f"{name}.png")
         figure.add_argument("--out", type=Path, default=out, help="PNG file to write (default: %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        if args.figure == "curves":
-            curves_figure(args.runs).savefig(args.out, dpi=100)
-        elif args.figure == "steps":
-            steps_figure(args.files).savefig(args.out, dpi=100)
-        elif args.figure == "details":
-            preset = PRESETS[args.preset]
-            details_figure(args.details, args.data, args.model_repository, preset).save(args.out)
-        else:
-            pairs = PairDataset(list_pairs(args.data), PAPER.data)
-            {"samples": samples_figure, "augmentations": augmentations_figure}[args.figure](pairs).save(args.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if args.figure == "curves":
+        curves_figure(args.runs).savefig(args.out, dpi=100)
+    elif args.figure == "steps":
+        steps_figure(args.files).savefig(args.out, dpi=100)
+    elif args.figure == "details":
+        details_figure(args.details, args.data, args.model_repository, PRESETS[args.preset]).save(args.out)
+    else:
+        pairs = PairDataset(list_pairs(args.data), PAPER.data)
+        {"samples": samples_figure, "augmentations": augmentations_figure}[args.figure](pairs).save(args.out)
     print(f"wrote '{args.out}'")
-    return 0
 
 
 if __name__ == "__main__":

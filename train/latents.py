@@ -29,13 +29,10 @@ def encode_pairs(encoder: Encoder, pairs: PairDataset, preset: Preset, device: t
         latent: Array = encoder(*(torch.from_numpy(a).to(device) for a in (image, lr))).cpu().numpy()
         return latent
 
-    with tqdm(total=len(pairs), desc=desc, unit="pair", mininterval=2, leave=False) as bar:
-        for first in range(0, len(pairs), BATCH):
-            items = range(first, min(first + BATCH, len(pairs)))
-            low, high = zip(*map(pairs.unit_images, items), strict=True)
-            lr, hr = network_lr(low, preset), np.stack([to_network(image, preset.data.channels) for image in high])
-            latents.append(torch.from_numpy(np.concatenate([encode(hr, lr), condition(lr, preset, encode)], 1)).half())
-            bar.update(len(items))
+    for first in tqdm(range(0, len(pairs), BATCH), desc=desc, unit="batch", mininterval=2, leave=False):
+        low, high = zip(*map(pairs.unit_images, range(first, min(first + BATCH, len(pairs)))), strict=True)
+        lr, hr = network_lr(low, preset), np.stack([to_network(image, preset.data.channels) for image in high])
+        latents.append(torch.from_numpy(np.concatenate([encode(hr, lr), condition(lr, preset, encode)], 1)).half())
     return torch.cat(latents)
 
 

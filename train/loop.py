@@ -27,8 +27,7 @@ from tqdm import tqdm
 from train import checkpoint
 from train.checkpoint import EMA
 from train.config import Paused, settings
-from train.learning_rate import learning_rate
-from train.setup import CHECKPOINT, Training, compiles, samples_per_part, workers_of
+from train.setup import CHECKPOINT, Training, compiles, workers_of
 
 LOG_STEPS = 10
 AHEAD = 2
@@ -85,6 +84,13 @@ class Result:
     @property
     def metadata(self) -> dict[str, object]:
         return {"validation_loss": self.validation, "best_step": self.step, "seconds": round(self.seconds)}
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Return the rate at a step: linear warm-up, then cosine decay to 0 at ``steps``."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -191,8 +197,9 @@ class TrainingRun:
 
     def share(self, part: int) -> slice:
         """Return the slice of this process's samples in one part of the batch."""
-        size = samples_per_part(self.config, self.accelerator)
-        first = (part * self.accelerator.num_processes + self.accelerator.process_index) * size
+        processes = self.accelerator.num_processes
+        size = self.config.batch // (processes * self.config.accumulate)
+        first = (part * processes + self.accelerator.process_index) * size
         return slice(first, first + size)
 
     def prepare(self) -> None:
@@ -254,6 +261,14 @@ class TrainingRun:
             )
             raise FloatingPointError(f"the {name} is {value} at step {self.step}; {kept}; a lower --rate may help")
 
+    def log_terms(self, log: SummaryWriter, terms: dict[str, Any], norm: Tensor | None) -> dict[str, float]:
+        """Log the terms of a step and its gradient norm; return the terms, the loss of which must be finite."""
+        values = {name: float(term) for name, term in terms.items()}
+        self.check_finite("loss", values["loss"])
+        for name, value in {**values, "gradient_norm": 0.0 if norm is None else float(norm)}.items():
+            log.add_scalar(f"train/{name}", value, self.step)
+        return values
+
     def validate(self, log: SummaryWriter | None) -> None:
         """Validate the averaged network, keep it if it is the best, and write samples."""
         if log is None:
@@ -304,10 +319,7 @@ def train(task: Task, config: Training, accelerator: Accelerator) -> Result:
             run.step += 1
             due = run.step % config.validate_every == 0 or run.step == config.steps
             if log is not None and (run.step % LOG_STEPS == 0 or due):
-                values = {name: float(term) for name, term in terms.items()}
-                run.check_finite("loss", values["loss"])
-                for name, value in {**values, "gradient_norm": 0.0 if norm is None else float(norm)}.items():
-                    log.add_scalar(f"train/{name}", value, run.step)
+                values = run.log_terms(log, terms, norm)
                 bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()}, refresh=False)
             bar.update()
             if due:

@@ -9,7 +9,6 @@ import copy
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import product
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ from pipeline.method.upscale import draw_latents
 from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.restorer import Restorer, detail_of
 from pipeline.networks.unet import UNet
-from pipeline.networks.vae import VAE, Decoder, decode, posterior
-from pipeline.presets import PAPER, Preset
+from pipeline.networks.vae import VAE, decode, posterior
+from pipeline.presets import Preset
 from pipeline.spec import REDUCTIONS, SCALE, Prediction, ReductionName
 from train.lpips import LPIPS
 
@@ -30,8 +29,6 @@ CLEAN = 0.8
 """Standard deviation of noise and compression, in gray levels, below which an LR image counts as clean."""
 HISTORY_WEIGHT = 0.3
 """Weight of the restorer's own loss when it trains with the other networks."""
-
-DiffusionLossKind = Literal["mse", "eps-lpips", "eps-image"]
 
 
 class Perceptual(nn.Module):
@@ -158,48 +155,23 @@ class AutoencoderLoss(nn.Module):
         return {**total(self.weights, terms), "reconstruction": y.detach()}
 
 
-def eps_lpips(lpips: LPIPS, eps: Tensor, noise: Tensor) -> Tensor:
-    """Return LPIPS of predicted and true ε, each latent channel a gray image: a literal reading of the paper."""
-    as_images = (e.flatten(0, 1)[:, None] for e in (eps, noise))
-    return lpips(*as_images).mean()
-
-
 class DiffusionLoss(nn.Module):
-    """Loss of the prediction at random timesteps.
-
-    "mse" is the squared error of the preset's prediction: ε (Ho et al. 2020, eq. 14) or v (Salimans & Ho 2022);
-    "eps-lpips" follows the paper's wording. "eps-image" adds to "mse" the error in pixels, through the frozen decoder:
-    √ᾱ_t·(L1 + LPIPS) between the decoded ẑ_0 = (z_t - √(1-ᾱ_t)·ε_θ)/√ᾱ_t and the HR image.
-    """
+    """Squared error of the prediction at random timesteps: ε (Ho et al. 2020, eq. 14) or v (Salimans & Ho 2022)."""
 
     alpha_bar: Tensor
 
-    def __init__(
-        self,
-        unet: UNet,
-        alpha_bar: Tensor,
-        kind: DiffusionLossKind = "mse",
-        lpips: LPIPS | None = None,
-        decoder: Decoder | None = None,
-        image_weight: float = 0.0,
-        prediction: Prediction = "eps",
-    ) -> None:
+    def __init__(self, unet: UNet, alpha_bar: Tensor, prediction: Prediction) -> None:
         super().__init__()
-        self.prediction = prediction
-        self.unet, self.kind, self.lpips, self.decoder, self.image_weight = unet, kind, lpips, decoder, image_weight
+        self.unet, self.prediction = unet, prediction
         self.register_buffer("alpha_bar", alpha_bar)
 
-    def forward(
-        self, pairs: Tensor, t: Tensor, noise: Tensor, crops: tuple[Tensor, Tensor] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, pairs: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Return the loss of a batch.
 
         Args:
             pairs: z_0 and the condition, [B, C + c, h, w].
             t: timesteps, int [B].
             noise: standard normal, [B, C, h, w].
-            crops: for "eps-image", HR squares [b, 3, S, S] in [-1, 1] of b evenly spaced samples including the first,
-                and their positions in the latents, int [b, 2] (top, left).
         """
         channels = noise.shape[1]
         z_0, condition = pairs[:, :channels], pairs[:, channels:]
@@ -208,24 +180,7 @@ class DiffusionLoss(nn.Module):
         v = a.sqrt() * noise - (1 - a).sqrt() * z_0
         target = {"eps": noise, "v": v}[self.prediction]
         predicted = self.unet(torch.cat([z_t, condition], dim=1), t).float()
-        if self.kind == "eps-lpips":
-            assert self.lpips is not None
-            return {"loss": eps_lpips(self.lpips, predicted, target)}
-        mse = F.mse_loss(predicted, target)
-        if crops is None:
-            return {"loss": mse}
-        assert self.lpips is not None and self.decoder is not None
-        hr, where = crops
-        every, side = len(z_t) // len(hr), hr.shape[-1] // PAPER.vae.factor
-        a = a[::every]
-        z_hat = (z_t[::every] - (1 - a).sqrt() * predicted[::every]) / a.sqrt()
-        z_crop = torch.stack(
-            [z[:, i : i + side, j : j + side] for z, (i, j) in zip(z_hat, where.tolist(), strict=True)]
-        )
-        y = self.decoder(z_crop)[0].float()
-        distance = (y - hr).abs().mean(dim=(1, 2, 3)) + self.lpips(y, hr)
-        image = (a.sqrt().flatten() * distance).mean()
-        return {"mse": mse, "image": image, "loss": mse + self.image_weight * image}
+        return {"loss": F.mse_loss(predicted, target)}
 
 
 class Networks(nn.Module):

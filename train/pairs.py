@@ -12,10 +12,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
@@ -26,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.atomic import atomic_write
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 from pipeline.method.images import crop_square, downscale, resize_cubic
 from pipeline.presets import PAPER
 from pipeline.spec import SCALE
@@ -169,23 +167,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-@contextmanager
-def _make_pairs(paths: list[Path], out: Path, size: int, workers: int) -> Iterator[Iterator[str | None]]:
-    """Run ``make_pair`` on all paths in several processes, yielding results in order."""
-    # "spawn": a fork would inherit locks held by the caller's threads
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(paths)), context, _start_worker)
-    # workers inherit the mask: only this process handles Ctrl-C, and ends them
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        results = pool.map(make_pair, paths, repeat(out), repeat(size), chunksize=CHUNK)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        yield results
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        pool.shutdown(cancel_futures=True)
-
-
 def prepare_folders(src: Path, out: Path, hr_size: int) -> None:
     """Create the pairs' folders, and remove what a killed run left half-written in them.
 
@@ -202,20 +183,26 @@ def prepare_folders(src: Path, out: Path, hr_size: int) -> None:
 
 
 def make_all(paths: list[Path], out: Path, hr_size: int, workers: int) -> dict[Path, str]:
-    """Make the pairs of all files; return those without a pair, and why.
+    """Make the pairs of all files in several processes; return those without a pair, and why.
 
     Raises:
         OSError: a pair cannot be written, or a worker was killed.
     """
-    skipped: dict[Path, str] = {}
+    # "spawn": a fork would inherit locks held by the caller's threads
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(paths)), context, _start_worker)
+    # workers inherit the mask: only this process handles Ctrl-C, and ends them
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with _make_pairs(paths, out, hr_size, workers) as reasons:
-            for path, reason in zip(paths, tqdm(reasons, "pairs", len(paths), unit="image"), strict=True):
-                if reason is not None:
-                    skipped[path] = reason
+        results = pool.map(make_pair, paths, repeat(out), repeat(hr_size), chunksize=CHUNK)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        reasons = list(tqdm(results, "pairs", len(paths), unit="image"))
     except BrokenProcessPool:
         raise OSError("a worker was killed, perhaps out of memory: try fewer --workers") from None
-    return skipped
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        pool.shutdown(cancel_futures=True)
+    return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason is not None}
 
 
 def generate_downsampled_pairs(src: Path, out: Path, *, hr_size: int = HR_SIZE, workers: int | None = None) -> Pairs:
@@ -252,7 +239,8 @@ def generate_downsampled_pairs(src: Path, out: Path, *, hr_size: int = HR_SIZE, 
     return Pairs(len(todo) - len(skipped), len(paths) - len(todo), skipped)
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ValueError, OSError, interrupted="interrupted; run the same command to continue")
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "python -m train.pairs")
     parser.add_argument("src", type=Path, metavar="SRC", help="folder of PNG and JPEG files, including subfolders")
     parser.add_argument(
@@ -261,19 +249,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--hr-size", type=int, default=HR_SIZE, metavar="N", help="side of HR (default: %(default)s)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per CPU)")
     args = parser.parse_args(argv)
-    try:
-        pairs = generate_downsampled_pairs(args.src, args.out, hr_size=args.hr_size, workers=args.workers)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command to continue", file=sys.stderr)
-        return 130
+    pairs = generate_downsampled_pairs(args.src, args.out, hr_size=args.hr_size, workers=args.workers)
     print(f"{pairs.made} pairs made, {pairs.existing} already existed, {len(pairs.skipped)} files skipped")
     if pairs.skipped:
         some = [f"  '{path}' {reason}\n" for path, reason in islice(pairs.skipped.items(), SHOWN)]
         print(f"skipped (all in '{args.out / SKIPPED}'):\n{''.join(some)}", end="", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

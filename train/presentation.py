@@ -27,16 +27,7 @@ from train.degrade import Degradation, Gray, degrade, draw
 from train.loop import Task, device_of, to_device, train
 from train.losses import PresentationLoss
 from train.scans import PAGES, Scans, as_tensor, mark, page, read_scans
-from train.setup import (
-    Training,
-    announce,
-    detail_networks,
-    make_accelerator,
-    metadata,
-    preset_of,
-    split_files,
-    weights_of,
-)
+from train.setup import Training, announce, begin, detail_networks, metadata, weights_of
 
 HELD_OUT = 1024
 """Number of images from validation patients."""
@@ -106,9 +97,7 @@ def train_presentation(config: PresentationTraining) -> None:
     Raises:
         ValueError, OSError, FloatingPointError: see ``train.loop.train``.
     """
-    preset = preset_of(config)
-    accelerator = make_accelerator(config)
-    files, description = split_files(config)
+    preset, accelerator, files, description = begin(config)
     folder = weights_of(config, config.weights)
     vae, _, inputs = detail_networks(preset, folder, files)
     torch.manual_seed(config.seed)

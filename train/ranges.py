@@ -6,7 +6,6 @@ python -m train.ranges --data data/nih --weights weights/mine --limit 200
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 from pipeline.method.options import Options
 from pipeline.method.upscale import draw_samples, fused_generator
 from pipeline.networks import eager
@@ -84,29 +83,21 @@ def record(pairs: PairDataset, system: eager.Eager) -> dict[str, Array]:
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ValueError, OSError, interrupted="interrupted; nothing was written")
+def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "python -m train.ranges")
     add_choice(parser, split="train")
     presets = [name for name, preset in PRESETS.items() if preset.int8]
     parser.add_argument("--preset", choices=presets, default=DEFAULT.name, help="default: %(default)s")
     parser.add_argument("--weights", type=Path, help="default: weights/PRESET")
-    args: argparse.Namespace = parser.parse_args(argv)
-    try:
-        preset = PRESETS[args.preset]
-        weights = args.weights or Path("weights") / preset.name
-        pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
-        system = eager.load(weights, preset)
-        ranges = record(pairs, system)
-        data = f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}"
-        save_ranges(ranges, weights, {"vae": digest(system.decoder.vae), "unet": digest(system.unet), "data": data})
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+    args = parser.parse_args(argv)
+    weights = args.weights or Path("weights") / args.preset
+    pairs, patients = choose(args.data, args.split, args.limit, read_index(args.index), args.shares)
+    system = eager.load(weights, PRESETS[args.preset])
+    ranges = record(pairs, system)
+    data = f"{len(pairs)} images of {len(set(patients))} patients, split {args.split}"
+    save_ranges(ranges, weights, {"vae": digest(system.decoder.vae), "unet": digest(system.unet), "data": data})
     print(f"{data}: {len(ranges)} convolutions; wrote '{weights / RANGES_FILE}'")
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,12 @@ class Measured:
     """median time of a single image"""
 
 
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Format a table in Markdown."""
+    head, *lines = (f"| {' | '.join(cells)} |" for cells in (heads, *rows))
+    return "\n".join([head, f"|{'---|' * len(heads)}", *lines])
+
+
 def interval(values: NDArray[np.float64], groups: Sequence[str]) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of the mean of N values, resampling groups, such as a patient's images."""
     _, group = np.unique(np.asarray(groups), return_inverse=True)
@@ -54,7 +60,7 @@ def wins(measured: Measured, bicubic: Measured) -> int:
 def overview(found: Mapping[str, Mapping[str, Measured]]) -> str:
     """Format a Markdown table with a row per degradation: every method relative to bicubic."""
     methods = [name for name in next(iter(found.values())) if name != "bicubic"]
-    lines = ["| LR by | " + " | ".join(methods) + " |", "|" + "---|" * (len(methods) + 1)]
+    rows = []
     for name, results in found.items():
         cells = [name]
         base = {metric: values.mean() for metric, values in results["bicubic"].values.items()}
@@ -65,15 +71,15 @@ def overview(found: Mapping[str, Mapping[str, Measured]]) -> str:
                 f"×{ratio:.3f} / {mean['psnr_inner'] - base['psnr_inner']:+.2f} dB ({won}) / "
                 f"{mean['ssim'] - base['ssim']:+.3f}"
             )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n\nLPIPS to bicubic's / PSNR of the inner 80 % (images won) / SSIM"
+        rows.append(cells)
+    return markdown(["LR by", *methods], rows) + "\n\nLPIPS to bicubic's / PSNR of the inner 80 % (images won) / SSIM"
 
 
 def table(results: Mapping[str, Measured], groups: Sequence[str], reported: Sequence[Reported] = ()) -> str:
     """Format a Markdown table like the paper's Tables 1 and 2, means with 95 % intervals, above the paper's rows."""
     metrics = [name for name in METRICS if name in next(iter(results.values())).values]
     heads = ["method", *(METRICS[name] for name in metrics), "LPIPS / bicubic", "s / image"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    rows = []
     base = results["bicubic"].values["lpips_alex"].mean()
     for method, measured in results.items():
         cells = [method]
@@ -85,15 +91,14 @@ def table(results: Mapping[str, Measured], groups: Sequence[str], reported: Sequ
                 cells[-1] += f" ({wins(measured, results['bicubic'])})"
         cells.append(f"{measured.values['lpips_alex'].mean() / base:.3f}")
         cells.append("" if measured.seconds is None else f"{measured.seconds:.2g}")
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
     bicubic = next((row.lpips for row in reported if row.method == "bicubic"), None)
     for row in reported:
         figures = {"lpips_alex": f"{row.lpips:.4f}", "psnr": f"{row.psnr:.2f}", "ssim": f"{row.ssim:.4f}"}
         ratio = f"{row.lpips / bicubic:.3f}" if bicubic else ""
         seconds = "" if row.seconds is None else f"{row.seconds:.2f}"
-        cells = [f"*paper: {row.method}*", *(figures.get(name, "") for name in metrics), ratio, seconds]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([f"*paper: {row.method}*", *(figures.get(name, "") for name in metrics), ratio, seconds])
+    return markdown(heads, rows)
 
 
 def write_csv(path: Path, results: Mapping[str, Measured], files: Sequence[str], groups: Sequence[str]) -> None:

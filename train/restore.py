@@ -15,14 +15,13 @@ import torch
 from PIL import Image as PILImage
 from PIL.Image import Image as Picture
 from torch import Tensor
-from tqdm import tqdm
 
 from pipeline.networks.restorer import Restorer
 from train.config import option, run_command
 from train.loop import Task, device_of, to_device, train
 from train.losses import HistoryLoss
 from train.scans import Batch, draw_samples, read_scans
-from train.setup import Training, announce, detail_networks, make_accelerator, preset_of, save_networks, split_files
+from train.setup import Training, announce, begin, detail_networks, save_networks
 
 HELD_OUT = 192
 """Number of squares from validation patients."""
@@ -59,9 +58,7 @@ def train_restorer(config: RestorerTraining) -> None:
     Raises:
         ValueError, OSError, FloatingPointError: see ``train.loop.train``.
     """
-    preset = preset_of(config)
-    accelerator = make_accelerator(config)
-    files, description = split_files(config)
+    preset, accelerator, files, description = begin(config)
     vae, unet, inputs = detail_networks(preset, config.weights or Path(f"weights/{preset.name}-untuned"), files)
     if config.only_history:
         vae.restorer.requires_grad_(False)
@@ -76,10 +73,9 @@ def train_restorer(config: RestorerTraining) -> None:
         return arguments(draw_samples(scans["train"], config.crop, seeds))
 
     def validate(restorer: Restorer) -> float:
+        judge = HistoryLoss(restorer, config.only_history)
         with torch.no_grad():
-            return float(
-                HistoryLoss(restorer, config.only_history)(*to_device(arguments(held_out), device_of(restorer)))["loss"]
-            )
+            return float(judge(*to_device(arguments(held_out), device_of(restorer)))["loss"])
 
     task = Task(
         name="restore",
@@ -95,7 +91,6 @@ def train_restorer(config: RestorerTraining) -> None:
         vae.restorer.load_state_dict(result.network.state_dict())
         out = config.out or Path(f"weights/{preset.name}-restoring")
         save_networks(config, vae, unet, out, description, **result.metadata)
-        tqdm.write(f"wrote both networks into '{out}'")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.method.images import downscale
 from pipeline.method.reduction import reduce
 from pipeline.spec import REDUCTIONS, SCALE
 from train.data import Index, patient_of, read_gray, read_index
 from train.degrade import Degradation, Gray, degrade, draw
+from train.loop import device_of, to_device
 from train.setup import Training
 
 SIZES = (256, 512, 1024)
@@ -180,6 +181,19 @@ class Batch(NamedTuple):
         """LR images made from HR by the paper's protocol: [B, 1, h, w] in [-1, 1]."""
         made = [downscale(image) for image in self.hr[:, 0].numpy()]
         return torch.from_numpy(np.stack(made)[:, None].clip(-1, 1))
+
+
+def mean_loss(
+    loss: nn.Module, held_out: Batch, size: int, arguments: Callable[[Batch, torch.Generator], tuple[object, ...]]
+) -> float:
+    """Return the mean loss of the samples, in parts of ``size``; ``arguments`` draws a part's with a generator."""
+    total = 0.0
+    for first in range(0, len(held_out.lr), size):
+        part = held_out.part(first, size)
+        given = to_device(arguments(part, torch.Generator().manual_seed(first)), device_of(loss))
+        with torch.no_grad():
+            total += len(part.lr) * float(loss(*given)["loss"])
+    return total / len(held_out.lr)
 
 
 def as_tensor(images: Sequence[NDArray[np.uint8]]) -> Tensor:

@@ -166,9 +166,13 @@ def make_accelerator(config: Training) -> Accelerator:
     return accelerator
 
 
-def samples_per_part(config: Training, accelerator: Accelerator) -> int:
-    """Return the number of samples that a process computes at a time."""
-    return config.batch // (accelerator.num_processes * config.accumulate)
+def begin(config: Training) -> tuple[Preset, Accelerator, dict[str, list[Path]], str]:
+    """Return the preset, this process's accelerator, and the files and their description of ``split_files``.
+
+    Raises:
+        ValueError: see ``make_accelerator`` and ``split_files``.
+    """
+    return preset_of(config), make_accelerator(config), *split_files(config)
 
 
 def announce(config: Training, accelerator: Accelerator, description: str, network: nn.Module) -> None:
@@ -214,6 +218,7 @@ def save_networks(config: Training, vae: DetailVAE, unet: UNet, out: Path, descr
     """Write both networks and their metadata; raise OSError on failure."""
     save_vae(vae, out, metadata(config, description, vae, **found))
     save_unet(unet, out, metadata(config, description, unet, vae=digest(vae), **found))
+    tqdm.write(f"wrote both networks into '{out}'")
 
 
 def metadata(config: Training, description: str, network: nn.Module, **more: object) -> dict[str, object]:

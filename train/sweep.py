@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from pipeline.command_line import make_parser
+from pipeline.command_line import make_parser, one_line_errors
 from pipeline.networks import eager
 from pipeline.networks.unet import UNet
 from pipeline.networks.vae import Decoder, Encoder, load_vae, vae_path
@@ -230,7 +230,8 @@ def run_sweep(sweep: Sweep, log: Path, only: list[str] | None) -> None:
             tqdm.write("  " + ", ".join(f"{name} {row[name]}" for name in COLUMNS[6:]))
 
 
-def main(argv: list[str] | None = None) -> int:
+@one_line_errors(ValueError, OSError, ImportError, interrupted="interrupted; run the same command to continue")
+def main(argv: list[str] | None = None) -> None:
     names = [ablation.name for ablation in ABLATIONS]
     parser = make_parser(__doc__, "python -m train.sweep")
     add = parser.add_argument
@@ -259,19 +260,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.list:
         print("\n".join(f"{ablation.name:18} {ablation.change}" for ablation in ABLATIONS))
-        return 0
-    try:
-        device = choose_device(args.device)
-        run_sweep(
-            Sweep(args.data, args.index, args.folder, device, args.scale, args.seed, args.limit), args.log, args.only
-        )
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command to continue", file=sys.stderr)
-        return 130
-    return 0
+        return
+    device = choose_device(args.device)
+    sweep = Sweep(args.data, args.index, args.folder, device, args.scale, args.seed, args.limit)
+    run_sweep(sweep, args.log, args.only)
 
 
 if __name__ == "__main__":

@@ -16,25 +16,25 @@ from pathlib import Path
 import torch
 from PIL.Image import Image as Picture
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from client.pictures import comparison
 from pipeline.method.images import from_network
+from pipeline.networks.detail_vae import DetailVAE
+from pipeline.networks.unet import UNet
 from pipeline.presets import Preset
 from pipeline.spec import SCALE
 from train.config import option, run_command
-from train.loop import Task, device_of, to_device, train
+from train.loop import Task, device_of, train
 from train.losses import FewStepLoss, Networks, Perceptual
-from train.scans import GRID, Batch, Scans, draw_samples, read_scans
+from train.scans import GRID, Batch, Scans, draw_samples, mean_loss, read_scans
 from train.setup import (
     Training,
     announce,
+    begin,
     check_shares,
     detail_networks,
-    make_accelerator,
     preset_of,
     save_networks,
-    split_files,
     step_generator,
 )
 
@@ -96,6 +96,21 @@ def draw_batch(
     return arguments(batch, noise, numbers[step % len(numbers)], chance, where)
 
 
+def make_loss(unet: UNet, vae: DetailVAE, config: Tuning, preset: Preset) -> FewStepLoss:
+    """Return the loss of networks that learn, except what is trained separately and what the options freeze."""
+    unet.train().requires_grad_(not config.only_restorer)
+    vae.train().requires_grad_(not (config.only_restorer or config.freeze_decoder))
+    if config.only_restorer:
+        for part in (vae.restorer.stem, vae.restorer.blocks, vae.restorer.out):
+            part.requires_grad_(True)
+    for frozen in (vae.encoder, vae.doubt, vae.presentation):
+        frozen.requires_grad_(False)
+    perceptual = Perceptual(config.lpips, config.vgg)
+    return FewStepLoss(
+        unet, vae, perceptual, preset, config.diversity, config.faithful_share, config.averaged, config.changed
+    )
+
+
 def regions(loss: FewStepLoss) -> tuple[tuple[nn.Module, str], ...]:
     """Return the methods to compile; the U-Net is called once per sampler step."""
     unet, vae = loss.networks.unet, loss.networks.vae
@@ -107,19 +122,14 @@ def validation_loss(
     networks: Networks, perceptual: Perceptual, config: Tuning, preset: Preset, held_out: Batch
 ) -> float:
     """Return the training loss without diversity, for one sample per square at the preset's number of steps."""
-    device = device_of(networks)
     loss = FewStepLoss(networks.unet, networks.vae, perceptual, preset, 0.0, 1.0, config.averaged, config.changed)
-    loss = loss.to(device)
-    z, total = config.crop // preset.vae.factor, 0.0
-    for first in range(0, len(held_out.lr), config.batch):
-        part = held_out.part(first, config.batch)
-        noise = torch.randn(
-            (1, len(part.lr), preset.vae.latent_channels, z, z), generator=torch.Generator().manual_seed(first)
-        )
-        given = arguments(part, noise.expand(2, -1, -1, -1, -1), preset.diffusion.ddim_steps, 0.0, torch.zeros(2))
-        with torch.no_grad():
-            total += len(part.lr) * float(loss(*to_device(given, device))["loss"])
-    return total / len(held_out.lr)
+    z = config.crop // preset.vae.factor
+
+    def one_sample(part: Batch, generator: torch.Generator) -> tuple[object, ...]:
+        noise = torch.randn((1, len(part.lr), preset.vae.latent_channels, z, z), generator=generator)
+        return arguments(part, noise, preset.diffusion.ddim_steps, 0.0, torch.zeros(2))
+
+    return mean_loss(loss.to(device_of(networks)), held_out, config.batch, one_sample)
 
 
 def tune(config: Tuning) -> None:
@@ -142,22 +152,10 @@ def tune(config: Tuning) -> None:
     out = config.out or Path(f"weights/{preset.name}-tuned")
     if out.resolve() == weights.resolve():
         raise ValueError(f"--out must differ from --weights, which are needed to resume, got '{out}'")
-    accelerator = make_accelerator(config)
-    files, description = split_files(config)
+    _, accelerator, files, description = begin(config)
     vae, unet, inputs = detail_networks(preset, weights, files)
     announce(config, accelerator, description, unet)
-    unet.train().requires_grad_(not config.only_restorer)
-    vae.train().requires_grad_(not (config.only_restorer or config.freeze_decoder))
-    if config.only_restorer:
-        for part in (vae.restorer.stem, vae.restorer.blocks, vae.restorer.out):
-            part.requires_grad_(True)
-    vae.encoder.requires_grad_(False)
-    vae.doubt.requires_grad_(False)
-    vae.presentation.requires_grad_(False)
-    perceptual = Perceptual(config.lpips, config.vgg)
-    loss = FewStepLoss(
-        unet, vae, perceptual, preset, config.diversity, config.faithful_share, config.averaged, config.changed
-    )
+    loss = make_loss(unet, vae, config, preset)
     scans = read_scans(config, files)
     held_out = draw_samples(scans["val"], config.crop, [(config.seed, 1, i) for i in range(VALIDATION_SQUARES)])
 
@@ -176,7 +174,7 @@ def tune(config: Tuning) -> None:
         loss=loss,
         network="networks",
         batch=lambda step, share: draw_batch(scans["train"], numbers, config, preset, step, share),
-        validate=lambda networks: validation_loss(networks, perceptual, config, preset, held_out),
+        validate=lambda networks: validation_loss(networks, loss.perceptual, config, preset, held_out),
         picture=picture,
         inputs=inputs,
         regions=regions(loss),
@@ -186,7 +184,6 @@ def tune(config: Tuning) -> None:
         return
     found = {"tuned_from": inputs, **result.metadata}
     save_networks(config, result.network.vae, result.network.unet, out, description, **found)
-    tqdm.write(f"wrote both networks into '{out}'")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 python -m train.unet --data data/nih --augment
 python -m train.unet --data data/nih --resume
-python -m train.unet --data data/nih --preset paper --loss eps-lpips --run-dir runs/paper-loss --out weights/paper-loss
 accelerate launch --num_processes 4 -m train.unet --data data/nih --batch 256
 """
 
@@ -13,7 +12,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL.Image import Image as Picture
 from torch import Tensor
@@ -30,26 +28,12 @@ from pipeline.networks.weights import digest, load_unet, save_unet
 from pipeline.presets import Preset
 from train import checkpoint
 from train.config import option, run_command
-from train.data import PairDataset, as_network
+from train.data import PairDataset
 from train.latents import cached_latents
 from train.loop import Task, device_of, train
-from train.losses import DiffusionLoss, DiffusionLossKind
-from train.lpips import LPIPS
+from train.losses import DiffusionLoss
 from train.paper import AUGMENTATION
-from train.setup import (
-    Training,
-    announce,
-    make_accelerator,
-    metadata,
-    preset_of,
-    samples_per_part,
-    split_files,
-    step_generator,
-    weights_of,
-)
-
-CROP = 16
-"""Side of the squares decoded for "eps-image", in latent pixels: whole images would cost four times as much."""
+from train.setup import Training, announce, begin, metadata, step_generator, weights_of
 
 SAMPLE_STEPS = 20
 VALIDATION_BATCH = 64
@@ -60,13 +44,6 @@ class UNetTraining(Training):
     run_dir: Path = option(Path("runs/unet"), "folder for the latents, checkpoint, logs and samples")
     weights: Path | None = option(None, "folder with the autoencoder (default: weights/PRESET)")
     unet: Path | None = option(None, "weights folder with a U-Net to start from")
-    loss: DiffusionLossKind = option(
-        "mse", "squared error, the paper's wording, or also in pixels", choices=("mse", "eps-lpips", "eps-image")
-    )
-    image_weight: float = option(
-        0.05, "eps-image: weight of L1 + LPIPS of the decoded image relative to the error of ε"
-    )
-    image_share: int = option(8, "eps-image: decode one in this many samples")
     out: Path | None = option(None, "output folder for the weights (default: --weights)")
     steps: int = option(6000, "optimiser steps")
     batch: int = option(64, "samples per step, over all processes")
@@ -75,33 +52,22 @@ class UNetTraining(Training):
     passes: int = option(4, "with --augment: augmented versions of each training image")
 
 
-def draw_samples(
-    config: UNetTraining, preset: Preset, latents: Tensor, images: PairDataset, step: int, share: slice
-) -> tuple[object, ...]:
+def draw_samples(config: UNetTraining, preset: Preset, latents: Tensor, step: int, share: slice) -> tuple[Tensor, ...]:
     """Draw the arguments of ``DiffusionLoss`` for the samples in ``share`` of a step's batch."""
     generator = step_generator(config, step)
     chosen = torch.randint(len(latents), (config.batch,), generator=generator)[share]
     t = torch.randint(preset.diffusion.T, (config.batch,), generator=generator)[share]
     size = (config.batch, preset.vae.latent_channels, *latents.shape[2:])
     noise = torch.randn(size, generator=generator)[share]
-    pairs = latents[chosen].float()
-    if config.loss != "eps-image":
-        return pairs, t, noise
-    where = torch.randint(latents.shape[-1] - CROP + 1, (config.batch, 2), generator=generator)[share]
-    where = where[:: config.image_share]
-    f, crops = preset.vae.factor, []
-    for i, (top, left) in zip(chosen[:: config.image_share].tolist(), where.tolist(), strict=True):
-        hr = images.images(i)[1][f * top : f * (top + CROP), f * left : f * (left + CROP)]
-        crops.append(as_network(np.ascontiguousarray(hr), preset.data.channels))
-    return pairs, t, noise, (torch.stack(crops), where)
+    return latents[chosen].float(), t, noise
 
 
 @torch.no_grad()
 def validation_loss(unet: UNet, latents: Tensor, alpha_bar: Tensor, preset: Preset) -> float:
-    """Return the mean squared error on all pairs with fixed noise and timesteps, for any training loss."""
+    """Return the mean squared error on all pairs with fixed noise and timesteps."""
     generator = torch.Generator().manual_seed(0)
     device, total = device_of(unet), 0.0
-    loss = DiffusionLoss(unet, alpha_bar, prediction=preset.diffusion.prediction).to(device)
+    loss = DiffusionLoss(unet, alpha_bar, preset.diffusion.prediction).to(device)
     for pairs in torch.split(latents.float(), VALIDATION_BATCH):
         t = torch.randint(len(alpha_bar), (len(pairs),), generator=generator)
         noise = torch.randn(pairs[:, : preset.vae.latent_channels].shape, generator=generator)
@@ -132,21 +98,9 @@ def train_unet(config: UNetTraining) -> None:
     Raises:
         ValueError, OSError, FloatingPointError: see ``train.loop.train``.
     """
-    preset = preset_of(config)
-    accelerator = make_accelerator(config)
-    if min(config.passes, config.image_share) < 1:
-        raise ValueError("--passes and --image-share must be at least 1")
-    if config.loss != "mse" and preset.diffusion.prediction != "eps":
-        raise ValueError(
-            f"--loss must be mse for preset '{preset.name}', whose U-Net does not predict ε, got {config.loss}"
-        )
-    samples = samples_per_part(config, accelerator)
-    if config.loss == "eps-image" and samples % config.image_share:
-        raise ValueError(
-            f"--image-share must divide the {samples} samples that a process computes at a time "
-            f"(--batch, --accumulate), got {config.image_share}"
-        )
-    files, description = split_files(config)
+    if config.passes < 1:
+        raise ValueError(f"--passes must be at least 1, got {config.passes}")
+    preset, accelerator, files, description = begin(config)
     weights = weights_of(config, config.weights)
     vae = load_vae(vae_path(weights, preset.vae), preset.vae).requires_grad_(False)
     out = config.out or weights
@@ -173,8 +127,6 @@ def train_unet(config: UNetTraining) -> None:
             accelerator.device,
         )
     alpha_bar = torch.from_numpy(make_schedule(preset.diffusion).alpha_bar).float()
-    lpips = None if config.loss == "mse" else LPIPS("alex")
-    decoder = Decoder(vae) if config.loss == "eps-image" else None
     lr, hr = validation.unit_images(0)
 
     def picture(network: UNet) -> Picture:
@@ -185,11 +137,9 @@ def train_unet(config: UNetTraining) -> None:
 
     task = Task(
         name="unet",
-        loss=DiffusionLoss(
-            unet, alpha_bar, config.loss, lpips, decoder, config.image_weight, preset.diffusion.prediction
-        ),
+        loss=DiffusionLoss(unet, alpha_bar, preset.diffusion.prediction),
         network="unet",
-        batch=lambda step, share: draw_samples(config, preset, latents["train"], pairs, step, share),
+        batch=lambda step, share: draw_samples(config, preset, latents["train"], step, share),
         validate=lambda network: validation_loss(network, latents["val"], alpha_bar, preset),
         picture=picture,
         inputs=inputs | ({"unet": digest(unet)} if config.unet else {}),

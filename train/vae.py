@@ -31,11 +31,10 @@ from train.lpips import LPIPS
 from train.setup import (
     Training,
     announce,
+    begin,
     check_shares,
-    make_accelerator,
     metadata,
     preset_of,
-    split_files,
     step_generator,
     weights_of,
 )
@@ -132,10 +131,8 @@ def train_vae(config: VAETraining) -> None:
         ValueError, OSError, FloatingPointError: see ``train.loop.train``.
     """
     check(config)
-    preset = preset_of(config)
-    accelerator = make_accelerator(config)
+    preset, accelerator, files, description = begin(config)
     torch.manual_seed(config.seed)
-    files, description = split_files(config)
     vae = load_vae(config.vae, preset.vae).train() if config.vae else make_vae(preset.vae)
     if isinstance(vae, DetailVAE):  # trained separately, later
         vae.restorer.requires_grad_(False)
