@@ -50,7 +50,7 @@ def test_reduced_again_it_is_the_source(bits: int, inverted: bool, name: Reducti
 
 @pytest.mark.parametrize("name", ["bilinear", "lanczos"])
 def test_saturation_that_leaves_little_freedom_is_met(name: ReductionName, rng: np.random.Generator) -> None:
-    """More than a third of the pixels are at an end, and the others say to a 65,536th how much of their surroundings is."""
+    """A third of the pixels and more are at an end, and the others tell to a 65,536th how much around them is."""
     y, x = np.mgrid[:128, :128] / 128
     hr = (0.5 + 4 * np.sin(9 * x) * np.cos(7 * y) + rng.normal(0, 0.03, x.shape)).clip(0, 1).astype(np.float32)
     lr = (np.rint(reduce(hr, name).clip(0, 1) * 65535) / 65535).astype(np.float32)
