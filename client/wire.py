@@ -15,28 +15,21 @@ import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import grpc
 import numpy as np
 import tritonclient.grpc
 import tritonclient.http
+from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonclient.utils import (
-    InferenceServerException,
-    np_to_triton_dtype,
-    serialize_byte_tensor,
-    triton_to_np_dtype,
-)
+from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
 
-from pipeline.interrupts import uninterrupted
 from pipeline.method.options import is_not_serving
 from pipeline.remote import infer_inputs
 from pipeline.spec import Model
 
-T = TypeVar("T")
 SIZE = "Inference-Header-Content-Length"
 Arrays = Mapping[str, NDArray[Any]]
 """Tensor name ⇒ array."""
@@ -137,14 +130,11 @@ def _typed(model: Model, arrays: Arrays) -> dict[str, NDArray[Any]]:
     return {name: np.asarray(arrays[name]).astype(dtype) for name, dtype in dtypes.items() if name in arrays}
 
 
-def _inputs(library: ModuleType, model: Model, arrays: Arrays) -> list[Any]:
-    return infer_inputs(library, _typed(model, arrays))
-
-
-def _stream_request(model: Model, arrays: Arrays, outputs: Sequence[str], priority: int) -> Any:
-    """Return the message of a request for a stream, which tritonclient makes only for streams that stay open."""
+def _infer_request(model: Model, arrays: Arrays, outputs: Sequence[str], priority: int) -> Any:
+    """Return the message of a request."""
     request = service_pb2.ModelInferRequest(model_name=model.name, id=request_id())
-    request.parameters["priority"].uint64_param = priority
+    if priority and model.preset:
+        request.parameters["priority"].uint64_param = priority
     for name, array in _typed(model, arrays).items():
         request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
         text = array.dtype == np.object_
@@ -152,6 +142,21 @@ def _stream_request(model: Model, arrays: Arrays, outputs: Sequence[str], priori
     for name in outputs:
         request.outputs.add(name=name)
     return request
+
+
+def _arrays(response: Any) -> dict[str, NDArray[Any]]:
+    """Return the outputs in the message of an answer."""
+    found = tritonclient.grpc.InferResult(response)
+    return {output.name: found.as_numpy(output.name) for output in response.outputs}
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Turn an error of gRPC into one of this module."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise failure(error.code().name, error.details() or "") from error
 
 
 class Grpc:
@@ -167,83 +172,51 @@ class Grpc:
     def __init__(
         self, url: str, tls: bool = False, ca: str | None = None, token: str | None = None, priority: int = 0
     ) -> None:
-        self._headers, self._priority = token_headers(token, "grpc"), priority
-        self._streams = _channel(url, tls, ca)
-        with uninterrupted():  # tritonclient cannot be deleted half made
-            self._client = tritonclient.grpc.InferenceServerClient(
-                url, ssl=tls, root_certificates=ca, channel_args=CHANNEL
-            )
+        self._headers, self._priority = tuple(token_headers(token, "grpc").items()), priority
+        if tls:
+            roots = None if ca is None else Path(ca).read_bytes()
+            self._channel = grpc.secure_channel(url, grpc.ssl_channel_credentials(roots), CHANNEL)
+        else:
+            self._channel = grpc.insecure_channel(url, CHANNEL)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def close(self) -> None:
-        self._streams.close()
-        self._client.close()
+        self._channel.close()
 
-    def _ask(self, function: Callable[[], T]) -> T:
-        try:
-            return function()
-        except InferenceServerException as error:
-            raise failure(str(error.status()).removeprefix("StatusCode."), str(error.message())) from error
-        except grpc.RpcError as error:
-            raise NotServing(str(error)) from error
+    def _ask(self, method: Callable[..., Any], request: Any, limit: float) -> Any:
+        with _translated():
+            return method(request, metadata=self._headers, timeout=_limit(limit))
 
     def config(self, model: str, limit: float) -> dict[str, Any] | None:
-        common = {"headers": self._headers, "client_timeout": _limit(limit)}
-        if not self._ask(lambda: self._client.is_model_ready(model, **common)):
+        if not self._ask(self._stub.ModelReady, service_pb2.ModelReadyRequest(name=model), limit).ready:
             return None
-        config: dict[str, Any] = self._ask(
-            lambda: self._client.get_model_config(model, as_json=True, **common)["config"]
-        )
-        return config
+        answer = self._ask(self._stub.ModelConfig, service_pb2.ModelConfigRequest(name=model), limit)
+        return MessageToDict(answer.config, preserving_proto_field_name=True)
 
     def index(self, limit: float) -> list[dict[str, str]]:
-        common = {"headers": self._headers, "client_timeout": _limit(limit)}
-        answer = self._ask(lambda: self._client.get_model_repository_index(as_json=True, **common))
-        models: list[dict[str, str]] = answer.get("models", [])
-        return models
+        answer = self._ask(self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest(), limit)
+        return [MessageToDict(model) for model in answer.models]
 
     def infer(self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float) -> dict[str, NDArray[Any]]:
-        inputs = _inputs(tritonclient.grpc, model, arrays)
-        wanted = [tritonclient.grpc.InferRequestedOutput(name) for name in outputs]
-        common = {"headers": self._headers, "client_timeout": _limit(limit)}
-        level = self._priority if model.preset else 0
-        answer = self._ask(
-            lambda: self._client.infer(
-                model.name, inputs, outputs=wanted, priority=level, request_id=request_id(), **common
-            )
-        )
-        return {name: answer.as_numpy(name) for name in outputs}
+        return _arrays(self._ask(self._stub.ModelInfer, _infer_request(model, arrays, outputs, self._priority), limit))
 
     def stream(
         self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float
     ) -> Generator[dict[str, NDArray[Any]], None, None]:
         """Run a decoupled model and yield its responses; closing the generator cancels the request."""
-        request = _stream_request(model, arrays, outputs, self._priority)
+        request = _infer_request(model, arrays, outputs, self._priority)
         # errors as gRPC's status, with which the stream ends
-        headers = (*self._headers.items(), ("triton_grpc_error", "true"))
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(self._streams)
+        headers = (*self._headers, ("triton_grpc_error", "true"))
+        call = self._stub.ModelStreamInfer(iter([request]), metadata=headers, timeout=_limit(limit))
         try:
-            call = stub.ModelStreamInfer(iter([request]), metadata=headers, timeout=_limit(limit))
-        except ValueError as error:  # the channel is closed
-            raise NotServing(str(error)) from error
-        try:
-            for response in call:
-                if response.error_message:
-                    raise failure("INTERNAL", response.error_message)
-                found = tritonclient.grpc.InferResult(response.infer_response)
-                arrays = {output.name: found.as_numpy(output.name) for output in response.infer_response.outputs}
-                if arrays:
-                    yield arrays
-        except grpc.RpcError as error:
-            raise failure(error.code().name, error.details() or "") from error
+            with _translated():
+                for response in call:
+                    if response.error_message:
+                        raise failure("INTERNAL", response.error_message)
+                    if found := _arrays(response.infer_response):
+                        yield found
         finally:
             call.cancel()
-
-
-def _channel(url: str, tls: bool, ca: str | None) -> grpc.Channel:
-    if not tls:
-        return grpc.insecure_channel(url, CHANNEL)
-    roots = None if ca is None else Path(ca).read_bytes()
-    return grpc.secure_channel(url, grpc.ssl_channel_credentials(roots), CHANNEL)
 
 
 class Http:
@@ -346,7 +319,7 @@ class Http:
 
     def infer(self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float) -> dict[str, NDArray[Any]]:
         body, size = tritonclient.http.InferenceServerClient.generate_request_body(
-            _inputs(tritonclient.http, model, arrays),
+            infer_inputs(tritonclient.http, _typed(model, arrays)),
             outputs=[tritonclient.http.InferRequestedOutput(name) for name in outputs],
             priority=self._priority if model.preset else 0,
             request_id=request_id(),
