@@ -223,8 +223,7 @@ class Client:
             except (ClientClosed, NotAllowed):
                 raise
             except wire.NotServing as error:
-                problem = address.tls_problem(*self._address, self._context, PROBE_LIMIT)
-                if problem:  # which does not pass
+                if problem := self._diagnosed(lasting=True):
                     raise ServerUnavailable(f"no server ready at {self.url} ({self.protocol}): {problem}") from error
             except UpscaleError:
                 pass  # diagnosed after the last attempt
@@ -240,10 +239,13 @@ class Client:
         # servers before this output was introduced do not have it
         self._tells_model = "model" in [output["name"] for output in config.get("output", [])]
 
+    def _diagnosed(self, *, lasting: bool = False) -> str | None:
+        """See ``client.address.diagnose``."""
+        return address.diagnose(*self._address, self.protocol, PROBE_LIMIT, self._context, lasting=lasting)
+
     def _problem(self) -> str:
         """Return the problem at the address."""
-        problem = address.diagnose(*self._address, self.protocol, PROBE_LIMIT, self._context)
-        if problem:
+        if problem := self._diagnosed():
             return problem
         try:
             index = self._ask(lambda: self._wire.index(PROBE_LIMIT))
@@ -274,13 +276,11 @@ class Client:
         """Yield the responses of ``superres_stream``; like ``_infer``, which may repeat them."""
         retry = Retry(self, preset)
         while True:
-            responses = self._ask(lambda: connection.stream(STREAM, arrays, outputs, self.timeout))
+            responses = connection.stream(STREAM, arrays, outputs, self.timeout)
             try:
-                while True:
-                    found = self._ask(partial(next, responses, None))
-                    if found is None:
-                        return
+                while (found := self._ask(partial(next, responses, None))) is not None:
                     yield found
+                return
             except wire.NotServing as error:
                 retry.wait(error)
             finally:
