@@ -12,7 +12,7 @@ import pydicom
 from client.dicom import UID_PATTERN
 from client.dicom.derive import NAME
 from client.formats.dicom_original import CLASSES
-from client.formats.source import FileError
+from client.png import writing
 
 TIMEOUT = 60.0
 """Maximum seconds for a part of an answer."""
@@ -89,10 +89,8 @@ class Dicomweb:
             if any(item.get("Manufacturer") == NAME for item in dataset.get("ContributingEquipmentSequence") or ()):
                 continue
             path = folder / f"{instance}.dcm"
-            try:
-                dataset.save_as(path, enforce_file_format=True)
-            except OSError as error:
-                raise FileError(f"'{path}' cannot be written: {error.strerror or error}") from error
+            with writing(path) as partial:
+                dataset.save_as(partial, enforce_file_format=True)
             yield path
 
     def store(self, path: Path) -> None:

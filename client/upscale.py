@@ -26,6 +26,7 @@ import signal
 import sys
 import tempfile
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
@@ -40,8 +41,8 @@ from client.jobs import ENDINGS, PATTERN, SUFFIX, Finder, check_pattern, name_of
 from client.terminal import make_output_safe, mute_output, on_one_line
 from pipeline.command_line import make_parser
 from pipeline.interrupts import Interrupted, install
-from pipeline.method.options import InvalidRequest, Options, check_seed
-from pipeline.presets import DEFAULT, PRESETS
+from pipeline.method.options import InvalidRequest, check_for_some_preset, check_seed
+from pipeline.presets import DEFAULT
 from pipeline.spec import (
     DEGRADATIONS,
     DENOISERS,
@@ -194,7 +195,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     check_reading(parser, args)
     try:
         check_seed(args.seed)
-        check_options(args)
+        check_for_some_preset(partial(options_of, args))
     except InvalidRequest as error:
         parser.error(str(error))
     if (args.samples or 1) > 1 and not (args.mean or args.uncertainty):
@@ -313,18 +314,6 @@ def check_output(parser: argparse.ArgumentParser, args: argparse.Namespace, seve
         parser.error(f"argument --name: {error}")
 
 
-def check_options(args: argparse.Namespace) -> None:
-    """Raise InvalidRequest if no preset allows the options; the server's preset is not known yet."""
-    errors = []
-    for preset in PRESETS.values():
-        try:
-            Options.of(preset, **options_of(args, preset))
-        except InvalidRequest as error:
-            errors.append(error)
-    if len(errors) == len(PRESETS):
-        raise errors[0]
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the command with parsed options; return its exit status."""
     finder = Finder(args.inputs, args.out, args.out_is_file, args.name, args.recursive)
@@ -382,8 +371,6 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     except Interrupted as error:
         return 128 + int(error.args[0])
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except BrokenPipeError:  # such as `… | head`
         mute_output()
         return 128 + signal.SIGPIPE

@@ -45,7 +45,6 @@ class Worker:
     def __init__(self, config: Config, storage: Storage, queue: Queue, journal: Journal) -> None:
         self.config, self.storage, self.queue, self.journal = config, storage, queue, journal
         self.claims, self.stopping = Claims(queue), threading.Event()
-        self._deriving = threading.Lock()
         self.threads = [
             *(threading.Thread(target=self._upscale_all, name=f"upscale {i}") for i in range(config.server.requests)),
             threading.Thread(target=self._send_all, name="send"),
@@ -196,15 +195,14 @@ class Worker:
     def _write(self, uid: str, source: Source, result: Upscaled) -> None:
         output = self.config.output
         assert source.original is not None
-        with self._deriving:  # pydicom's settings are those of the whole process
-            derived = derive(source, result, marked=output.burn_in)
-            if output.uncertainty:
-                if result.spread is None:
-                    raise Fault("the server gives no uncertainty with these options")
-                save(self.storage.map(uid), map_uncertainty(derived, source.original, result))
-            if output.compress is not None:
-                compress(derived, output.compress)  # type: ignore[arg-type]
-            save(self.storage.derived(uid), derived)
+        derived = derive(source, result, marked=output.burn_in)
+        if output.uncertainty:
+            if result.spread is None:
+                raise Fault("the server gives no uncertainty with these options")
+            save(self.storage.map(uid), map_uncertainty(derived, source.original, result))
+        if output.compress is not None:
+            compress(derived, output.compress)  # type: ignore[arg-type]
+        save(self.storage.derived(uid), derived)
 
 
 def save(path: Path, dataset: Dataset) -> None:

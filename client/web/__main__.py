@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import socket
 import sys
 import tempfile
@@ -169,8 +168,6 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except Interrupted as error:
         return 128 + int(error.args[0])
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     return 0
 
 

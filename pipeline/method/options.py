@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.presets import Preset
+from pipeline.presets import PRESETS, Preset
 from pipeline.spec import (
     DEGRADATIONS,
     DENOISERS,
@@ -98,6 +99,21 @@ class Options:
     def work(self, pixels: int) -> int:
         """Return the work of an image of ``pixels`` LR pixels; see ``check_work``."""
         return pixels * self.samples * self.steps
+
+
+OPTIONS = tuple(field.name for field in fields(Options))
+
+
+def check_for_some_preset(options_of: Callable[[Preset], dict[str, Any]]) -> None:
+    """Raise InvalidRequest if no preset allows its options: which one the server runs is not always known yet."""
+    errors = []
+    for preset in PRESETS.values():
+        try:
+            Options.of(preset, **options_of(preset))
+        except InvalidRequest as error:
+            errors.append(error)
+    if len(errors) == len(PRESETS):
+        raise errors[0]
 
 
 def check_work(work: int, limit: int = MAX_WORK) -> None:
