@@ -1,8 +1,7 @@
 """A Triton backend for ONNX models, based on the Python backend, for servers without the native one.
 
 Triton uses it for every model with ``backend: "onnxruntime"`` if it finds no ``libtriton_onnxruntime.so``. Names and
-dtypes come from the model's configuration; these ``parameters`` are the same as in the native backend:
-``intra_op_thread_count``, ``inter_op_thread_count``, ``execution_mode`` (0 sequential, 1 parallel).
+dtypes come from the model's configuration; its parameter ``intra_op_thread_count`` is that of the native backend.
 """
 
 from __future__ import annotations
@@ -24,11 +23,8 @@ def session_options(parameters: dict[str, Any]) -> ort.SessionOptions:
     """Return onnxruntime's options from the ``parameters`` of the model's configuration."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = int_parameter(parameters, "intra_op_thread_count")
-    options.inter_op_num_threads = int_parameter(parameters, "inter_op_thread_count")
     # spinning threads would take cores from Triton and from the caller preparing the next call
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if int_parameter(parameters, "execution_mode") == 1:
-        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
     return options
 
 

@@ -1,9 +1,9 @@
 """A Triton backend that runs ONNX models with OpenVINO on the CPU, for servers without the native one.
 
 It is based on the Python backend. Triton uses it for every model with ``backend: "openvino"`` if it finds no
-``libtriton_openvino.so``. Names and dtypes come from the model's configuration; these ``parameters`` are the same
-as in the native backend: ``INFERENCE_NUM_THREADS``, ``HINT_BF16`` ("YES": bfloat16 if the processor supports it; else
-float32). ``ONE_A_CALL`` is specific to this backend ("YES": process a batch sequentially, on all cores).
+``libtriton_openvino.so``. Names and dtypes come from the model's configuration; its parameter
+``HINT_BF16`` is the same as in the native backend ("YES": bfloat16 if the processor supports it; else float32).
+``ONE_A_CALL`` is specific to this backend ("YES": process a batch sequentially, on all cores).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from pipeline.backends.batches import Batches, check_names, int_parameter, join_feeds, model_file, warmup_shapes
+from pipeline.backends.batches import Batches, check_names, join_feeds, model_file, warmup_shapes
 from pipeline.runtimes import openvino
 
 
@@ -30,7 +30,6 @@ class TritonPythonModel:
                 bf16=parameters.get("HINT_BF16", {}).get("string_value") == "YES",
                 usual=warmup_shapes(config),
                 sequential=parameters.get("ONE_A_CALL", {}).get("string_value") == "YES",
-                threads=int_parameter(parameters, "INFERENCE_NUM_THREADS"),
             )
         except openvino.OpenVINOError as error:
             raise pb_utils.TritonModelException(f"OpenVINO cannot load '{path}': {error}") from error
