@@ -6,8 +6,7 @@ dtypes come from the model's configuration; its parameter ``intra_op_thread_coun
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
-from pipeline.backends.batches import Batches, Feed, check_names, int_parameter, join_feeds, model_file, warmup_shapes
+from pipeline.backends.batches import Feed, RunFeed, int_parameter, open_batches, warmup_shapes
 from pipeline.runtimes import cuda
 
 
@@ -32,10 +31,8 @@ LARGE = 1 << 20
 """Bytes of inputs from which a call's memory is given back afterwards."""
 
 
-def load(
-    path: Path, config: dict[str, Any], kind: str, device: str
-) -> tuple[ort.InferenceSession, Callable[[Feed], dict[str, Any]]]:
-    """Return the model's session and a function from feed to outputs by name, on the instance's GPU if possible."""
+def load(path: Path, config: dict[str, Any], kind: str, device: str) -> tuple[list[str], list[str], RunFeed]:
+    """See ``pipeline.backends.batches.open_batches``; on the instance's GPU if possible."""
     options = session_options(config.get("parameters", {}))
     if kind == "GPU" and "CUDAExecutionProvider" in ort.get_available_providers():
         session, run, without_graph = cuda.load(path, options, int(device), warmup_shapes(config))
@@ -43,8 +40,7 @@ def load(
         pb_utils.Logger.log_info(
             f"'{path}' runs on {providers}{without_graph and f', without graphs: {without_graph}'}"
         )
-        found = [tensor.name for tensor in session.get_outputs()]
-        return session, lambda feed: dict(zip(found, run(feed), strict=True))
+        return *names_of(session), lambda feed: dict(zip(names_of(session)[1], run(feed), strict=True))
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     wanted = [output["name"] for output in config["output"]]
     shrinking = ort.RunOptions()
@@ -54,7 +50,12 @@ def load(
         large = sum(array.nbytes for array in feed.values()) >= LARGE
         return dict(zip(wanted, session.run(wanted, feed, shrinking if large else None), strict=True))
 
-    return session, run_on_cpu
+    return *names_of(session), run_on_cpu
+
+
+def names_of(session: ort.InferenceSession) -> tuple[list[str], list[str]]:
+    """Return the names of a session's inputs and outputs."""
+    return [tensor.name for tensor in session.get_inputs()], [tensor.name for tensor in session.get_outputs()]
 
 
 def as_onnx(tensor: Any) -> Any:
@@ -69,15 +70,8 @@ class TritonPythonModel:
     """An instance of an ONNX model."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        config = json.loads(args["model_config"])
-        path = model_file(args, config, "model.onnx")
-        try:
-            session, run = load(path, config, args["model_instance_kind"], args["model_instance_device_id"])
-        except Exception as error:  # onnxruntime's exceptions have no common base
-            raise pb_utils.TritonModelException(f"onnxruntime cannot load '{path}': {error}") from error
-        self.batches = Batches("onnxruntime", config, lambda feeds: run(join_feeds(feeds)))
-        check_names("input", self.batches.inputs, [i.name for i in session.get_inputs()], exact=True)
-        check_names("output", list(self.batches.outputs), [o.name for o in session.get_outputs()], exact=False)
+        kind, device = args["model_instance_kind"], args["model_instance_device_id"]
+        self.batches = open_batches("onnxruntime", args, partial(load, kind=kind, device=device))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.batches.answer(requests, as_onnx)
