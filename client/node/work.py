@@ -18,7 +18,7 @@ from client.dicom.uncertainty import map_uncertainty
 from client.formats.source import Choice, FileError, Source
 from client.node.config import Config
 from client.node.journal import Journal
-from client.node.queue import Claims, Entry, Queue
+from client.node.queue import Entry, Queue
 from client.node.send import Sender
 from client.node.storage import Storage, write_durably
 from client.reader import Reader
@@ -44,7 +44,7 @@ class Worker:
 
     def __init__(self, config: Config, storage: Storage, queue: Queue, journal: Journal) -> None:
         self.config, self.storage, self.queue, self.journal = config, storage, queue, journal
-        self.claims, self.stopping = Claims(queue), threading.Event()
+        self.stopping = threading.Event()
         self.threads = [
             *(threading.Thread(target=self._upscale_all, name=f"upscale {i}") for i in range(config.server.requests)),
             threading.Thread(target=self._send_all, name="send"),
@@ -110,7 +110,7 @@ class Worker:
         while not self.stopping.is_set():
             changes = self.queue.changes
             try:
-                with self.claims.take(state) as (entry, pause):  # type: ignore[arg-type]
+                with self.queue.take(state) as (entry, pause):  # type: ignore[arg-type]
                     if entry is not None:
                         self._do(entry, do)
                         failures = 0
