@@ -32,10 +32,10 @@ from pipeline.method.options import (
     InvalidRequest,
     Options,
     check_pixel_mm,
-    check_previews,
     check_seconds,
     check_seed,
     gray_image,
+    whole_number,
 )
 from pipeline.models import superres_model, superres_stream_model
 from pipeline.presets import DEFAULT, PRESETS, Preset
@@ -372,7 +372,7 @@ class Client:
             UpscaleError: see the module's docstring; at once for what the client checks, otherwise while iterating.
         """
         request = self._request(image, seed, pixel_mm, **options)
-        validated(check_previews, previews, request.preset.diffusion.T)
+        validated(whole_number, "previews", previews, 0, request.preset.diffusion.T)
         return self._events(request, previews)
 
     def _request(self, image: Any, seed: int, pixel_mm: float | None, **options: Any) -> Request:

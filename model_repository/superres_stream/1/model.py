@@ -23,7 +23,7 @@ from pipeline.backends.calls import check_wanted, networks
 from pipeline.backends.failures import Failures, Unavailable
 from pipeline.backends.jobs import Job, Limits, decode, output_tensors, values
 from pipeline.backends.results import Audit, Metrics, image_hash
-from pipeline.method.options import STOPPING, check_previews
+from pipeline.method.options import STOPPING, whole_number
 from pipeline.method.tiles import Tile, upscale_tiles, windows
 from pipeline.method.upscale import Array, crop, generator, images_per_call, upscale
 from pipeline.presets import PRESETS
@@ -84,7 +84,7 @@ class TritonPythonModel:
     def _answer(self, request: Any, interrupt: Callable[[], None]) -> None:
         """Send all responses to a request; a finished tile waits for the next one, as the last is marked."""
         [job] = decode(request, 0, self.preset, self.limits)
-        previews = check_previews(values(request, "previews", 1)[0] or 0, self.preset.diffusion.T)
+        previews = whole_number("previews", values(request, "previews", 1)[0] or 0, 0, self.preset.diffusion.T)
         large = max(job.image.shape) > MAX_SIDE
         size = 1 if large else images_per_call(job.image.size)
         tiles = len(windows(*job.image.shape)) if large else 0
