@@ -93,7 +93,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--window", nargs=2, type=float, metavar=("C", "W"), help="DICOM window center and width, replacing the file's")
     add("--frame", type=int, metavar="N", help="frame of a multi-frame DICOM file (default: 1)")
     add("--page", type=int, metavar="N", help="page of a multi-page TIFF or .npy file (default: 1)")
-    add_connection(parser)
+    add_connection(parser, wait=10)
     add("--seed", type=int, default=0, help=f"noise seed, 0 to {MAX_SEED} (default: %(default)s)")
     add(
         "--steps",
@@ -161,23 +161,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--version", action="version", version=f"cxr-superres {version('cxr-superres')}")
     add(
-        "--wait",
-        type=float,
-        default=10,
-        metavar="S",
-        help="maximum seconds to wait for the server, at the start or if it goes away (default: %(default)s)",
-    )
-    add(
         "--priority",
         choices=PRIORITIES,
         help="interactive requests overtake waiting bulk ones (default: interactive for one image, bulk for several)",
-    )
-    add(
-        "--timeout",
-        type=float,
-        default=600,
-        metavar="S",
-        help="maximum seconds per image; inf: no limit (default: %(default)s)",
     )
     argv = sys.argv[1:] if argv is None else argv
     end = argv.index("--") if "--" in argv else len(argv)
@@ -234,8 +220,8 @@ def check_dicomweb(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     args.format = "dicom"
 
 
-def add_connection(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where the server is and how to reach it, for ``check_access``."""
+def add_connection(parser: argparse.ArgumentParser, wait: float) -> None:
+    """Add the options that say where the server is and how to reach it, for ``check_access``; ``wait``: a default."""
     add = parser.add_argument
     add("--url", metavar="HOST:PORT", help="server (default: localhost:8001, with --protocol http localhost:8000)")
     add("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
@@ -247,6 +233,10 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"file of the token to send to the server (default: the environment variable {access.VARIABLE}, if set)",
     )
+    wait_help = "maximum seconds to wait for the server, at the start or if it goes away (default: %(default)s)"
+    add("--wait", type=float, default=wait, metavar="S", help=wait_help)
+    timeout_help = "maximum seconds per image; inf: no limit (default: %(default)s)"
+    add("--timeout", type=float, default=600, metavar="S", help=timeout_help)
 
 
 def check_access(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
