@@ -148,7 +148,7 @@ class Client:
         level = 0 if priority == "interactive" else PRIORITIES[priority]
         self._closed = threading.Event()
         secure = self._context is not None
-        self._wire: wire.Wire = (
+        self._wire = (
             wire.Grpc(self.url, secure, None if ca is None else os.fspath(ca), token, level)
             if protocol == "grpc"
             else wire.Http(*self._address, self._context, token, level)

@@ -15,7 +15,7 @@ import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import numpy as np
@@ -70,22 +70,6 @@ class Failed(Exception):
 
 class TimedOut(Exception):
     """No answer within the limit."""
-
-
-class Wire(Protocol):
-    """Common interface of gRPC and HTTP. Limits are in seconds."""
-
-    def config(self, model: str, limit: float) -> dict[str, Any] | None:
-        """Return a model's configuration; None if the model is not ready."""
-
-    def index(self, limit: float) -> list[dict[str, str]]:
-        """Return the models of the server's repository: name, state, reason of the state."""
-
-    def infer(self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float) -> dict[str, NDArray[Any]]:
-        """Run a model; inputs missing from ``arrays`` are not sent."""
-
-    def close(self) -> None:
-        """Close all connections; requests in progress fail."""
 
 
 def failure(status: str, message: str) -> Exception:
@@ -160,7 +144,7 @@ def _translated() -> Iterator[None]:
 
 
 class Grpc:
-    """Calls over one gRPC channel.
+    """Calls over one gRPC channel. Limits are in seconds.
 
     Args:
         tls: whether to use TLS.
@@ -181,6 +165,7 @@ class Grpc:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def close(self) -> None:
+        """Close all connections; requests in progress fail."""
         self._channel.close()
 
     def _ask(self, method: Callable[..., Any], request: Any, limit: float) -> Any:
@@ -188,16 +173,19 @@ class Grpc:
             return method(request, metadata=self._headers, timeout=_limit(limit))
 
     def config(self, model: str, limit: float) -> dict[str, Any] | None:
+        """Return a model's configuration; None if the model is not ready."""
         if not self._ask(self._stub.ModelReady, service_pb2.ModelReadyRequest(name=model), limit).ready:
             return None
         answer = self._ask(self._stub.ModelConfig, service_pb2.ModelConfigRequest(name=model), limit)
         return MessageToDict(answer.config, preserving_proto_field_name=True)
 
     def index(self, limit: float) -> list[dict[str, str]]:
+        """Return the models of the server's repository: name, state, reason of the state."""
         answer = self._ask(self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest(), limit)
         return [MessageToDict(model) for model in answer.models]
 
     def infer(self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float) -> dict[str, NDArray[Any]]:
+        """Run a model; inputs missing from ``arrays`` are not sent."""
         return _arrays(self._ask(self._stub.ModelInfer, _infer_request(model, arrays, outputs, self._priority), limit))
 
     def stream(
@@ -220,7 +208,7 @@ class Grpc:
 
 
 class Http:
-    """Calls over one HTTP connection per request.
+    """The calls of ``Grpc``, except streams, over one HTTP connection per request.
 
     tritonclient only encodes and decodes the messages: its connections must not be shared or closed by other threads.
 
