@@ -119,27 +119,35 @@ def _diagnose(
         if isinstance(error, ssl.SSLError):
             return f"TLS fails there ({error.reason or error})", False
         return f"it cannot be reached ({error.strerror or 'no connection'})", False
-    if answer.startswith(b"HTTP/1"):
-        if b"nv_" in answer or b"# HELP" in answer:
-            right = f"{NAMES[protocol]} port ({PORTS[protocol]} unless chosen otherwise)"
-            return f"that is its metrics port: give the {right}", False
-        hint = "that port speaks HTTP: give the gRPC port, or choose protocol http"
-        return None if protocol == "http" else hint, False
-    if answer[3:4] == HTTP2_SETTINGS:
-        hint = "that port speaks gRPC: give the HTTP port, or choose protocol grpc"
-        return None if protocol == "grpc" else hint, False
+    if spoken := _protocol_of(answer):
+        return _misunderstanding(answer, spoken, protocol), False
     if context is None and _speaks_tls(host, port, limit):
         return "that port speaks TLS: use it (tls, --tls)", True
     return "what answers there speaks neither HTTP nor gRPC" if answer else SILENT, False
 
 
+def _protocol_of(answer: bytes) -> str | None:
+    """Return the protocol of an answer, "grpc" or "http"; None if it is another."""
+    if answer.startswith(b"HTTP/1"):
+        return "http"
+    return "grpc" if answer[3:4] == HTTP2_SETTINGS else None
+
+
+def _misunderstanding(answer: bytes, spoken: str, protocol: str) -> str | None:
+    """Return why a client of ``protocol`` has no use for an answer in the protocol ``spoken``; None if it has."""
+    if b"nv_" in answer or b"# HELP" in answer:
+        return f"that is its metrics port: give the {NAMES[protocol]} port ({PORTS[protocol]} unless chosen otherwise)"
+    if spoken == protocol:
+        return None
+    return f"that port speaks {NAMES[spoken]}: give the {NAMES[protocol]} port, or choose protocol {spoken}"
+
+
 def _speaks_plainly(host: str, port: int, limit: float) -> bool:
     """Whether HTTP or gRPC is spoken there without TLS."""
     try:
-        answer = _greet(host, port, None, limit)
+        return _protocol_of(_greet(host, port, None, limit)) is not None
     except OSError:
         return False
-    return answer.startswith(b"HTTP/1") or answer[3:4] == HTTP2_SETTINGS
 
 
 def _speaks_tls(host: str, port: int, limit: float) -> bool:
