@@ -1,15 +1,4 @@
-"""Upscale arrays on the server: ``with Client() as c: c.upscale(image)``. NumPy and tritonclient, no torch.
-
-Errors, all of them ``UpscaleError``:
-
-    UpscaleError
-    ├── BadRequest         an argument, the image or an option is invalid (rejected here or by the server)
-    ├── ServerError        the server reported a failure, or did not answer in time
-    ├── ServerUnavailable  no ready server at the address within the limit; the message states the problem
-    ├── ServerLost         the server went away during a request and did not serve it within the limit
-    ├── NotAllowed         the server refuses the token, needs one, or does not allow the call
-    └── ClientClosed       the client was closed before or during the request
-"""
+"""Upscale arrays on the server: ``with Client() as c: c.upscale(image)``. NumPy and tritonclient, no torch."""
 
 from __future__ import annotations
 
@@ -27,6 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client import access, address, wire
+from client.errors import (
+    BadRequest,
+    ClientClosed,
+    NotAllowed,
+    ServerError,
+    ServerLost,
+    ServerUnavailable,
+    UpscaleError,
+)
 from client.results import Event, Request, Tiles, Upscaled
 from pipeline.method.options import (
     InvalidRequest,
@@ -56,34 +54,6 @@ PAUSES = (0.05, 1.0)
 """First and longest pause between attempts, in seconds; each is twice the previous one."""
 PROBE_LIMIT = 1.0
 """Maximum seconds to diagnose an address."""
-
-
-class UpscaleError(Exception):
-    """Base class of all errors that prevent upscaling."""
-
-
-class BadRequest(UpscaleError):
-    """An argument, the image or an option is invalid; the message names it and the allowed values."""
-
-
-class ServerError(UpscaleError):
-    """The server reported a failure, or did not answer in time."""
-
-
-class ServerUnavailable(UpscaleError):
-    """No ready server at the address within the limit."""
-
-
-class ServerLost(UpscaleError):
-    """The server went away during a request and did not serve it within the limit."""
-
-
-class NotAllowed(UpscaleError):
-    """The server refuses the token, needs one, or does not allow the call."""
-
-
-class ClientClosed(UpscaleError):
-    """The client was closed before or during the request."""
 
 
 class Client:
@@ -139,7 +109,7 @@ class Client:
             raise BadRequest(f"'ca' must be the path of a file, got {ca!r}")
         try:
             self._context = access.trust(ca, protocol) if tls or ca is not None else None
-            self._has_token = token is not None and bool(check_token(token))
+            token = None if token is None else check_token(token)
         except (access.AccessError, TokenError) as error:
             raise BadRequest(str(error)) from None  # whose cause may quote what it read
         if priority not in PRIORITIES:
@@ -171,29 +141,12 @@ class Client:
         self._wire.close()
 
     def _ask(self, function: Callable[[], T]) -> T:
-        """Call ``function`` and translate its errors.
-
-        Raises:
-            NotServing: the server is not available.
-            UpscaleError: any other error.
-        """
+        """Call ``function``, of the wire, whose errors are those of a closed client if it is closed."""
         try:
             if not self._closed.is_set():
                 return function()
-        except Exception as error:
-            if self._closed.is_set():
-                pass  # the cause of any error
-            elif isinstance(error, wire.Invalid):
-                raise BadRequest(str(error)) from error
-            elif isinstance(error, wire.TimedOut):
-                raise ServerError(f"no answer from {self.url} within {self.timeout:g} s") from error
-            elif isinstance(error, wire.Refused):
-                needed = str(error) == wire.TOKEN_REFUSED and not self._has_token
-                problem = "the server needs a token: give one (token, --token-file, CXR_TOKEN)" if needed else error
-                raise NotAllowed(f"server {self.url}: {problem}") from error
-            elif isinstance(error, wire.Failed):
-                raise ServerError(f"server {self.url}: {error}") from error
-            else:
+        except Exception:
+            if not self._closed.is_set():  # otherwise the cause of any error
                 raise
         raise ClientClosed(f"the client of {self.url} is closed")
 
@@ -331,7 +284,7 @@ class Client:
             denoiser: "auto", "onnx" or "trt".
 
         Raises:
-            UpscaleError: see the module's docstring.
+            UpscaleError: see ``client.errors``.
         """
         request = self._request(
             image,
@@ -369,7 +322,7 @@ class Client:
             options: the other options of ``upscale``.
 
         Raises:
-            UpscaleError: see the module's docstring; at once for what the client checks, otherwise while iterating.
+            UpscaleError: see ``client.errors``; at once for what the client checks, otherwise while iterating.
         """
         request = self._request(image, seed, pixel_mm, **options)
         validated(whole_number, "previews", previews, 0, request.preset.diffusion.T)

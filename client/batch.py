@@ -16,7 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from client.api import BadRequest, Client, NotAllowed, ServerLost, UpscaleError, validated
+from client.api import Client, validated
+from client.errors import BadRequest, NotAllowed, ServerLost, UpscaleError
 from client.formats.source import FileError, Source
 from client.jobs import Finder, Job
 from client.outputs import check_outputs, is_done, notes_of, write_outputs

@@ -1,4 +1,4 @@
-"""Call a Triton server over gRPC or HTTP, mapping all failures to five errors.
+"""Call a Triton server over gRPC or HTTP; failures are ``NotServing`` or errors of ``client.errors``.
 
 Both protocols are thread-safe. gRPC shares one connection between threads. HTTP opens one per request: an idle one
 would delay a server's shutdown by half a minute, and a new one costs 0.3 ms.
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
 
+from client.errors import BadRequest, NotAllowed, ServerError
 from pipeline.method.options import is_not_serving
 from pipeline.remote import infer_inputs
 from pipeline.spec import Model
@@ -36,7 +37,6 @@ Arrays = Mapping[str, NDArray[Any]]
 
 RESTRICTED = ("This protocol is restricted", "This API is restricted")
 """How Triton's messages begin if the header is missing or wrong by which it restricts calls."""
-TOKEN_REFUSED = "the server refuses the token"
 FOREVER = 1e8
 """Seconds (three years) from which a limit counts as infinite."""
 MAX_CONNECT = 20.0
@@ -56,39 +56,27 @@ class NotServing(Exception):
     """The server is not available: it cannot be reached, went away, or is starting or stopping."""
 
 
-class Invalid(Exception):
-    """The server rejected the request as invalid."""
+def late(url: str, limit: float) -> ServerError:
+    """Return the error for a server that does not answer in time."""
+    return ServerError(f"no answer from {url} within {limit:g} s")
 
 
-class Refused(Exception):
-    """The server does not accept the token, wants one, or does not allow the call."""
-
-
-class Failed(Exception):
-    """The server reported a failure."""
-
-
-class TimedOut(Exception):
-    """No answer within the limit."""
-
-
-def failure(status: str, message: str) -> Exception:
-    """Return the error for a status of gRPC or HTTP and its message."""
-    if status == "DEADLINE_EXCEEDED":
-        return TimedOut(message)
+def failure(url: str, status: str, message: str, *, has_token: bool = False) -> Exception:
+    """Return the error for a status of gRPC or HTTP and its message; ``has_token``: whether a token was sent."""
     # Triton's own check of a header reports "unavailable" over gRPC, and never what it received
     if status in ("UNAUTHENTICATED", "401") or message.startswith(RESTRICTED):
-        return Refused(TOKEN_REFUSED)
+        needed = "the server needs a token: give one (token, --token-file, CXR_TOKEN)"
+        return NotAllowed(f"server {url}: {'the server refuses the token' if has_token else needed}")
     if status in ("PERMISSION_DENIED", "403"):
-        return Refused(f"the server does not allow the call ({message})")
+        return NotAllowed(f"server {url}: the server does not allow the call ({message})")
     # a proxy whose server died in the middle of an answer ends it without gRPC's status
     if status in ("UNAVAILABLE", "CANCELLED", "429", "502", "503") or message.startswith("Stream removed"):
         return NotServing(message)
     if status in ("INVALID_ARGUMENT", "400"):
         # older servers report any error as 400 over HTTP; the other messages may quote the request
         unknown = message.startswith("Request for unknown model")
-        return NotServing(message) if unknown else Invalid(message)
-    return NotServing(message) if is_not_serving(message) else Failed(message)
+        return NotServing(message) if unknown else BadRequest(message)
+    return NotServing(message) if is_not_serving(message) else ServerError(f"server {url}: {message}")
 
 
 def token_headers(token: str | None, protocol: str) -> dict[str, str]:
@@ -134,15 +122,6 @@ def _arrays(response: Any) -> dict[str, NDArray[Any]]:
     return {output.name: found.as_numpy(output.name) for output in response.outputs}
 
 
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Turn an error of gRPC into one of this module."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise failure(error.code().name, error.details() or "") from error
-
-
 class Grpc:
     """Calls over one gRPC channel. Limits are in seconds.
 
@@ -156,7 +135,8 @@ class Grpc:
     def __init__(
         self, url: str, tls: bool = False, ca: str | None = None, token: str | None = None, priority: int = 0
     ) -> None:
-        self._headers, self._priority = tuple(token_headers(token, "grpc").items()), priority
+        self._url, self._priority = url, priority
+        self._headers = tuple(token_headers(token, "grpc").items())
         if tls:
             roots = None if ca is None else Path(ca).read_bytes()
             self._channel = grpc.secure_channel(url, grpc.ssl_channel_credentials(roots), CHANNEL)
@@ -168,8 +148,19 @@ class Grpc:
         """Close all connections; requests in progress fail."""
         self._channel.close()
 
+    @contextlib.contextmanager
+    def _translated(self, limit: float) -> Iterator[None]:
+        """Turn an error of gRPC into one of this module."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise late(self._url, limit) from error
+            details = error.details() or ""
+            raise failure(self._url, error.code().name, details, has_token=bool(self._headers)) from error
+
     def _ask(self, method: Callable[..., Any], request: Any, limit: float) -> Any:
-        with _translated():
+        with self._translated(limit):
             return method(request, metadata=self._headers, timeout=_limit(limit))
 
     def config(self, model: str, limit: float) -> dict[str, Any] | None:
@@ -197,10 +188,10 @@ class Grpc:
         headers = (*self._headers, ("triton_grpc_error", "true"))
         call = self._stub.ModelStreamInfer(iter([request]), metadata=headers, timeout=_limit(limit))
         try:
-            with _translated():
+            with self._translated(limit):
                 for response in call:
                     if response.error_message:
-                        raise failure("INTERNAL", response.error_message)
+                        raise failure(self._url, "INTERNAL", response.error_message)
                     if found := _arrays(response.infer_response):
                         yield found
         finally:
@@ -226,6 +217,7 @@ class Http:
         priority: int = 0,
     ) -> None:
         self.host, self.port, self._priority = host, port, priority
+        self._url = f"{f'[{host}]' if ':' in host else host}:{port}"
         self._context, self._headers = context, token_headers(token, "http")
         self._lock = threading.Lock()
         self._open: set[http.client.HTTPConnection] = set()
@@ -279,23 +271,23 @@ class Http:
                 return answer.status, int(answer.headers.get(SIZE, 0)), answer.read()
             except TimeoutError as error:
                 # with an errno, it is the network's timeout, not ours
-                raise (TimedOut if error.errno is None else NotServing)(str(error)) from error
+                raise (late(self._url, limit) if error.errno is None else NotServing(str(error))) from error
             except (OSError, http.client.HTTPException) as error:
                 raise NotServing(str(error) or type(error).__name__) from error
 
     def _json(self, method: str, path: str, limit: float) -> Any:
         status, _, body = self._ask(method, path, limit)
         if status != 200:
-            raise _refusal(status, body)
+            raise self._refusal(status, body)
         try:
             return json.loads(body)
         except ValueError as error:
-            raise Failed(f"the answer to {method} {path} is not Triton's") from error
+            raise ServerError(f"server {self._url}: the answer to {method} {path} is not Triton's") from error
 
     def config(self, model: str, limit: float) -> dict[str, Any] | None:
         status, _, body = self._ask("GET", f"/v2/models/{model}/ready", limit)
         if status in (401, 403):
-            raise _refusal(status, body)
+            raise self._refusal(status, body)
         if status != 200:
             return None
         config: dict[str, Any] = self._json("GET", f"/v2/models/{model}/config", limit)
@@ -314,15 +306,14 @@ class Http:
         )
         status, json_size, answer = self._ask("POST", f"/v2/models/{model.name}/infer", limit, body, size or 0)
         if status != 200:
-            raise _refusal(status, answer)
+            raise self._refusal(status, answer)
         result = tritonclient.http.InferenceServerClient.parse_response_body(answer, header_length=json_size or None)
         return {name: result.as_numpy(name) for name in outputs}
 
-
-def _refusal(status: int, body: bytes) -> Exception:
-    """Return the error for an HTTP answer."""
-    try:
-        message = json.loads(body)["error"]
-    except (ValueError, LookupError, TypeError):
-        message = f"HTTP status {status}"
-    return failure(str(status), str(message))
+    def _refusal(self, status: int, body: bytes) -> Exception:
+        """Return the error for an HTTP answer."""
+        try:
+            message = json.loads(body)["error"]
+        except (ValueError, LookupError, TypeError):
+            message = f"HTTP status {status}"
+        return failure(self._url, str(status), str(message), has_token=bool(self._headers))

@@ -22,7 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from client.api import Client, ServerUnavailable, UpscaleError
+from client.api import Client
+from client.errors import ServerUnavailable, UpscaleError
 from client.reader import Reader
 from client.terminal import make_output_safe
 from client.upscale import add_connection, check_access
