@@ -30,65 +30,51 @@ class ConfigError(ValueError):
     """The configuration cannot be used; the message names the key and what is allowed."""
 
 
-def whole(low: int, high: int) -> Check:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"{low}–{high}")
-        return value
+def rule(allowed: str, fits: Callable[[Any], bool], use: Callable[[Any], Any] = lambda value: value) -> Check:
+    """Return a check of the values that fit, which returns ``use`` of them."""
+
+    def check(value: Any) -> Any:
+        if not fits(value):
+            raise ValueError(allowed)
+        return use(value)
 
     return check
 
 
-def seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 86400:
-        raise ValueError("a number of seconds, more than 0 and at most 86400")
-    return float(value)
+def is_text(value: Any, pattern: str = r".*\S.*") -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value, re.DOTALL) is not None
 
 
-def yes_or_no(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("a string that is not empty")
-    return value
-
-
-def title(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[ -\[\]-~]{1,16}", value) or not value.strip():
-        raise ValueError("an AE title of 1–16 characters of ASCII without backslash")
-    return value.strip()
-
-
-def path(value: Any) -> Path:
-    return Path(text(value))
+def whole(low: int, high: int) -> Check:
+    return rule(f"{low}–{high}", lambda value: type(value) is int and low <= value <= high)
 
 
 def one_of(*allowed: str) -> Check:
-    def check(value: Any) -> str:
-        if value not in allowed:
-            raise ValueError(" or ".join(map(repr, allowed)))
-        return str(value)
-
-    return check
+    return rule(" or ".join(map(repr, allowed)), lambda value: value in allowed)
 
 
 def list_of(check: Check) -> Check:
-    def check_all(values: Any) -> tuple[Any, ...]:
-        if not isinstance(values, list):
-            raise ValueError("a list of strings")
-        return tuple(check(value) for value in values)
+    return rule(
+        "a list of strings",
+        lambda values: isinstance(values, list),
+        lambda values: tuple(check(value) for value in values),
+    )
 
-    return check_all
 
-
-def code(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Z0-9 _]{1,16}", value):
-        raise ValueError("up to 16 of A–Z, 0–9, space and underscore")
-    return value
+text = rule("a string that is not empty", is_text)
+path = rule("a string that is not empty", is_text, Path)
+yes_or_no = rule("true or false", lambda value: isinstance(value, bool))
+seconds = rule(
+    "a number of seconds, more than 0 and at most 86400",
+    lambda value: type(value) in (int, float) and 0 < value <= 86400,
+    float,
+)
+title = rule(
+    "an AE title of 1–16 characters of ASCII without backslash",
+    lambda value: is_text(value) and is_text(value, r"[ -\[\]-~]{1,16}"),
+    str.strip,
+)
+code = rule("up to 16 of A–Z, 0–9, space and underscore", lambda value: is_text(value, r"[A-Z0-9 _]{1,16}"))
 
 
 def key(check: Check, default: Any = MISSING) -> Any:
