@@ -28,7 +28,6 @@ CERTIFICATE_PROBLEMS = {
     64: "is for another address than {host}",
 }
 """OpenSSL's code ⇒ what is wrong with a certificate."""
-SILENT = "nothing answers, though something accepts connections there"
 
 
 class AddressError(ValueError):
@@ -123,7 +122,9 @@ def _diagnose(
         return _misunderstanding(answer, spoken, protocol), False
     if context is None and _speaks_tls(host, port, limit):
         return "that port speaks TLS: use it (tls, --tls)", True
-    return "what answers there speaks neither HTTP nor gRPC" if answer else SILENT, False
+    if answer:
+        return "what answers there speaks neither HTTP nor gRPC", False
+    return "nothing answers, though something accepts connections there", False
 
 
 def _protocol_of(answer: bytes) -> str | None:
