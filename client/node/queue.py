@@ -152,9 +152,9 @@ class Queue:
         ((first,),) = self._ask("SELECT min(received) FROM images WHERE state IN ('received', 'upscaled')")
         return 0.0 if first is None else max(0.0, time.time() - float(first))  # type: ignore[arg-type]
 
-    def problems(self, limit: int = 100) -> list[dict[str, object]]:
-        """Return the images with a problem, the latest first."""
+    def problems(self) -> list[dict[str, object]]:
+        """Return the latest images with a problem, the last one first."""
         rows = self._ask(
-            "SELECT uid, state, tries, problem FROM images WHERE problem IS NOT NULL ORDER BY due DESC LIMIT ?", limit
+            "SELECT uid, state, tries, problem FROM images WHERE problem IS NOT NULL ORDER BY due DESC LIMIT 100"
         )
         return [dict(zip(("uid", "state", "tries", "problem"), row, strict=True)) for row in rows]
