@@ -11,7 +11,6 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -24,17 +23,14 @@ from pipeline.method.options import STOPPING, Options
 from pipeline.method.upscale import Result, generator, upscale
 from pipeline.presets import PRESETS
 from pipeline.serving.drain import Closed, working
-from pipeline.spec import AUDIT_VARIABLE, CACHE_VARIABLE, INSTANCES, MAX_SIDE, MODEL_VARIABLE, RESTARTS_VARIABLE
+from pipeline.spec import CACHE_VARIABLE, INSTANCES, MAX_SIDE
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self.preset = PRESETS[json.loads(args["model_config"])["parameters"]["preset"]["string_value"]]
-        environment = os.environ.get
-        self.metrics = Metrics(environment(RESTARTS_VARIABLE, ""))
-        self.cache = Cache(int(float(environment(CACHE_VARIABLE, 0)) * 1e6 / INSTANCES))
-        audit = environment(AUDIT_VARIABLE)
-        self.audit = Audit(Path(audit), environment(MODEL_VARIABLE, "")) if audit else None
+        self.metrics, self.audit = Metrics(), Audit.of_server()
+        self.cache = Cache(int(float(os.environ.get(CACHE_VARIABLE, 0)) * 1e6 / INSTANCES))
         self.limits = Limits.of_server(MAX_SIDE)
         self.failures = Failures(args["model_name"])
 

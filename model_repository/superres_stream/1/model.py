@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +26,7 @@ from pipeline.method.tiles import Tile, upscale_tiles, windows
 from pipeline.method.upscale import Array, crop, generator, images_per_call, upscale
 from pipeline.presets import PRESETS
 from pipeline.serving.drain import Closed, working
-from pipeline.spec import AUDIT_VARIABLE, MAX_SIDE, MODEL_VARIABLE, RESTARTS_VARIABLE
+from pipeline.spec import MAX_SIDE
 
 EVENT_EVERY = 0.1
 """Minimum seconds between two responses with progress alone."""
@@ -64,9 +62,7 @@ class Reporter:
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self.preset = PRESETS[json.loads(args["model_config"])["parameters"]["preset"]["string_value"]]
-        self.metrics = Metrics(os.environ.get(RESTARTS_VARIABLE, ""))
-        audit = os.environ.get(AUDIT_VARIABLE)
-        self.audit = Audit(Path(audit), os.environ.get(MODEL_VARIABLE, "")) if audit else None
+        self.metrics, self.audit = Metrics(), Audit.of_server()
         self.limits = Limits.of_server(self.preset.max_side)
         self.failures = Failures(args["model_name"])
 
