@@ -6,7 +6,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -212,32 +213,43 @@ class Client:
         reason = models[0].get("reason") or models[0].get("state") or "not loaded"
         return f"its model '{MODEL.name}' is not ready ({' '.join(reason.split())})"
 
+    def _answers(self, ask: Callable[[], Generator[T, None, None]], preset: Preset) -> Iterator[T]:
+        """Yield the answers to a request; while the server is not serving, ask again, from the first answer on.
+
+        Raises:
+            ServerLost: the server is not back within ``wait`` seconds, or runs another preset.
+            UpscaleError: any other error.
+        """
+        gone = f"server {self.url} went away during a request and"
+        deadline, pause = math.inf, PAUSES[0]
+        while True:
+            try:
+                with closing(ask()) as answers:
+                    while (found := self._ask(partial(next, answers, None))) is not None:
+                        yield found
+                return
+            except wire.NotServing as error:
+                lost, late = error, f"within {self.wait:g} s: {' '.join(str(error).split())}"
+            deadline = min(deadline, time.monotonic() + self.wait)
+            if time.monotonic() >= deadline:
+                raise ServerLost(f"{gone} did not serve it {late}") from lost
+            pause = self._pause(pause, deadline)
+            try:
+                self._wait_until_ready(deadline)
+            except ServerUnavailable as error:
+                raise ServerLost(f"{gone} was not back {late}") from error
+            if self.preset != preset:
+                raise ServerLost(f"{gone} runs preset '{self.preset.name}' now, not '{preset.name}'")
+
     def _infer(
         self, model: Model, arrays: wire.Arrays, outputs: Sequence[str], preset: Preset
     ) -> dict[str, NDArray[Any]]:
-        """Run a model on the server; while the server is not serving, retry until ``wait`` has passed."""
-        retry = Retry(self, preset)
-        while True:
-            try:
-                return self._ask(lambda: self._wire.infer(model, arrays, outputs, self.timeout))
-            except wire.NotServing as error:
-                retry.wait(error)
+        """Run a model on the server; see ``_answers``."""
 
-    def _stream(
-        self, connection: wire.Grpc, arrays: wire.Arrays, outputs: Sequence[str], preset: Preset
-    ) -> Iterator[dict[str, NDArray[Any]]]:
-        """Yield the responses of ``superres_stream``; like ``_infer``, which may repeat them."""
-        retry = Retry(self, preset)
-        while True:
-            responses = connection.stream(STREAM, arrays, outputs, self.timeout)
-            try:
-                while (found := self._ask(partial(next, responses, None))) is not None:
-                    yield found
-                return
-            except wire.NotServing as error:
-                retry.wait(error)
-            finally:
-                responses.close()
+        def ask() -> Generator[dict[str, NDArray[Any]], None, None]:
+            yield self._wire.infer(model, arrays, outputs, self.timeout)
+
+        return next(self._answers(ask, preset))
 
     def check(self, seed: int = 0, **options: Any) -> Options:
         """Return the options of ``upscale`` with the defaults of the server's preset.
@@ -348,7 +360,8 @@ class Client:
         outputs = [*request.outputs, "step", "steps", "top", "left", *(["preview"] if previews else [])]
         large = max(request.image.shape) > MAX_SIDE
         began, tiles = time.monotonic(), Tiles(request.image.shape)
-        for found in self._stream(connection, arrays, outputs, request.preset):
+        ask = partial(connection.stream, STREAM, arrays, outputs, self.timeout)
+        for found in self._answers(ask, request.preset):
             step, steps = int(found["step"][0, 0]), int(found["steps"][0, 0])
             if "upscaled" in found and large:
                 tiles.add(found)
@@ -357,35 +370,6 @@ class Client:
                 yield Event(step, steps, result=request.result(whole, time.monotonic() - began))
             else:
                 yield Event(step, steps, found["preview"][0] if "preview" in found else None)
-
-
-class Retry:
-    """Waits until a server that went away during a request is back, for at most the client's ``wait``."""
-
-    def __init__(self, client: Client, preset: Preset) -> None:
-        self.client, self.preset = client, preset
-        self.deadline, self.pause = math.inf, PAUSES[0]
-
-    def wait(self, lost: wire.NotServing) -> None:
-        """Wait after a request that was not served.
-
-        Raises:
-            ServerLost: the server is not back in time, or runs another preset.
-            UpscaleError: see ``Client.wait_until_ready``.
-        """
-        client = self.client
-        gone = f"server {client.url} went away during a request and"
-        late = f"within {client.wait:g} s: {' '.join(str(lost).split())}"
-        self.deadline = min(self.deadline, time.monotonic() + client.wait)
-        if time.monotonic() >= self.deadline:
-            raise ServerLost(f"{gone} did not serve it {late}") from lost
-        self.pause = client._pause(self.pause, self.deadline)
-        try:
-            client._wait_until_ready(self.deadline)
-        except ServerUnavailable as error:
-            raise ServerLost(f"{gone} was not back {late}") from error
-        if client.preset != self.preset:
-            raise ServerLost(f"{gone} runs preset '{client.preset.name}' now, not '{self.preset.name}'")
 
 
 def validated(check: Callable[..., T], *args: Any, **options: Any) -> T:
