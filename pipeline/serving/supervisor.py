@@ -6,7 +6,6 @@ server calls itself ready. So the whole server is restarted, once what can be an
 
 from __future__ import annotations
 
-import math
 import signal
 import subprocess
 import sys
@@ -81,23 +80,17 @@ class Problem:
     text: str
 
 
-def next_signal(server: subprocess.Popen[bytes], limit: float = math.inf) -> int | None:
-    """Wait for the next SIGINT or SIGTERM, which this process blocks; return None if the server ends first.
+def next_signal(server: subprocess.Popen[bytes] | None, limit: float) -> int | None:
+    """Wait for the next SIGINT or SIGTERM, which this process blocks; return None after ``limit`` seconds.
 
-    Also return None after ``limit`` seconds.
+    Also return None if the server, if there is one, ends first.
     """
     deadline = time.monotonic() + limit
-    while server.poll() is None and (left := min(1, deadline - time.monotonic())) > 0:
+    while (server is None or server.poll() is None) and (left := min(1, deadline - time.monotonic())) > 0:
         received = signal.sigtimedwait(SIGNALS, left)
         if received and received.si_signo != signal.SIGCHLD:
             return received.si_signo
     return None
-
-
-def pause(limit: float) -> int | None:
-    """Wait for the next SIGINT or SIGTERM for at most ``limit`` seconds, with no server."""
-    received = signal.sigtimedwait(SIGNALS - {signal.SIGCHLD}, limit)
-    return received.si_signo if received else None
 
 
 def ending(server: subprocess.Popen[bytes]) -> str:
@@ -258,7 +251,7 @@ def supervise(
         wait = 0.0 if attempts == 1 else min(MAX_PAUSE, 2.0 ** (attempts - 2))
         later = f" in {wait:g} s" if wait else ""
         print(f"restarting{later}: {text} (restart {sum(restarts.values())})", file=sys.stderr, flush=True)
-        if wait and (number := pause(wait)):
+        if wait and (number := next_signal(None, wait)):
             return 128 + number
 
 
