@@ -155,14 +155,10 @@ def whole_image_parity(pipeline: eager.Eager, repository: Path) -> float:
     rng = np.random.default_rng(0)
     side = preset.data.lr_size
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
-    image = np.clip(0.5 + 0.3 * np.sin(5 * x + 3 * y) + 0.05 * rng.standard_normal((side, side)), 0, 1).astype(
-        np.float32
-    )
+    values = 0.5 + 0.3 * np.sin(5 * x + 3 * y) + 0.05 * rng.standard_normal((side, side))
+    image = np.clip(values, 0, 1).astype(np.float32)
     ddpm = Options.of(preset, sampler="ddpm")
-    generators = (
-        generator(onnx_networks(repository, preset), preset, ddpm),
-        pipeline.generator(ddpm),
-    )
+    generators = generator(onnx_networks(repository, preset), preset, ddpm), pipeline.generator(ddpm)
     ours, reference = (upscale([image], [0], generate, preset)[0].upscaled for generate in generators)
     return psnr(ours, reference)
 
