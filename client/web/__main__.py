@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from client.api import Client
+from client.arguments import add_connection, check_access
 from client.errors import ServerUnavailable, UpscaleError
 from client.reader import Reader
 from client.terminal import make_output_safe
-from client.upscale import add_connection, check_access
 from pipeline.command_line import make_parser
 from pipeline.interrupts import Interrupted, install
 from pipeline.serving.local_server import ServerError, running_server
