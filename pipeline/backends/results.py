@@ -79,9 +79,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.images: Any = None
-        self.hits: Any = None
         self.buckets: dict[str, Any] = {}
-        self.sum: Any = None
         with contextlib.suppress(AttributeError, pb_utils.TritonModelException):
             self._create()
 
