@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from client.errors import (
+    BadRequest,
+    ClientClosed,
+    NotAllowed,
+    ServerError,
+    ServerLost,
+    ServerUnavailable,
+    UpscaleError,
+)
+
 if TYPE_CHECKING:
-    from client.api import (
-        BadRequest,
-        Client,
-        ClientClosed,
-        NotAllowed,
-        ServerError,
-        ServerLost,
-        ServerUnavailable,
-        UpscaleError,
-    )
+    from client.api import Client
     from client.results import Event, Upscaled
 
 __all__ = [

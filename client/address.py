@@ -7,7 +7,6 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable
 
 PORTS = {"grpc": 8001, "http": 8000}
 """Triton's default ports."""
@@ -29,7 +28,6 @@ CERTIFICATE_PROBLEMS = {
     64: "is for another address than {host}",
 }
 """OpenSSL's code ⇒ what is wrong with a certificate."""
-SILENT = "nothing answers, though something accepts connections there"
 
 
 class AddressError(ValueError):
@@ -62,16 +60,35 @@ def split(url: str, protocol: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def diagnose(host: str, port: int, protocol: str, limit: float, context: ssl.SSLContext | None = None) -> str | None:
+def diagnose(
+    host: str,
+    port: int,
+    protocol: str,
+    limit: float,
+    context: ssl.SSLContext | None = None,
+    *,
+    lasting: bool = False,
+) -> str | None:
     """Find out, within ``limit`` seconds, why a client of ``protocol``, "grpc" or "http", cannot reach a server.
 
     Args:
         context: settings for TLS; None: the client does not use it.
+        lasting: whether to look only for what trying again does not solve: a certificate that is not accepted, or that
+            only one of client and server uses TLS.
 
     Returns:
-        The problem; None if something there speaks the protocol.
+        The problem; None if something there speaks the protocol or, with ``lasting``, has no such problem.
     """
-    problem = _in_time(lambda: _diagnose(host, port, protocol, limit / 3, context), limit, "nothing answers")
+    found: list[tuple[str | None, bool]] = []
+    # in a thread, because name resolution has no timeout
+    thread = threading.Thread(
+        target=lambda: found.append(_diagnose(host, port, protocol, limit / 3, context)), daemon=True
+    )
+    thread.start()
+    thread.join(limit)
+    problem, lasts = found[0] if found else ("nothing answers", False)
+    if lasting:
+        return problem if lasts else None
     variable = proxy_variable(host) if protocol == "grpc" else None
     if variable is None:
         return problem
@@ -80,69 +97,58 @@ def diagnose(host: str, port: int, protocol: str, limit: float, context: ssl.SSL
     )
 
 
-def tls_problem(host: str, port: int, context: ssl.SSLContext | None, limit: float) -> str | None:
-    """Find out, within ``limit`` seconds, whether TLS has a problem that trying again does not solve.
-
-    Returns:
-        What is wrong with the certificate, or that only one of client and server uses TLS; None if neither.
-    """
-    return _in_time(lambda: _tls_problem(host, port, context, limit / 3), limit, None)
-
-
-def _in_time(function: Callable[[], str | None], limit: float, late: str | None) -> str | None:
-    """Return what a function returns, or ``late`` after ``limit`` seconds."""
-    found: list[str | None] = []
-    # in a thread, because name resolution has no timeout
-    thread = threading.Thread(target=lambda: found.append(function()), daemon=True)
-    thread.start()
-    thread.join(limit)
-    return found[0] if found else late
-
-
-def _diagnose(host: str, port: int, protocol: str, limit: float, context: ssl.SSLContext | None) -> str | None:
+def _diagnose(
+    host: str, port: int, protocol: str, limit: float, context: ssl.SSLContext | None
+) -> tuple[str | None, bool]:
+    """Return the problem, and whether it lasts; see ``diagnose``."""
     try:
         socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        return f"the host name '{host}' cannot be resolved ({getattr(error, 'strerror', None) or error})"
+        return f"the host name '{host}' cannot be resolved ({getattr(error, 'strerror', None) or error})", False
     try:
         answer = _greet(host, port, context, limit)
     except ConnectionRefusedError:
-        return "connection refused, nothing listens there; start a server with `python -m pipeline.serve`"
-    except ssl.SSLError as error:
-        return _tls_problem(host, port, context, limit) or f"TLS fails there ({error.reason or error})"
-    except OSError as error:
-        return f"it cannot be reached ({error.strerror or 'no connection'})"
-    if answer.startswith(b"HTTP/1"):
-        if b"nv_" in answer or b"# HELP" in answer:
-            return (
-                f"that is its metrics port: give the {NAMES[protocol]} port ({PORTS[protocol]} unless chosen otherwise)"
-            )
-        return None if protocol == "http" else "that port speaks HTTP: give the gRPC port, or choose protocol http"
-    if answer[3:4] == HTTP2_SETTINGS:
-        return None if protocol == "grpc" else "that port speaks gRPC: give the HTTP port, or choose protocol grpc"
-    if context is None and _speaks_tls(host, port, limit):
-        return "that port speaks TLS: use it (tls, --tls)"
-    return "what answers there speaks neither HTTP nor gRPC" if answer else SILENT
-
-
-def _tls_problem(host: str, port: int, context: ssl.SSLContext | None, limit: float) -> str | None:
-    try:
-        _greet(host, port, context, limit)
+        return "connection refused, nothing listens there; start a server with `python -m pipeline.serve`", False
     except ssl.SSLCertVerificationError as error:
         problem = CERTIFICATE_PROBLEMS.get(error.verify_code, f"is refused ({error.verify_message})")
-        return f"its certificate {problem.format(host=host)}"
-    except (OSError, UnicodeError):
-        pass  # a server that starts or stops, or one without TLS
-    else:
-        if context is not None:
-            return None
-    try:
-        answer = _greet(host, port, None, limit)
-    except (OSError, UnicodeError):
+        return f"its certificate {problem.format(host=host)}", True
+    except OSError as error:
+        if context is not None and _speaks_plainly(host, port, limit):
+            return "that port does not speak TLS: leave it out (tls, ca)", True
+        if isinstance(error, ssl.SSLError):
+            return f"TLS fails there ({error.reason or error})", False
+        return f"it cannot be reached ({error.strerror or 'no connection'})", False
+    if spoken := _protocol_of(answer):
+        return _misunderstanding(answer, spoken, protocol), False
+    if context is None and _speaks_tls(host, port, limit):
+        return "that port speaks TLS: use it (tls, --tls)", True
+    if answer:
+        return "what answers there speaks neither HTTP nor gRPC", False
+    return "nothing answers, though something accepts connections there", False
+
+
+def _protocol_of(answer: bytes) -> str | None:
+    """Return the protocol of an answer, "grpc" or "http"; None if it is another."""
+    if answer.startswith(b"HTTP/1"):
+        return "http"
+    return "grpc" if answer[3:4] == HTTP2_SETTINGS else None
+
+
+def _misunderstanding(answer: bytes, spoken: str, protocol: str) -> str | None:
+    """Return why a client of ``protocol`` has no use for an answer in the protocol ``spoken``; None if it has."""
+    if b"nv_" in answer or b"# HELP" in answer:
+        return f"that is its metrics port: give the {NAMES[protocol]} port ({PORTS[protocol]} unless chosen otherwise)"
+    if spoken == protocol:
         return None
-    if answer.startswith(b"HTTP/1") or answer[3:4] == HTTP2_SETTINGS:
-        return "that port does not speak TLS: leave it out (tls, ca)" if context is not None else None
-    return "that port speaks TLS: use it (tls, --tls)" if context is None and _speaks_tls(host, port, limit) else None
+    return f"that port speaks {NAMES[spoken]}: give the {NAMES[protocol]} port, or choose protocol {spoken}"
+
+
+def _speaks_plainly(host: str, port: int, limit: float) -> bool:
+    """Whether HTTP or gRPC is spoken there without TLS."""
+    try:
+        return _protocol_of(_greet(host, port, None, limit)) is not None
+    except OSError:
+        return False
 
 
 def _speaks_tls(host: str, port: int, limit: float) -> bool:
@@ -150,9 +156,8 @@ def _speaks_tls(host: str, port: int, limit: float) -> bool:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        with socket.create_connection((host, port), limit) as connection:
-            context.wrap_socket(connection, server_hostname=host).close()
-    except (OSError, UnicodeError):
+        _greet(host, port, context, limit)
+    except OSError:
         return False
     return True
 

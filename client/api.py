@@ -1,15 +1,4 @@
-"""Upscale arrays on the server: ``with Client() as c: c.upscale(image)``. NumPy and tritonclient, no torch.
-
-Errors, all of them ``UpscaleError``:
-
-    UpscaleError
-    ├── BadRequest         an argument, the image or an option is invalid (rejected here or by the server)
-    ├── ServerError        the server reported a failure, or did not answer in time
-    ├── ServerUnavailable  no ready server at the address within the limit; the message states the problem
-    ├── ServerLost         the server went away during a request and did not serve it within the limit
-    ├── NotAllowed         the server refuses the token, needs one, or does not allow the call
-    └── ClientClosed       the client was closed before or during the request
-"""
+"""Upscale arrays on the server: ``with Client() as c: c.upscale(image)``. NumPy and tritonclient, no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +6,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -27,15 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client import access, address, wire
+from client.errors import (
+    BadRequest,
+    ClientClosed,
+    NotAllowed,
+    ServerError,
+    ServerLost,
+    ServerUnavailable,
+    UpscaleError,
+)
 from client.results import Event, Request, Tiles, Upscaled
 from pipeline.method.options import (
     InvalidRequest,
     Options,
     check_pixel_mm,
-    check_previews,
     check_seconds,
     check_seed,
     gray_image,
+    whole_number,
 )
 from pipeline.models import superres_model, superres_stream_model
 from pipeline.presets import DEFAULT, PRESETS, Preset
@@ -56,34 +55,6 @@ PAUSES = (0.05, 1.0)
 """First and longest pause between attempts, in seconds; each is twice the previous one."""
 PROBE_LIMIT = 1.0
 """Maximum seconds to diagnose an address."""
-
-
-class UpscaleError(Exception):
-    """Base class of all errors that prevent upscaling."""
-
-
-class BadRequest(UpscaleError):
-    """An argument, the image or an option is invalid; the message names it and the allowed values."""
-
-
-class ServerError(UpscaleError):
-    """The server reported a failure, or did not answer in time."""
-
-
-class ServerUnavailable(UpscaleError):
-    """No ready server at the address within the limit."""
-
-
-class ServerLost(UpscaleError):
-    """The server went away during a request and did not serve it within the limit."""
-
-
-class NotAllowed(UpscaleError):
-    """The server refuses the token, needs one, or does not allow the call."""
-
-
-class ClientClosed(UpscaleError):
-    """The client was closed before or during the request."""
 
 
 class Client:
@@ -139,7 +110,7 @@ class Client:
             raise BadRequest(f"'ca' must be the path of a file, got {ca!r}")
         try:
             self._context = access.trust(ca, protocol) if tls or ca is not None else None
-            self._has_token = token is not None and bool(check_token(token))
+            token = None if token is None else check_token(token)
         except (access.AccessError, TokenError) as error:
             raise BadRequest(str(error)) from None  # whose cause may quote what it read
         if priority not in PRIORITIES:
@@ -148,7 +119,7 @@ class Client:
         level = 0 if priority == "interactive" else PRIORITIES[priority]
         self._closed = threading.Event()
         secure = self._context is not None
-        self._wire: wire.Wire = (
+        self._wire = (
             wire.Grpc(self.url, secure, None if ca is None else os.fspath(ca), token, level)
             if protocol == "grpc"
             else wire.Http(*self._address, self._context, token, level)
@@ -171,29 +142,12 @@ class Client:
         self._wire.close()
 
     def _ask(self, function: Callable[[], T]) -> T:
-        """Call ``function`` and translate its errors.
-
-        Raises:
-            NotServing: the server is not available.
-            UpscaleError: any other error.
-        """
+        """Call ``function``, of the wire, whose errors are those of a closed client if it is closed."""
         try:
             if not self._closed.is_set():
                 return function()
-        except Exception as error:
-            if self._closed.is_set():
-                pass  # the cause of any error
-            elif isinstance(error, wire.Invalid):
-                raise BadRequest(str(error)) from error
-            elif isinstance(error, wire.TimedOut):
-                raise ServerError(f"no answer from {self.url} within {self.timeout:g} s") from error
-            elif isinstance(error, wire.Refused):
-                needed = str(error) == wire.TOKEN_REFUSED and not self._has_token
-                problem = "the server needs a token: give one (token, --token-file, CXR_TOKEN)" if needed else error
-                raise NotAllowed(f"server {self.url}: {problem}") from error
-            elif isinstance(error, wire.Failed):
-                raise ServerError(f"server {self.url}: {error}") from error
-            else:
+        except Exception:
+            if not self._closed.is_set():  # otherwise the cause of any error
                 raise
         raise ClientClosed(f"the client of {self.url} is closed")
 
@@ -223,8 +177,7 @@ class Client:
             except (ClientClosed, NotAllowed):
                 raise
             except wire.NotServing as error:
-                problem = address.tls_problem(*self._address, self._context, PROBE_LIMIT)
-                if problem:  # which does not pass
+                if problem := self._diagnosed(lasting=True):
                     raise ServerUnavailable(f"no server ready at {self.url} ({self.protocol}): {problem}") from error
             except UpscaleError:
                 pass  # diagnosed after the last attempt
@@ -240,10 +193,13 @@ class Client:
         # servers before this output was introduced do not have it
         self._tells_model = "model" in [output["name"] for output in config.get("output", [])]
 
+    def _diagnosed(self, *, lasting: bool = False) -> str | None:
+        """See ``client.address.diagnose``."""
+        return address.diagnose(*self._address, self.protocol, PROBE_LIMIT, self._context, lasting=lasting)
+
     def _problem(self) -> str:
         """Return the problem at the address."""
-        problem = address.diagnose(*self._address, self.protocol, PROBE_LIMIT, self._context)
-        if problem:
+        if problem := self._diagnosed():
             return problem
         try:
             index = self._ask(lambda: self._wire.index(PROBE_LIMIT))
@@ -257,34 +213,43 @@ class Client:
         reason = models[0].get("reason") or models[0].get("state") or "not loaded"
         return f"its model '{MODEL.name}' is not ready ({' '.join(reason.split())})"
 
+    def _answers(self, ask: Callable[[], Generator[T, None, None]], preset: Preset) -> Iterator[T]:
+        """Yield the answers to a request; while the server is not serving, ask again, from the first answer on.
+
+        Raises:
+            ServerLost: the server is not back within ``wait`` seconds, or runs another preset.
+            UpscaleError: any other error.
+        """
+        gone = f"server {self.url} went away during a request and"
+        deadline, pause = math.inf, PAUSES[0]
+        while True:
+            try:
+                with closing(ask()) as answers:
+                    while (found := self._ask(partial(next, answers, None))) is not None:
+                        yield found
+                return
+            except wire.NotServing as error:
+                lost, late = error, f"within {self.wait:g} s: {' '.join(str(error).split())}"
+            deadline = min(deadline, time.monotonic() + self.wait)
+            if time.monotonic() >= deadline:
+                raise ServerLost(f"{gone} did not serve it {late}") from lost
+            pause = self._pause(pause, deadline)
+            try:
+                self._wait_until_ready(deadline)
+            except ServerUnavailable as error:
+                raise ServerLost(f"{gone} was not back {late}") from error
+            if self.preset != preset:
+                raise ServerLost(f"{gone} runs preset '{self.preset.name}' now, not '{preset.name}'")
+
     def _infer(
         self, model: Model, arrays: wire.Arrays, outputs: Sequence[str], preset: Preset
     ) -> dict[str, NDArray[Any]]:
-        """Run a model on the server; while the server is not serving, retry until ``wait`` has passed."""
-        retry = Retry(self, preset)
-        while True:
-            try:
-                return self._ask(lambda: self._wire.infer(model, arrays, outputs, self.timeout))
-            except wire.NotServing as error:
-                retry.wait(error)
+        """Run a model on the server; see ``_answers``."""
 
-    def _stream(
-        self, connection: wire.Grpc, arrays: wire.Arrays, outputs: Sequence[str], preset: Preset
-    ) -> Iterator[dict[str, NDArray[Any]]]:
-        """Yield the responses of ``superres_stream``; like ``_infer``, which may repeat them."""
-        retry = Retry(self, preset)
-        while True:
-            responses = self._ask(lambda: connection.stream(STREAM, arrays, outputs, self.timeout))
-            try:
-                while True:
-                    found = self._ask(partial(next, responses, None))
-                    if found is None:
-                        return
-                    yield found
-            except wire.NotServing as error:
-                retry.wait(error)
-            finally:
-                responses.close()
+        def ask() -> Generator[dict[str, NDArray[Any]], None, None]:
+            yield self._wire.infer(model, arrays, outputs, self.timeout)
+
+        return next(self._answers(ask, preset))
 
     def check(self, seed: int = 0, **options: Any) -> Options:
         """Return the options of ``upscale`` with the defaults of the server's preset.
@@ -331,7 +296,7 @@ class Client:
             denoiser: "auto", "onnx" or "trt".
 
         Raises:
-            UpscaleError: see the module's docstring.
+            UpscaleError: see ``client.errors``.
         """
         request = self._request(
             image,
@@ -369,10 +334,10 @@ class Client:
             options: the other options of ``upscale``.
 
         Raises:
-            UpscaleError: see the module's docstring; at once for what the client checks, otherwise while iterating.
+            UpscaleError: see ``client.errors``; at once for what the client checks, otherwise while iterating.
         """
         request = self._request(image, seed, pixel_mm, **options)
-        validated(check_previews, previews, request.preset.diffusion.T)
+        validated(whole_number, "previews", previews, 0, request.preset.diffusion.T)
         return self._events(request, previews)
 
     def _request(self, image: Any, seed: int, pixel_mm: float | None, **options: Any) -> Request:
@@ -395,7 +360,8 @@ class Client:
         outputs = [*request.outputs, "step", "steps", "top", "left", *(["preview"] if previews else [])]
         large = max(request.image.shape) > MAX_SIDE
         began, tiles = time.monotonic(), Tiles(request.image.shape)
-        for found in self._stream(connection, arrays, outputs, request.preset):
+        ask = partial(connection.stream, STREAM, arrays, outputs, self.timeout)
+        for found in self._answers(ask, request.preset):
             step, steps = int(found["step"][0, 0]), int(found["steps"][0, 0])
             if "upscaled" in found and large:
                 tiles.add(found)
@@ -404,35 +370,6 @@ class Client:
                 yield Event(step, steps, result=request.result(whole, time.monotonic() - began))
             else:
                 yield Event(step, steps, found["preview"][0] if "preview" in found else None)
-
-
-class Retry:
-    """Waits until a server that went away during a request is back, for at most the client's ``wait``."""
-
-    def __init__(self, client: Client, preset: Preset) -> None:
-        self.client, self.preset = client, preset
-        self.deadline, self.pause = math.inf, PAUSES[0]
-
-    def wait(self, lost: wire.NotServing) -> None:
-        """Wait after a request that was not served.
-
-        Raises:
-            ServerLost: the server is not back in time, or runs another preset.
-            UpscaleError: see ``Client.wait_until_ready``.
-        """
-        client = self.client
-        gone = f"server {client.url} went away during a request and"
-        late = f"within {client.wait:g} s: {' '.join(str(lost).split())}"
-        self.deadline = min(self.deadline, time.monotonic() + client.wait)
-        if time.monotonic() >= self.deadline:
-            raise ServerLost(f"{gone} did not serve it {late}") from lost
-        self.pause = client._pause(self.pause, self.deadline)
-        try:
-            client._wait_until_ready(self.deadline)
-        except ServerUnavailable as error:
-            raise ServerLost(f"{gone} was not back {late}") from error
-        if client.preset != self.preset:
-            raise ServerLost(f"{gone} runs preset '{client.preset.name}' now, not '{self.preset.name}'")
 
 
 def validated(check: Callable[..., T], *args: Any, **options: Any) -> T:

@@ -6,9 +6,9 @@ import argparse
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -16,7 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from client.api import BadRequest, Client, NotAllowed, ServerLost, UpscaleError, validated
+from client.api import Client, validated
+from client.errors import BadRequest, NotAllowed, ServerLost, UpscaleError
 from client.formats.source import FileError, Source
 from client.jobs import Finder, Job
 from client.outputs import check_outputs, is_done, notes_of, write_outputs
@@ -129,28 +130,14 @@ class Tally:
         report(problem, self.bar)
         self.bar.update()
 
-    def skip(self) -> None:
-        self.skipped += 1
-        self.bar.update()
-
     def add(self, job: Job, outcome: Outcome) -> None:
-        """Add the outcome of a finished job."""
+        """Add the outcome of a job that did not fail."""
         if outcome is None:
-            self.skip()
-            return
-        self.done += 1
-        self.bar.write(line_of(job, *outcome), file=sys.stdout)
-        self.bar.update()
-
-    def collect(self, job: Job, future: Future[Outcome]) -> None:
-        """Add the outcome of a job's future, or its error."""
-        try:
-            with uninterrupted():
-                outcome = future.result()
-        except (FileError, UpscaleError) as error:
-            self.fail(str(error) if str(job.path) in str(error) else f"'{job.path}': {error}")
+            self.skipped += 1
         else:
-            self.add(job, outcome)
+            self.done += 1
+            self.bar.write(line_of(job, *outcome), file=sys.stdout)
+        self.bar.update()
 
 
 def search_in_background(finder: Finder, bar: tqdm[Any]) -> Iterator[Job | FileError]:
@@ -173,78 +160,93 @@ def search_in_background(finder: Finder, bar: tqdm[Any]) -> Iterator[Job | FileE
         yield item
 
 
-def await_all(count: int, finished: SimpleQueue[Future[Outcome]], seconds: float) -> None:
-    """Wait until ``count`` jobs have finished, but not longer than ``seconds``."""
-    deadline = time.monotonic() + seconds
-    with suppress(Empty):
-        for _ in range(count):
-            finished.get(timeout=max(0.0, deadline - time.monotonic()))
-
-
 def upscale_all(items: Iterator[Job | FileError], args: argparse.Namespace, bar: tqdm[Any]) -> Tally:
     """Execute all jobs concurrently and report each result.
 
     Raises:
         UpscaleError: there is no server, or it rejects the options.
     """
-    tally = Tally(bar)
-    server_gone = threading.Event()
-    running: dict[Future[Outcome], Job] = {}
-    finished: SimpleQueue[Future[Outcome]] = SimpleQueue()
-
-    def work(client: Client, job: Job) -> Outcome:
-        if server_gone.is_set():
-            raise ServerLost("not sent: the server is gone")
-        try:
-            return upscale_file(client, reader, job, args)
-        except (NotAllowed, ServerLost):  # no other image would fare better
-            server_gone.set()
-            raise
-
-    def submit(client: Client, job: Job) -> None:
-        with uninterrupted():
-            future = pool.submit(work, client, job)
-            running[future] = job
-            future.add_done_callback(finished.put)
-
-    def collect_one() -> None:
-        future = finished.get()
-        tally.collect(running.pop(future), future)
-
-    def connect() -> Client:
-        server = {name: getattr(args, name) for name in CONNECTION}
-        client = stack.enter_context(Client(args.url, **server))
-        client.check(args.seed, **validated(options_of, args, client.preset))
-        return client
-
-    client = None
+    tally, client = Tally(bar), None
     # reader and client must outlive the pool, whose running jobs use them
     with ExitStack() as stack:
         reader = stack.enter_context(Reader())
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            jobs = Jobs(pool, tally)
             try:
                 for item in items:
                     if isinstance(item, FileError):
                         tally.fail(str(item))
                     elif args.skip_existing and is_done(item, args):
-                        tally.skip()
+                        tally.add(item, None)
                     else:
-                        client = client or connect()
-                        submit(client, item)
-                        while len(running) >= 2 * IN_FLIGHT or not finished.empty():
-                            collect_one()
-                while running:
-                    collect_one()
+                        client = client or stack.enter_context(connected(args))
+                        jobs.submit(item, upscale_file, client, reader, item, args)
+                jobs.collect(leave=0)
             except (KeyboardInterrupt, OSError) as error:
                 with uninterrupted():
                     pool.shutdown(wait=False, cancel_futures=True)
                 if isinstance(error, KeyboardInterrupt):
                     bar.write("interrupted: finishing the images in progress", file=sys.stderr)
-                    await_all(len(running), finished, GRACE)
+                    jobs.wait(GRACE)
                     if client is not None:
                         client.close()
                 raise
     return tally
+
+
+@contextmanager
+def connected(args: argparse.Namespace) -> Iterator[Client]:
+    """Yield a client of a server that allows the options; raise UpscaleError if there is none."""
+    with Client(args.url, **{name: getattr(args, name) for name in CONNECTION}) as client:
+        client.check(args.seed, **validated(options_of, args, client.preset))
+        yield client
+
+
+class Jobs:
+    """Concurrent jobs, the outcomes of which are added to a tally in the order in which they finish."""
+
+    def __init__(self, pool: ThreadPoolExecutor, tally: Tally) -> None:
+        self.pool, self.tally = pool, tally
+        self.running: dict[Future[Outcome], Job] = {}
+        self.finished: SimpleQueue[Future[Outcome]] = SimpleQueue()
+        self.server_gone = threading.Event()
+
+    def submit(self, job: Job, function: Callable[..., Outcome], *args: Any) -> None:
+        """Begin a job, once there are not too many; collect those that have finished."""
+        with uninterrupted():
+            future = self.pool.submit(self._run, function, *args)
+            self.running[future] = job
+            future.add_done_callback(self.finished.put)
+        self.collect(leave=2 * IN_FLIGHT - 1)
+
+    def _run(self, function: Callable[..., Outcome], *args: Any) -> Outcome:
+        if self.server_gone.is_set():
+            raise ServerLost("not sent: the server is gone")
+        try:
+            return function(*args)
+        except (NotAllowed, ServerLost):  # no other image would fare better
+            self.server_gone.set()
+            raise
+
+    def collect(self, leave: int) -> None:
+        """Add what has finished, and wait until at most ``leave`` jobs are running."""
+        while len(self.running) > leave or not self.finished.empty():
+            future = self.finished.get()
+            job = self.running.pop(future)
+            try:
+                with uninterrupted():
+                    outcome = future.result()
+            except (FileError, UpscaleError) as error:
+                self.tally.fail(str(error) if str(job.path) in str(error) else f"'{job.path}': {error}")
+            else:
+                self.tally.add(job, outcome)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until all jobs have finished, but not longer than ``seconds``."""
+        deadline = time.monotonic() + seconds
+        with suppress(Empty):
+            for _ in self.running:
+                self.finished.get(timeout=max(0.0, deadline - time.monotonic()))
 
 
 def report(problem: str, bar: tqdm[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pydicom
 from client.dicom import UID_PATTERN
 from client.dicom.derive import NAME
 from client.formats.dicom_original import CLASSES
-from client.formats.source import FileError
+from client.png import writing
 
 TIMEOUT = 60.0
 """Maximum seconds for a part of an answer."""
@@ -62,10 +63,8 @@ class Dicomweb:
             DicomwebError: there are none, or the server fails.
         """
         fields = ["SOPClassUID", "SeriesInstanceUID", "SOPInstanceUID"]
-        try:
+        with self._translated():
             found = self._client.search_for_instances(study, series, fields=fields)
-        except (self._failure, ValueError) as error:
-            raise DicomwebError(self._problem(error)) from error
         images = [pydicom.Dataset.from_json(item) for item in found]
         wanted = [(str(i.SeriesInstanceUID), str(i.SOPInstanceUID)) for i in images if i.SOPClassUID in CLASSES]
         wanted = [uids for uids in wanted if all(re.fullmatch(UID_PATTERN, uid) for uid in uids)]
@@ -82,17 +81,13 @@ class Dicomweb:
             FileError: a file cannot be written.
         """
         for series, instance in images:
-            try:
+            with self._translated():
                 dataset = self._client.retrieve_instance(study, series, instance, media_types=ANY)
-            except (self._failure, ValueError) as error:
-                raise DicomwebError(self._problem(error)) from error
             if any(item.get("Manufacturer") == NAME for item in dataset.get("ContributingEquipmentSequence") or ()):
                 continue
             path = folder / f"{instance}.dcm"
-            try:
-                dataset.save_as(path, enforce_file_format=True)
-            except OSError as error:
-                raise FileError(f"'{path}' cannot be written: {error.strerror or error}") from error
+            with writing(path) as partial:
+                dataset.save_as(partial, enforce_file_format=True)
             yield path
 
     def store(self, path: Path) -> None:
@@ -101,18 +96,20 @@ class Dicomweb:
         Raises:
             DicomwebError: the server fails, or refuses it.
         """
-        try:
+        with self._translated():
             answer = self._client.store_instances([pydicom.dcmread(path)])
-        except (self._failure, ValueError) as error:
-            raise DicomwebError(self._problem(error)) from error
         for item in answer.get(FAILED) or ():
             raise DicomwebError(f"{self.url} refuses it (reason {item.get('FailureReason', 0):04X})")
 
-    def _problem(self, error: Exception) -> str:
-        """Return what is wrong in one line."""
-        response = getattr(error, "response", None)
-        if response is not None:
-            return f"{self.url} answers {response.status_code} {response.reason}"
-        name = type(error).__name__
-        known = {"SSLError": "TLS fails", "ConnectionError": "cannot be reached", "ConnectTimeout": "cannot be reached"}
-        return f"{self.url}: {known.get(name, f'{name}: {error}')}"
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn an error of the library into one line."""
+        try:
+            yield
+        except (self._failure, ValueError) as error:
+            response = getattr(error, "response", None)
+            if response is not None:
+                raise DicomwebError(f"{self.url} answers {response.status_code} {response.reason}") from error
+            name, unreachable = type(error).__name__, "cannot be reached"
+            known = {"SSLError": "TLS fails", "ConnectionError": unreachable, "ConnectTimeout": unreachable}
+            raise DicomwebError(f"{self.url}: {known.get(name, f'{name}: {error}')}") from error

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from client.api import BadRequest, Client, ServerError, validated
+from client.api import Client, validated
+from client.errors import BadRequest, ServerError
 from pipeline.method.options import check_seed, gray_image
 from pipeline.method.upscale import Array, Result, fused_generator, upscale
 from pipeline.models import fused_model

@@ -35,33 +35,16 @@ def read_image(path: Path | str, choice: Choice | None = None, downscale: int | 
     Raises:
         FileError: the file is missing, not an image, damaged, or not supported.
     """
-    path = Path(path)
+    path, choice, notes = Path(path), choice or Choice(), list[str]()
     try:
-        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-            raise FileError(f"'{path}' is not a regular file: write it to one first")
-        if path.stat().st_size > MAX_BYTES:
-            size = path.stat().st_size / 2**30
-            raise FileError(f"'{path}' has {size:.1f} GiB, must have at most {MAX_BYTES / 2**30:.0f} GiB")
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise FileError(f"'{path}' does not exist") from None
-    except OSError as error:
-        raise FileError(f"'{path}' cannot be read: {error.strerror}") from error
-    except MemoryError:
-        raise FileError(f"'{path}' does not fit into memory") from None
-    if not data:
-        raise FileError(f"'{path}' is empty")
-    kind = kind_of(data[:HEAD])
-    if kind is None:
-        raise FileError(f"'{path}' is not a readable PNG, JPEG, TIFF, DICOM or .npy image")
-    notes: list[str] = []
-    try:
+        data = read_bytes(path)
+        kind = kind_of(data[:HEAD])
+        if kind is None:
+            raise FormatError("is not a readable PNG, JPEG, TIFF, DICOM or .npy image")
+        if choice.original and kind != "dicom":
+            raise FormatError(f"is {kind.upper()}, must be DICOM for --format dicom")
         with _one_at_a_time:
-            decoder = import_module(f"client.formats.{DECODERS[kind]}")
-            choice = choice or Choice()
-            if choice.original and kind != "dicom":
-                raise FormatError(f"is {kind.upper()}, must be DICOM for --format dicom")
-            source: Source = decoder.read(data, choice, notes)
+            source: Source = import_module(f"client.formats.{DECODERS[kind]}").read(data, choice, notes)
         if choice.pixel_mm is not None:
             source = replace(source, pixel_mm=choice.pixel_mm)
         if downscale is not None:
@@ -71,6 +54,24 @@ def read_image(path: Path | str, choice: Choice | None = None, downscale: int | 
     except MemoryError:
         raise FileError(f"'{path}' does not fit into memory") from None
     return replace(source, notes=tuple(dict.fromkeys(notes)))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's contents; raise FormatError if they cannot be read, or are empty or too large."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not path.is_dir():
+            raise FormatError("is not a regular file: write it to one first")
+        if status.st_size > MAX_BYTES:
+            raise FormatError(f"has {status.st_size / 2**30:.1f} GiB, must have at most {MAX_BYTES / 2**30:.0f} GiB")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise FormatError("does not exist") from None
+    except OSError as error:
+        raise FormatError(f"cannot be read: {error.strerror}") from error
+    if not data:
+        raise FormatError("is empty")
+    return data
 
 
 def smaller(source: Source, factor: int, notes: list[str]) -> Source:

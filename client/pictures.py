@@ -52,7 +52,7 @@ def enlarge(image: Image) -> Image:
     return np.kron(image, np.ones((SCALE, SCALE), np.float32))
 
 
-def comparison(lr: Image, upscaled: Image, hr: Image | None = None, caption: str = CAUTION) -> PILImage.Image:
+def comparison(lr: Image, upscaled: Image, hr: Image | None = None) -> PILImage.Image:
     """Draw LR | bicubic | upscaled | HR with PSNR and SSIM against HR; without HR, only the first three.
 
     ``lr`` is [H, W], ``upscaled`` and ``hr`` are [4H, 4W], all in [0, 1].
@@ -64,9 +64,9 @@ def comparison(lr: Image, upscaled: Image, hr: Image | None = None, caption: str
         ("upscaled x4", upscaled),
     ]
     if hr is None:
-        return labelled_row([(title, "", image) for title, image in panels], caption)
+        return labelled_row([(title, "", image) for title, image in panels], CAUTION)
     rated = [(title, f"{psnr(image, hr):.2f} dB   SSIM {ssim(image, hr):.4f}", image) for title, image in panels]
-    return labelled_row([*rated, (f"HR {hr.shape[1]} x {hr.shape[0]}", "reference", hr)], caption)
+    return labelled_row([*rated, (f"HR {hr.shape[1]} x {hr.shape[0]}", "reference", hr)], CAUTION)
 
 
 def heat(values: Image) -> NDArray[np.uint8]:
@@ -80,13 +80,12 @@ def hottest_of(spread: Image) -> float:
     return max(float(np.quantile(spread, 0.999)), 1e-6)
 
 
-def uncertainty_map(image: Image, spread: Image, caption: str = CAUTION) -> PILImage.Image:
+def uncertainty_map(image: Image, spread: Image) -> PILImage.Image:
     """Draw an image under a heat map of its spread, with a colour bar in gray levels of 255.
 
     Args:
         image: [H, W] in [0, 1].
         spread: [H, W] in [0, 1], half-width of the band that contains 90 % of true pixels.
-        caption: text below the image.
     """
     height, width = image.shape
     hottest = hottest_of(spread)
@@ -107,5 +106,5 @@ def uncertainty_map(image: Image, spread: Image, caption: str = CAUTION) -> PILI
         y = head + (height - 1) * (1 - part / 4)
         draw.line((left + bar, y, left + bar + gap, y), fill="black")
         draw.text((left + bar + 2 * gap, y), f"{255 * hottest * part / 4:.1f}", font=font, fill="black", anchor="lm")
-    draw.text((gap, head + height + 0.5 * size), caption, font=font, fill="dimgray")
+    draw.text((gap, head + height + 0.5 * size), CAUTION, font=font, fill="dimgray")
     return picture

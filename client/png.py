@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +22,22 @@ def tidy(folder: Path) -> None:
     remove_unfinished(folder)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yield a file to fill, which then replaces ``path``, whose folder is made if it is missing.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tidy(path.parent)
+        with atomic_write(path) as partial:
+            yield partial
+    except OSError as error:
+        raise FileError(f"'{path}' cannot be written: {error.strerror or error}") from error
+
+
 def save_png(
     file: IO[bytes] | Path, image: Image | PILImage.Image, bits: int = 8, text: dict[str, Any] | None = None
 ) -> None:
@@ -32,15 +50,6 @@ def save_png(
 
 
 def write_png(path: Path, image: Image | PILImage.Image, bits: int = 8, text: dict[str, Any] | None = None) -> None:
-    """Write a PNG atomically; the arguments are those of ``save_png``.
-
-    Raises:
-        FileError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tidy(path.parent)
-        with atomic_write(path) as partial:
-            save_png(partial, image, bits, text)
-    except OSError as error:
-        raise FileError(f"'{path}' cannot be written: {error.strerror or error}") from error
+    """Write a PNG atomically; the arguments are those of ``save_png``, the errors of ``writing``."""
+    with writing(path) as partial:
+        save_png(partial, image, bits, text)

@@ -1,4 +1,4 @@
-"""Call a Triton server over gRPC or HTTP, mapping all failures to five errors.
+"""Call a Triton server over gRPC or HTTP; failures are ``NotServing`` or errors of ``client.errors``.
 
 Both protocols are thread-safe. gRPC shares one connection between threads. HTTP opens one per request: an idle one
 would delay a server's shutdown by half a minute, and a new one costs 0.3 ms.
@@ -15,35 +15,28 @@ import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import grpc
 import numpy as np
 import tritonclient.grpc
 import tritonclient.http
+from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonclient.utils import (
-    InferenceServerException,
-    np_to_triton_dtype,
-    serialize_byte_tensor,
-    triton_to_np_dtype,
-)
+from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor, triton_to_np_dtype
 
-from pipeline.interrupts import uninterrupted
+from client.errors import BadRequest, NotAllowed, ServerError
 from pipeline.method.options import is_not_serving
 from pipeline.remote import infer_inputs
 from pipeline.spec import Model
 
-T = TypeVar("T")
 SIZE = "Inference-Header-Content-Length"
 Arrays = Mapping[str, NDArray[Any]]
 """Tensor name ⇒ array."""
 
 RESTRICTED = ("This protocol is restricted", "This API is restricted")
 """How Triton's messages begin if the header is missing or wrong by which it restricts calls."""
-TOKEN_REFUSED = "the server refuses the token"
 FOREVER = 1e8
 """Seconds (three years) from which a limit counts as infinite."""
 MAX_CONNECT = 20.0
@@ -63,55 +56,27 @@ class NotServing(Exception):
     """The server is not available: it cannot be reached, went away, or is starting or stopping."""
 
 
-class Invalid(Exception):
-    """The server rejected the request as invalid."""
+def late(url: str, limit: float) -> ServerError:
+    """Return the error for a server that does not answer in time."""
+    return ServerError(f"no answer from {url} within {limit:g} s")
 
 
-class Refused(Exception):
-    """The server does not accept the token, wants one, or does not allow the call."""
-
-
-class Failed(Exception):
-    """The server reported a failure."""
-
-
-class TimedOut(Exception):
-    """No answer within the limit."""
-
-
-class Wire(Protocol):
-    """Common interface of gRPC and HTTP. Limits are in seconds."""
-
-    def config(self, model: str, limit: float) -> dict[str, Any] | None:
-        """Return a model's configuration; None if the model is not ready."""
-
-    def index(self, limit: float) -> list[dict[str, str]]:
-        """Return the models of the server's repository: name, state, reason of the state."""
-
-    def infer(self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float) -> dict[str, NDArray[Any]]:
-        """Run a model; inputs missing from ``arrays`` are not sent."""
-
-    def close(self) -> None:
-        """Close all connections; requests in progress fail."""
-
-
-def failure(status: str, message: str) -> Exception:
-    """Return the error for a status of gRPC or HTTP and its message."""
-    if status == "DEADLINE_EXCEEDED":
-        return TimedOut(message)
+def failure(url: str, status: str, message: str, *, has_token: bool = False) -> Exception:
+    """Return the error for a status of gRPC or HTTP and its message; ``has_token``: whether a token was sent."""
     # Triton's own check of a header reports "unavailable" over gRPC, and never what it received
     if status in ("UNAUTHENTICATED", "401") or message.startswith(RESTRICTED):
-        return Refused(TOKEN_REFUSED)
+        needed = "the server needs a token: give one (token, --token-file, CXR_TOKEN)"
+        return NotAllowed(f"server {url}: {'the server refuses the token' if has_token else needed}")
     if status in ("PERMISSION_DENIED", "403"):
-        return Refused(f"the server does not allow the call ({message})")
+        return NotAllowed(f"server {url}: the server does not allow the call ({message})")
     # a proxy whose server died in the middle of an answer ends it without gRPC's status
     if status in ("UNAVAILABLE", "CANCELLED", "429", "502", "503") or message.startswith("Stream removed"):
         return NotServing(message)
     if status in ("INVALID_ARGUMENT", "400"):
         # older servers report any error as 400 over HTTP; the other messages may quote the request
         unknown = message.startswith("Request for unknown model")
-        return NotServing(message) if unknown else Invalid(message)
-    return NotServing(message) if is_not_serving(message) else Failed(message)
+        return NotServing(message) if unknown else BadRequest(message)
+    return NotServing(message) if is_not_serving(message) else ServerError(f"server {url}: {message}")
 
 
 def token_headers(token: str | None, protocol: str) -> dict[str, str]:
@@ -137,14 +102,11 @@ def _typed(model: Model, arrays: Arrays) -> dict[str, NDArray[Any]]:
     return {name: np.asarray(arrays[name]).astype(dtype) for name, dtype in dtypes.items() if name in arrays}
 
 
-def _inputs(library: ModuleType, model: Model, arrays: Arrays) -> list[Any]:
-    return infer_inputs(library, _typed(model, arrays))
-
-
-def _stream_request(model: Model, arrays: Arrays, outputs: Sequence[str], priority: int) -> Any:
-    """Return the message of a request for a stream, which tritonclient makes only for streams that stay open."""
+def _infer_request(model: Model, arrays: Arrays, outputs: Sequence[str], priority: int) -> Any:
+    """Return the message of a request."""
     request = service_pb2.ModelInferRequest(model_name=model.name, id=request_id())
-    request.parameters["priority"].uint64_param = priority
+    if priority and model.preset:
+        request.parameters["priority"].uint64_param = priority
     for name, array in _typed(model, arrays).items():
         request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
         text = array.dtype == np.object_
@@ -154,8 +116,14 @@ def _stream_request(model: Model, arrays: Arrays, outputs: Sequence[str], priori
     return request
 
 
+def _arrays(response: Any) -> dict[str, NDArray[Any]]:
+    """Return the outputs in the message of an answer."""
+    found = tritonclient.grpc.InferResult(response)
+    return {output.name: found.as_numpy(output.name) for output in response.outputs}
+
+
 class Grpc:
-    """Calls over one gRPC channel.
+    """Calls over one gRPC channel. Limits are in seconds.
 
     Args:
         tls: whether to use TLS.
@@ -167,87 +135,71 @@ class Grpc:
     def __init__(
         self, url: str, tls: bool = False, ca: str | None = None, token: str | None = None, priority: int = 0
     ) -> None:
-        self._headers, self._priority = token_headers(token, "grpc"), priority
-        self._streams = _channel(url, tls, ca)
-        with uninterrupted():  # tritonclient cannot be deleted half made
-            self._client = tritonclient.grpc.InferenceServerClient(
-                url, ssl=tls, root_certificates=ca, channel_args=CHANNEL
-            )
+        self._url, self._priority = url, priority
+        self._headers = tuple(token_headers(token, "grpc").items())
+        if tls:
+            roots = None if ca is None else Path(ca).read_bytes()
+            self._channel = grpc.secure_channel(url, grpc.ssl_channel_credentials(roots), CHANNEL)
+        else:
+            self._channel = grpc.insecure_channel(url, CHANNEL)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def close(self) -> None:
-        self._streams.close()
-        self._client.close()
+        """Close all connections; requests in progress fail."""
+        self._channel.close()
 
-    def _ask(self, function: Callable[[], T]) -> T:
+    @contextlib.contextmanager
+    def _translated(self, limit: float) -> Iterator[None]:
+        """Turn an error of gRPC into one of this module."""
         try:
-            return function()
-        except InferenceServerException as error:
-            raise failure(str(error.status()).removeprefix("StatusCode."), str(error.message())) from error
+            yield
         except grpc.RpcError as error:
-            raise NotServing(str(error)) from error
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise late(self._url, limit) from error
+            details = error.details() or ""
+            raise failure(self._url, error.code().name, details, has_token=bool(self._headers)) from error
+
+    def _ask(self, method: Callable[..., Any], request: Any, limit: float) -> Any:
+        with self._translated(limit):
+            return method(request, metadata=self._headers, timeout=_limit(limit))
 
     def config(self, model: str, limit: float) -> dict[str, Any] | None:
-        common = {"headers": self._headers, "client_timeout": _limit(limit)}
-        if not self._ask(lambda: self._client.is_model_ready(model, **common)):
+        """Return a model's configuration; None if the model is not ready."""
+        if not self._ask(self._stub.ModelReady, service_pb2.ModelReadyRequest(name=model), limit).ready:
             return None
-        config: dict[str, Any] = self._ask(
-            lambda: self._client.get_model_config(model, as_json=True, **common)["config"]
-        )
-        return config
+        answer = self._ask(self._stub.ModelConfig, service_pb2.ModelConfigRequest(name=model), limit)
+        return MessageToDict(answer.config, preserving_proto_field_name=True)
 
     def index(self, limit: float) -> list[dict[str, str]]:
-        common = {"headers": self._headers, "client_timeout": _limit(limit)}
-        answer = self._ask(lambda: self._client.get_model_repository_index(as_json=True, **common))
-        models: list[dict[str, str]] = answer.get("models", [])
-        return models
+        """Return the models of the server's repository: name, state, reason of the state."""
+        answer = self._ask(self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest(), limit)
+        return [MessageToDict(model) for model in answer.models]
 
     def infer(self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float) -> dict[str, NDArray[Any]]:
-        inputs = _inputs(tritonclient.grpc, model, arrays)
-        wanted = [tritonclient.grpc.InferRequestedOutput(name) for name in outputs]
-        common = {"headers": self._headers, "client_timeout": _limit(limit)}
-        level = self._priority if model.preset else 0
-        answer = self._ask(
-            lambda: self._client.infer(
-                model.name, inputs, outputs=wanted, priority=level, request_id=request_id(), **common
-            )
-        )
-        return {name: answer.as_numpy(name) for name in outputs}
+        """Run a model; inputs missing from ``arrays`` are not sent."""
+        return _arrays(self._ask(self._stub.ModelInfer, _infer_request(model, arrays, outputs, self._priority), limit))
 
     def stream(
         self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float
     ) -> Generator[dict[str, NDArray[Any]], None, None]:
         """Run a decoupled model and yield its responses; closing the generator cancels the request."""
-        request = _stream_request(model, arrays, outputs, self._priority)
+        request = _infer_request(model, arrays, outputs, self._priority)
         # errors as gRPC's status, with which the stream ends
-        headers = (*self._headers.items(), ("triton_grpc_error", "true"))
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(self._streams)
+        headers = (*self._headers, ("triton_grpc_error", "true"))
+        call = self._stub.ModelStreamInfer(iter([request]), metadata=headers, timeout=_limit(limit))
         try:
-            call = stub.ModelStreamInfer(iter([request]), metadata=headers, timeout=_limit(limit))
-        except ValueError as error:  # the channel is closed
-            raise NotServing(str(error)) from error
-        try:
-            for response in call:
-                if response.error_message:
-                    raise failure("INTERNAL", response.error_message)
-                found = tritonclient.grpc.InferResult(response.infer_response)
-                arrays = {output.name: found.as_numpy(output.name) for output in response.infer_response.outputs}
-                if arrays:
-                    yield arrays
-        except grpc.RpcError as error:
-            raise failure(error.code().name, error.details() or "") from error
+            with self._translated(limit):
+                for response in call:
+                    if response.error_message:
+                        raise failure(self._url, "INTERNAL", response.error_message)
+                    if found := _arrays(response.infer_response):
+                        yield found
         finally:
             call.cancel()
 
 
-def _channel(url: str, tls: bool, ca: str | None) -> grpc.Channel:
-    if not tls:
-        return grpc.insecure_channel(url, CHANNEL)
-    roots = None if ca is None else Path(ca).read_bytes()
-    return grpc.secure_channel(url, grpc.ssl_channel_credentials(roots), CHANNEL)
-
-
 class Http:
-    """Calls over one HTTP connection per request.
+    """The calls of ``Grpc``, except streams, over one HTTP connection per request.
 
     tritonclient only encodes and decodes the messages: its connections must not be shared or closed by other threads.
 
@@ -265,6 +217,7 @@ class Http:
         priority: int = 0,
     ) -> None:
         self.host, self.port, self._priority = host, port, priority
+        self._url = f"{f'[{host}]' if ':' in host else host}:{port}"
         self._context, self._headers = context, token_headers(token, "http")
         self._lock = threading.Lock()
         self._open: set[http.client.HTTPConnection] = set()
@@ -318,23 +271,23 @@ class Http:
                 return answer.status, int(answer.headers.get(SIZE, 0)), answer.read()
             except TimeoutError as error:
                 # with an errno, it is the network's timeout, not ours
-                raise (TimedOut if error.errno is None else NotServing)(str(error)) from error
+                raise (late(self._url, limit) if error.errno is None else NotServing(str(error))) from error
             except (OSError, http.client.HTTPException) as error:
                 raise NotServing(str(error) or type(error).__name__) from error
 
     def _json(self, method: str, path: str, limit: float) -> Any:
         status, _, body = self._ask(method, path, limit)
         if status != 200:
-            raise _refusal(status, body)
+            raise self._refusal(status, body)
         try:
             return json.loads(body)
         except ValueError as error:
-            raise Failed(f"the answer to {method} {path} is not Triton's") from error
+            raise ServerError(f"server {self._url}: the answer to {method} {path} is not Triton's") from error
 
     def config(self, model: str, limit: float) -> dict[str, Any] | None:
         status, _, body = self._ask("GET", f"/v2/models/{model}/ready", limit)
         if status in (401, 403):
-            raise _refusal(status, body)
+            raise self._refusal(status, body)
         if status != 200:
             return None
         config: dict[str, Any] = self._json("GET", f"/v2/models/{model}/config", limit)
@@ -346,22 +299,21 @@ class Http:
 
     def infer(self, model: Model, arrays: Arrays, outputs: Sequence[str], limit: float) -> dict[str, NDArray[Any]]:
         body, size = tritonclient.http.InferenceServerClient.generate_request_body(
-            _inputs(tritonclient.http, model, arrays),
+            infer_inputs(tritonclient.http, _typed(model, arrays)),
             outputs=[tritonclient.http.InferRequestedOutput(name) for name in outputs],
             priority=self._priority if model.preset else 0,
             request_id=request_id(),
         )
         status, json_size, answer = self._ask("POST", f"/v2/models/{model.name}/infer", limit, body, size or 0)
         if status != 200:
-            raise _refusal(status, answer)
+            raise self._refusal(status, answer)
         result = tritonclient.http.InferenceServerClient.parse_response_body(answer, header_length=json_size or None)
         return {name: result.as_numpy(name) for name in outputs}
 
-
-def _refusal(status: int, body: bytes) -> Exception:
-    """Return the error for an HTTP answer."""
-    try:
-        message = json.loads(body)["error"]
-    except (ValueError, LookupError, TypeError):
-        message = f"HTTP status {status}"
-    return failure(str(status), str(message))
+    def _refusal(self, status: int, body: bytes) -> Exception:
+        """Return the error for an HTTP answer."""
+        try:
+            message = json.loads(body)["error"]
+        except (ValueError, LookupError, TypeError):
+            message = f"HTTP status {status}"
+        return failure(self._url, str(status), str(message), has_token=bool(self._headers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipeline.spec import (
     INT8_FILE,
@@ -39,11 +39,8 @@ class VAESpec:
     block_out_channels: tuple[int, ...] = (32, 64, 64, 96)
     layers_per_block: int = 1
     norm_groups: int = 8
-
-    @property
-    def sees_lr(self) -> bool:
-        """Whether encoder and decoder also take the LR image."""
-        return False
+    sees_lr: ClassVar[bool] = False
+    """Whether encoder and decoder also take the LR image."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +70,7 @@ class DetailVAESpec:
     restorer: RestorerSpec = field(default_factory=RestorerSpec)
     doubt: int = 16
     """Width of the head that estimates each pixel's error."""
-
-    @property
-    def sees_lr(self) -> bool:
-        return True
+    sees_lr: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import pytest
 
 from client import BadRequest, Client, NotAllowed, ServerUnavailable, direct
 from client.access import AccessError, trust
-from client.upscale import main, parse
+from client.arguments import parse
+from client.upscale import main
 from pipeline import ROOT
 from tests.certificates import Certificate, make_ca, make_certificate
 from tests.conftest import RunningServer, StartServer

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from client.access import trust
-from client.address import AddressError, diagnose, proxy_variable, split, tls_problem
+from client.address import AddressError, diagnose, proxy_variable, split
 from pipeline.serving.local_server import free_ports
 from tests.certificates import Certificate, make_ca, make_certificate
 from tests.conftest import answering
@@ -197,30 +197,31 @@ def test_certificates(ca: Certificate, protocol: str, certificate: dict[str, Any
     made = make_certificate(ca, "server", **certificate)
     with answering_by_tls(made, GRPC if protocol == "grpc" else HTTP) as port:
         context = trust(ca.chain, protocol)
-        assert tls_problem("localhost", port, context, 6) == problem
+        assert diagnose("localhost", port, protocol, 6, context, lasting=True) == problem
         assert diagnose("localhost", port, protocol, 6, context) == problem
 
 
 def test_a_ca_that_is_not_trusted(ca: Certificate) -> None:
     with answering_by_tls(make_certificate(ca, "server"), HTTP) as port:
         problem = "its certificate is not signed by a trusted CA: give its CA (ca, --ca)"
-        assert tls_problem("localhost", port, trust(None, "http"), 6) == problem
+        assert diagnose("localhost", port, "http", 6, trust(None, "http"), lasting=True) == problem
 
 
 def test_a_port_that_wants_tls(ca: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
     environment(monkeypatch, {})
     with answering_by_tls(make_certificate(ca, "server"), HTTP) as port:
         for protocol in ("grpc", "http"):
-            assert diagnose("localhost", port, protocol, 6) == "that port speaks TLS: use it (tls, --tls)"
-        assert tls_problem("localhost", port, None, 6) == "that port speaks TLS: use it (tls, --tls)"
+            for lasting in (False, True):
+                problem = diagnose("localhost", port, protocol, 6, lasting=lasting)
+                assert problem == "that port speaks TLS: use it (tls, --tls)"
 
 
 @pytest.mark.parametrize(("data", "protocol"), [(HTTP, "http"), (GRPC, "grpc")])
 def test_ports_without_tls_are_told_from_those_of_servers_that_start(data: bytes, protocol: str) -> None:
     with answering(data) as port:
-        assert tls_problem("127.0.0.1", port, None, 3) is None
+        assert diagnose("127.0.0.1", port, protocol, 3, lasting=True) is None
     (port,) = free_ports(1)
     for context in (None, trust(None, protocol)):
-        assert tls_problem("127.0.0.1", port, context, 3) is None
+        assert diagnose("127.0.0.1", port, protocol, 3, context, lasting=True) is None
     with answering(None) as port:
-        assert tls_problem("127.0.0.1", port, trust(None, protocol), 0.5) is None
+        assert diagnose("127.0.0.1", port, protocol, 0.5, trust(None, protocol), lasting=True) is None

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from client import Client
-from client.api import BadRequest, ClientClosed, ServerError, ServerUnavailable
 from client.direct import connect
+from client.errors import BadRequest, ClientClosed, ServerError, ServerUnavailable
 from pipeline.serving.local_server import free_ports
 from tests.conftest import RunningServer
 

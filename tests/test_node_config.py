@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from client.node.__main__ import main
-from client.node.config import OPTIONS, SECTIONS, ConfigError, Retry, read_config
+from client.node.config import SECTIONS, ConfigError, Retry, read_config
 from pipeline import ROOT
+from pipeline.method.options import OPTIONS
 from tests.certificates import make_ca, make_certificate
 
 EXAMPLE = ROOT / "deploy" / "node.toml"
@@ -61,7 +62,7 @@ def test_the_example_is_valid_and_has_every_key() -> None:
         ),
         ("[options]\nsteps = 0", "[options]: 'steps' must be 1–300, got 0"),
         ("[options]\nseed = -1", "[options]: 'seed' must be"),
-        ("[options]\nstep = 3", f"unknown key in [options] 'step', must be one of {', '.join(OPTIONS)}"),
+        ("[options]\nstep = 3", f"unknown key in [options] 'step', must be one of seed, {', '.join(OPTIONS)}"),
         ("[output]\ncompress = 'jpeg'", "'output.compress' must be 'jpeg2000' or 'jpeg-ls', got 'jpeg'"),
         ("[output]\nburn_in = 1", "'output.burn_in' must be true or false, got 1"),
         ("[retry]\ntries = 0", "'retry.tries' must be 1–100, got 0"),

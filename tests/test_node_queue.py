@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from client.node.queue import Claims, Queue
+from client.node.queue import Queue
 from client.node.run import recover
 from client.node.storage import InUse, Storage, write_durably
 from pipeline import ROOT
@@ -70,24 +70,22 @@ def test_a_failed_try_waits(queue: Queue) -> None:
     first = queue.next("received")
     assert first is not None and first.uid == "2"
     assert queue.problems() == [{"uid": "1", "state": "received", "tries": 1, "problem": "reason"}]
-    claims = Claims(queue)
-    with claims.take("received") as (one, _), claims.take("received") as (other, pause):
+    with queue.take("received") as (one, _), queue.take("received") as (other, pause):
         assert one is not None and one.uid == "2"
         assert other is None and 0 < pause <= 60
 
 
 def test_two_threads_do_not_take_the_same_image(queue: Queue) -> None:
-    claims = Claims(queue)
     for uid in ("1", "2"):
         queue.add(uid, "a")
     with (
-        claims.take("received") as (first, _),
-        claims.take("received") as (second, _),
-        claims.take("received") as (none, _),
+        queue.take("received") as (first, _),
+        queue.take("received") as (second, _),
+        queue.take("received") as (none, _),
     ):
         assert first is not None and second is not None and {first.uid, second.uid} == {"1", "2"}
         assert none is None
-    with claims.take("received") as (again, _):
+    with queue.take("received") as (again, _):
         assert again is not None and again.uid == "1"
 
 

@@ -497,7 +497,7 @@ def test_too_little_shared_memory_to_start(
 ) -> None:
     monkeypatch.setattr(checks, "free_shared_memory", lambda: free)
     with pytest.raises(ServeError, match=rf"{free} MB free, the models need {needed} to start.*--shm-size=1g"):
-        checks.check_shared_memory(REPOSITORY, extra)
+        checks.check_shared_memory(checks.check_repository(REPOSITORY), extra)
 
 
 @pytest.mark.parametrize(("free", "warned"), [(67, True), (1000, False)])
@@ -505,7 +505,7 @@ def test_a_containers_64_mb_are_enough_to_start_but_not_for_large_images(
     free: float, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(checks, "free_shared_memory", lambda: free)
-    checks.check_shared_memory(REPOSITORY, [])
+    checks.check_shared_memory(checks.check_repository(REPOSITORY), [])
     assert ("images of 512×512 may need 265 MB and otherwise fail" in capsys.readouterr().err) == warned
 
 

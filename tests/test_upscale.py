@@ -20,9 +20,10 @@ from PIL import Image as PILImage
 from pydicom.data import get_testdata_file
 
 from client import Client
+from client.arguments import parse
 from client.batch import MEAN_SAMPLES, options_of
 from client.files import read_image
-from client.upscale import main, parse
+from client.upscale import main
 from pipeline import ROOT
 from pipeline.hashes import file_hash
 from pipeline.method.images import downscale

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from client import wire
+from client.errors import BadRequest, NotAllowed, ServerError
 from pipeline.serving.local_server import free_ports
 from tests.conftest import answering
 
@@ -30,32 +31,31 @@ from tests.conftest import answering
     ],
 )
 def test_answers_of_a_server_that_does_not_serve_now(status: str, message: str) -> None:
-    assert type(wire.failure(status, message)) is wire.NotServing
+    assert type(wire.failure("host:1", status, message)) is wire.NotServing
 
 
 @pytest.mark.parametrize(
     ("status", "message", "kind"),
     [
-        ("INVALID_ARGUMENT", "'sampler' must be one of ddpm, ddim, got 'Server not ready'", wire.Invalid),
-        ("400", "'sampler' must be one of ddpm, ddim, got 'Server not ready'", wire.Invalid),
-        ("DEADLINE_EXCEEDED", "Deadline Exceeded", wire.TimedOut),
-        ("INTERNAL", "unet_onnx: out of memory", wire.Failed),
-        ("500", "unet_onnx: out of memory", wire.Failed),
-        ("NOT_FOUND", "no such region", wire.Failed),
-        ("404", "HTTP status 404", wire.Failed),
-        ("RESOURCE_EXHAUSTED", "message larger than max", wire.Failed),
-        ("504", "HTTP status 504", wire.Failed),
-        ("UNAUTHENTICATED", "a valid token is required", wire.Refused),
-        ("401", "HTTP status 401", wire.Refused),
-        ("PERMISSION_DENIED", "the proxy does not allow this call", wire.Refused),
-        ("403", "HTTP status 403", wire.Refused),
-        ("UNAVAILABLE", "This protocol is restricted, expecting header 'authorization'", wire.Refused),
-        ("403", "This API is restricted, expecting header 'authorization'", wire.Refused),
-        ("400", "'sampler' must be one of ddpm, ddim, got 'This API is restricted'", wire.Invalid),
+        ("INVALID_ARGUMENT", "'sampler' must be one of ddpm, ddim, got 'Server not ready'", BadRequest),
+        ("400", "'sampler' must be one of ddpm, ddim, got 'Server not ready'", BadRequest),
+        ("INTERNAL", "unet_onnx: out of memory", ServerError),
+        ("500", "unet_onnx: out of memory", ServerError),
+        ("NOT_FOUND", "no such region", ServerError),
+        ("404", "HTTP status 404", ServerError),
+        ("RESOURCE_EXHAUSTED", "message larger than max", ServerError),
+        ("504", "HTTP status 504", ServerError),
+        ("UNAUTHENTICATED", "a valid token is required", NotAllowed),
+        ("401", "HTTP status 401", NotAllowed),
+        ("PERMISSION_DENIED", "the proxy does not allow this call", NotAllowed),
+        ("403", "HTTP status 403", NotAllowed),
+        ("UNAVAILABLE", "This protocol is restricted, expecting header 'authorization'", NotAllowed),
+        ("403", "This API is restricted, expecting header 'authorization'", NotAllowed),
+        ("400", "'sampler' must be one of ddpm, ddim, got 'This API is restricted'", BadRequest),
     ],
 )
 def test_other_answers(status: str, message: str, kind: type[Exception]) -> None:
-    assert type(wire.failure(status, message)) is kind
+    assert type(wire.failure("host:1", status, message)) is kind
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,11 @@ def test_other_answers(status: str, message: str, kind: type[Exception]) -> None
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf", wire.NotServing),
         (b"no HTTP at all\r\n\r\n", wire.NotServing),
         (b"HTTP/1.1 503 Service Unavailable\r\n\r\n<html>", wire.NotServing),
-        (b"HTTP/1.1 200 OK\r\n\r\nno JSON", wire.Failed),
-        (b"HTTP/1.1 403 Forbidden\r\n\r\n<html>", wire.Refused),
-        (b'HTTP/1.1 400 Bad Request\r\n\r\n{"error": "no"}', wire.Invalid),
-        (b'HTTP/1.1 500 Oh\r\n\r\n["error"]', wire.Failed),
-        (None, wire.TimedOut),
+        (b"HTTP/1.1 200 OK\r\n\r\nno JSON", ServerError),
+        (b"HTTP/1.1 403 Forbidden\r\n\r\n<html>", NotAllowed),
+        (b'HTTP/1.1 400 Bad Request\r\n\r\n{"error": "no"}', BadRequest),
+        (b'HTTP/1.1 500 Oh\r\n\r\n["error"]', ServerError),
+        (None, ServerError),
     ],
 )
 def test_http_connections(reply: bytes | None, kind: type[Exception]) -> None:

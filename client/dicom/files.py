@@ -10,9 +10,7 @@ from pydicom.uid import UID, JPEG2000Lossless, JPEGLSLossless
 from client.dicom import Compression
 from client.dicom.lenient import lenient
 from client.formats import dicom_codecs
-from client.formats.source import FileError
-from client.png import tidy
-from pipeline.atomic import atomic_write
+from client.png import writing
 
 PLUGINS: dict[Compression, tuple[UID, str]] = {
     "jpeg2000": (JPEG2000Lossless, dicom_codecs.PLUGIN),
@@ -28,16 +26,6 @@ def compress(dataset: Dataset, compression: Compression) -> None:
 
 
 def write_dicom(path: Path | str, dataset: Dataset) -> None:
-    """Write a DICOM file atomically.
-
-    Raises:
-        FileError: the file cannot be written.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tidy(path.parent)
-        with atomic_write(path) as partial, lenient():  # sources may break the rules
-            dataset.save_as(partial, enforce_file_format=True)
-    except OSError as error:
-        raise FileError(f"'{path}' cannot be written: {error.strerror or error}") from error
+    """Write a DICOM file atomically; raise FileError if it cannot be written."""
+    with writing(Path(path)) as partial, lenient():  # sources may break the rules
+        dataset.save_as(partial, enforce_file_format=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from client.access import AccessError, trust
-from pipeline.method.options import InvalidRequest, Options, check_seed
+from pipeline.method.options import OPTIONS, InvalidRequest, check_for_some_preset, check_seed
 from pipeline.presets import PRESETS
 from pipeline.spec import PRIORITIES
 from pipeline.tokens import TokenError, read_token
@@ -30,65 +30,51 @@ class ConfigError(ValueError):
     """The configuration cannot be used; the message names the key and what is allowed."""
 
 
-def whole(low: int, high: int) -> Check:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"{low}–{high}")
-        return value
+def rule(allowed: str, fits: Callable[[Any], bool], use: Callable[[Any], Any] = lambda value: value) -> Check:
+    """Return a check of the values that fit, which returns ``use`` of them."""
+
+    def check(value: Any) -> Any:
+        if not fits(value):
+            raise ValueError(allowed)
+        return use(value)
 
     return check
 
 
-def seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 86400:
-        raise ValueError("a number of seconds, more than 0 and at most 86400")
-    return float(value)
+def is_text(value: Any, pattern: str = r".*\S.*") -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value, re.DOTALL) is not None
 
 
-def yes_or_no(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("a string that is not empty")
-    return value
-
-
-def title(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[ -\[\]-~]{1,16}", value) or not value.strip():
-        raise ValueError("an AE title of 1–16 characters of ASCII without backslash")
-    return value.strip()
-
-
-def path(value: Any) -> Path:
-    return Path(text(value))
+def whole(low: int, high: int) -> Check:
+    return rule(f"{low}–{high}", lambda value: type(value) is int and low <= value <= high)
 
 
 def one_of(*allowed: str) -> Check:
-    def check(value: Any) -> str:
-        if value not in allowed:
-            raise ValueError(" or ".join(map(repr, allowed)))
-        return str(value)
-
-    return check
+    return rule(" or ".join(map(repr, allowed)), lambda value: value in allowed)
 
 
 def list_of(check: Check) -> Check:
-    def check_all(values: Any) -> tuple[Any, ...]:
-        if not isinstance(values, list):
-            raise ValueError("a list of strings")
-        return tuple(check(value) for value in values)
+    return rule(
+        "a list of strings",
+        lambda values: isinstance(values, list),
+        lambda values: tuple(check(value) for value in values),
+    )
 
-    return check_all
 
-
-def code(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Z0-9 _]{1,16}", value):
-        raise ValueError("up to 16 of A–Z, 0–9, space and underscore")
-    return value
+text = rule("a string that is not empty", is_text)
+path = rule("a string that is not empty", is_text, Path)
+yes_or_no = rule("true or false", lambda value: isinstance(value, bool))
+seconds = rule(
+    "a number of seconds, more than 0 and at most 86400",
+    lambda value: type(value) in (int, float) and 0 < value <= 86400,
+    float,
+)
+title = rule(
+    "an AE title of 1–16 characters of ASCII without backslash",
+    lambda value: is_text(value) and is_text(value, r"[ -\[\]-~]{1,16}"),
+    str.strip,
+)
+code = rule("up to 16 of A–Z, 0–9, space and underscore", lambda value: is_text(value, r"[A-Z0-9 _]{1,16}"))
 
 
 def key(check: Check, default: Any = MISSING) -> Any:
@@ -190,14 +176,8 @@ class Config:
 
 
 SECTIONS: dict[str, Any] = {
-    "listen": Listen,
-    "server": Server,
-    "destination": Destination,
-    "output": Output,
-    "retry": Retry,
-    "status": Status,
+    kind.__name__.lower(): kind for kind in (Listen, Server, Destination, Output, Retry, Status)
 }
-OPTIONS = ("seed", "steps", "sampler", "start", "samples", "output", "faithful", "degradation", "denoiser")
 
 
 def read_config(file: Path) -> Config:
@@ -264,70 +244,54 @@ def check_options(options: Any) -> dict[str, Any]:
     """Return options that some preset allows; which one the server runs is not known yet."""
     if not isinstance(options, dict):
         raise ConfigError(f"'options' must be a section, got {options!r}")
-    check_names("key in [options]", options, OPTIONS)
+    check_names("key in [options]", options, ("seed", *OPTIONS))
     rest = {name: value for name, value in options.items() if name != "seed"}
-    errors = []
     try:
         check_seed(options.get("seed", 0))
-        for preset in PRESETS.values():
-            try:
-                Options.of(preset, **rest)
-            except InvalidRequest as error:
-                errors.append(error)
-        if len(errors) == len(PRESETS):
-            raise errors[0]
+        check_for_some_preset(lambda _: rest)
     except InvalidRequest as error:
         raise ConfigError(f"[options]: {error}") from None
     return options
 
 
-def load_chain(context: ssl.SSLContext, name: str, cert: Path | None, private: Path | None) -> None:
-    if (cert is None) != (private is None):
-        raise ConfigError(f"[{name}]: 'tls_cert' and 'tls_key' go together")
-    if cert is not None:
-        try:
-            context.load_cert_chain(cert, private)
-        except (OSError, ssl.SSLError) as error:
-            why = error.strerror or error
-            raise ConfigError(
-                f"[{name}]: '{cert}' and '{private}' cannot be used as certificate and key: {why}"
-            ) from None
-
-
 def listening_tls(listen: Listen) -> ssl.SSLContext | None:
-    """Return the settings for TLS 1.2 or later of the node's own port; None: without TLS."""
+    """Return the settings for TLS of the node's own port; None: without TLS."""
     if listen.tls_cert is None and listen.tls_key is None:
         if listen.tls_ca is not None:
             raise ConfigError("[listen]: 'tls_ca' requires 'tls_cert' and 'tls_key'")
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    load_chain(context, "listen", listen.tls_cert, listen.tls_key)
-    if listen.tls_ca is not None:
-        load_ca(context, "listen", listen.tls_ca)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
+    return with_files(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "listen", listen)
 
 
 def sending_tls(destination: Destination) -> ssl.SSLContext | None:
-    """Return the settings for TLS 1.2 or later towards the destination; None: without TLS."""
+    """Return the settings for TLS towards the destination; None: without TLS."""
     if not destination.tls:
         given = [name for name in ("tls_ca", "tls_cert", "tls_key") if getattr(destination, name) is not None]
         if given:
             raise ConfigError(f"[destination]: '{given[0]}' requires 'tls = true'")
         return None
-    context = ssl.create_default_context()
-    if destination.tls_ca is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        load_ca(context, "destination", destination.tls_ca)
+    own = destination.tls_ca is not None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if own else ssl.create_default_context()
+    return with_files(context, "destination", destination)
+
+
+def with_files(context: ssl.SSLContext, name: str, place: Listen | Destination) -> ssl.SSLContext:
+    """Return the settings for TLS 1.2 or later with the certificates of a section."""
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    load_chain(context, "destination", destination.tls_cert, destination.tls_key)
+    cert, private, ca = place.tls_cert, place.tls_key, place.tls_ca
+    if (cert is None) != (private is None):
+        raise ConfigError(f"[{name}]: 'tls_cert' and 'tls_key' go together")
+    if cert is not None:
+        try:
+            context.load_cert_chain(cert, private)
+        except OSError as error:  # that of TLS is one
+            problem = f"'{cert}' and '{private}' cannot be used as certificate and key: {error.strerror or error}"
+            raise ConfigError(f"[{name}]: {problem}") from None
+    if ca is not None:
+        try:
+            context.load_verify_locations(ca)
+        except OSError as error:
+            why = "no certificates" if isinstance(error, ssl.SSLError) else error.strerror
+            raise ConfigError(f"'{name}.tls_ca' must be a file of certificates (PEM), got '{ca}' ({why})") from None
+        context.verify_mode = ssl.CERT_REQUIRED
     return context
-
-
-def load_ca(context: ssl.SSLContext, name: str, ca: Path) -> None:
-    try:
-        context.load_verify_locations(ca)
-    except (OSError, ssl.SSLError) as error:
-        why = "no certificates" if isinstance(error, ssl.SSLError) else error.strerror
-        raise ConfigError(f"'{name}.tls_ca' must be a file of certificates (PEM), got '{ca}' ({why})") from None

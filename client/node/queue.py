@@ -49,7 +49,9 @@ class Queue:
     """Thread-safe. Raises sqlite3.Error where the file cannot be read or written."""
 
     def __init__(self, file: Path) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._taking = threading.Lock(), threading.Lock()
+        self._taken: set[str] = set()
+        """The images that threads of this process are at, so that none is taken twice."""
         self._changed = threading.Condition()
         self.changes = 0
         self._database = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
@@ -93,6 +95,23 @@ class Queue:
         )
         return Entry(*rows[0]) if rows else None  # type: ignore[arg-type]
 
+    @contextmanager
+    def take(self, state: State) -> Iterator[tuple[Entry | None, float]]:
+        """Take the next image that is due, for the block; else None, and for how many seconds to wait at most."""
+        with self._taking:
+            entry = self.next(state, self._taken)
+            pause = 60.0 if entry is None else entry.due - time.time()
+            if entry is not None and pause > 0:
+                entry = None
+            if entry is not None:
+                self._taken.add(entry.uid)
+        try:
+            yield entry, min(max(pause, 0.0), 60.0)
+        finally:
+            if entry is not None:
+                with self._taking:
+                    self._taken.discard(entry.uid)
+
     def move(self, uid: str, state: State, problem: str | None = None) -> None:
         """Put an image into another state."""
         self._ask(
@@ -133,33 +152,9 @@ class Queue:
         ((first,),) = self._ask("SELECT min(received) FROM images WHERE state IN ('received', 'upscaled')")
         return 0.0 if first is None else max(0.0, time.time() - float(first))  # type: ignore[arg-type]
 
-    def problems(self, limit: int = 100) -> list[dict[str, object]]:
-        """Return the images with a problem, the latest first."""
+    def problems(self) -> list[dict[str, object]]:
+        """Return the latest images with a problem, the last one first."""
         rows = self._ask(
-            "SELECT uid, state, tries, problem FROM images WHERE problem IS NOT NULL ORDER BY due DESC LIMIT ?", limit
+            "SELECT uid, state, tries, problem FROM images WHERE problem IS NOT NULL ORDER BY due DESC LIMIT 100"
         )
         return [dict(zip(("uid", "state", "tries", "problem"), row, strict=True)) for row in rows]
-
-
-class Claims:
-    """Which images threads of this process are at, so that none is taken twice."""
-
-    def __init__(self, queue: Queue) -> None:
-        self._queue, self._lock, self._taken = queue, threading.Lock(), set[str]()
-
-    @contextmanager
-    def take(self, state: State) -> Iterator[tuple[Entry | None, float]]:
-        """Take the next image that is due, for the block; else None, and for how many seconds to wait at most."""
-        with self._lock:
-            entry = self._queue.next(state, self._taken)
-            pause = 60.0 if entry is None else entry.due - time.time()
-            if entry is not None and pause > 0:
-                entry = None
-            if entry is not None:
-                self._taken.add(entry.uid)
-        try:
-            yield entry, min(max(pause, 0.0), 60.0)
-        finally:
-            if entry is not None:
-                with self._lock:
-                    self._taken.discard(entry.uid)

@@ -52,13 +52,11 @@ class Sender:
             association = self._connected()
             try:
                 status = association.send_c_store(dataset)
-            except ValueError:
-                if association.is_established:
+            except (ValueError, RuntimeError) as error:
+                if isinstance(error, ValueError) and association.is_established:
                     syntax = dataset.file_meta.TransferSyntaxUID
                     return f"the destination does not take {dataset.SOPClassUID.name} as {syntax.name}"
-                status = Dataset()
-            except RuntimeError:  # the association has ended
-                status = Dataset()
+                status = Dataset()  # the association has ended
             if "Status" not in status:
                 self.release()
                 raise ConnectionError("the association ended before an answer")

@@ -69,27 +69,27 @@ class Storage:
         """The parametric map of the uncertainty."""
         return self.folder / "derived" / f"{uid}.map.dcm"
 
+    def _files(self, uid: str) -> dict[str, Path]:
+        """An image's files, by the endings of their names in the folder ``dead``."""
+        return {".dcm": self.received(uid), ".derived.dcm": self.derived(uid), ".map.dcm": self.map(uid)}
+
     def remove(self, uid: str) -> None:
         """Remove an image's files, but not from the dead ones."""
-        for path in (self.received(uid), self.derived(uid), self.map(uid)):
+        for path in self._files(uid).values():
             path.unlink(missing_ok=True)
 
     def bury(self, uid: str, reason: str) -> None:
         """Put an image's files into the folder ``dead``, beside a text with the reason. The others remain."""
         dead = self.folder / "dead"
         write_durably(dead / f"{uid}.txt", lambda path: path.write_text(f"{reason}\n", encoding="utf-8"))
-        for path, name in (
-            (self.received(uid), f"{uid}.dcm"),
-            (self.derived(uid), f"{uid}.derived.dcm"),
-            (self.map(uid), f"{uid}.map.dcm"),
-        ):
+        for ending, path in self._files(uid).items():
             with contextlib.suppress(FileNotFoundError, FileExistsError):
-                os.link(path, dead / name)
+                os.link(path, dead / f"{uid}{ending}")
         sync(dead)
 
     def forget_dead(self, uid: str) -> None:
         """Remove an image from the folder ``dead``."""
-        for ending in (".txt", ".dcm", ".derived.dcm", ".map.dcm"):
+        for ending in (".txt", *self._files(uid)):
             (self.folder / "dead" / f"{uid}{ending}").unlink(missing_ok=True)
 
     def tidy(self, keep: dict[str, set[str]]) -> None:

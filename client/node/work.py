@@ -18,7 +18,7 @@ from client.dicom.uncertainty import map_uncertainty
 from client.formats.source import Choice, FileError, Source
 from client.node.config import Config
 from client.node.journal import Journal
-from client.node.queue import Claims, Entry, Queue
+from client.node.queue import Entry, Queue
 from client.node.send import Sender
 from client.node.storage import Storage, write_durably
 from client.reader import Reader
@@ -44,8 +44,7 @@ class Worker:
 
     def __init__(self, config: Config, storage: Storage, queue: Queue, journal: Journal) -> None:
         self.config, self.storage, self.queue, self.journal = config, storage, queue, journal
-        self.claims, self.stopping = Claims(queue), threading.Event()
-        self._deriving = threading.Lock()
+        self.stopping = threading.Event()
         self.threads = [
             *(threading.Thread(target=self._upscale_all, name=f"upscale {i}") for i in range(config.server.requests)),
             threading.Thread(target=self._send_all, name="send"),
@@ -111,7 +110,7 @@ class Worker:
         while not self.stopping.is_set():
             changes = self.queue.changes
             try:
-                with self.claims.take(state) as (entry, pause):  # type: ignore[arg-type]
+                with self.queue.take(state) as (entry, pause):  # type: ignore[arg-type]
                     if entry is not None:
                         self._do(entry, do)
                         failures = 0
@@ -196,15 +195,14 @@ class Worker:
     def _write(self, uid: str, source: Source, result: Upscaled) -> None:
         output = self.config.output
         assert source.original is not None
-        with self._deriving:  # pydicom's settings are those of the whole process
-            derived = derive(source, result, marked=output.burn_in)
-            if output.uncertainty:
-                if result.spread is None:
-                    raise Fault("the server gives no uncertainty with these options")
-                save(self.storage.map(uid), map_uncertainty(derived, source.original, result))
-            if output.compress is not None:
-                compress(derived, output.compress)  # type: ignore[arg-type]
-            save(self.storage.derived(uid), derived)
+        derived = derive(source, result, marked=output.burn_in)
+        if output.uncertainty:
+            if result.spread is None:
+                raise Fault("the server gives no uncertainty with these options")
+            save(self.storage.map(uid), map_uncertainty(derived, source.original, result))
+        if output.compress is not None:
+            compress(derived, output.compress)  # type: ignore[arg-type]
+        save(self.storage.derived(uid), derived)
 
 
 def save(path: Path, dataset: Dataset) -> None:

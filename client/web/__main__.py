@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import socket
 import sys
 import tempfile
@@ -21,11 +20,13 @@ from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from client.api import Client, ServerUnavailable, UpscaleError
+from client.api import Client
+from client.arguments import add_connection, check_access
+from client.errors import ServerUnavailable, UpscaleError
 from client.reader import Reader
 from client.terminal import make_output_safe
-from client.upscale import add_connection, check_access
 from pipeline.command_line import make_parser
 from pipeline.interrupts import Interrupted, install
 from pipeline.serving.local_server import ServerError, running_server
@@ -58,7 +59,7 @@ def number(text: str) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, "python -m client.web")
-    add_connection(parser)
+    add_connection(parser, wait=5)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: %(default)s)")
     add("--port", type=int, default=7860, help="port to listen on; 0: any free one (default: %(default)s)")
@@ -78,14 +79,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--rate", type=number, default=30, metavar="N", help="images per minute and address (default: %(default)s)")
     add("--at-once", type=number, default=4, metavar="N", help="images upscaled at once (default: %(default)s)")
     add("--queue", type=number, default=16, metavar="N", help="images upscaled or waiting (default: %(default)s)")
-    add(
-        "--wait",
-        type=float,
-        default=5,
-        metavar="S",
-        help="maximum seconds to wait for the server (default: %(default)s)",
-    )
-    add("--timeout", type=float, default=600, metavar="S", help="maximum seconds per image (default: %(default)s)")
     args = parser.parse_args(argv)
     if not 0 <= args.port <= 65535:
         parser.error(f"argument --port: must be 0 to 65535, got {args.port}")
@@ -116,7 +109,7 @@ def serve(args: argparse.Namespace) -> None:
         os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = str(uploads)
         connection = {name: getattr(args, name) for name in ("protocol", "tls", "ca", "token", "wait", "timeout")}
         if args.start_server:
-            args.url = answering(args) or stack.enter_context(running_server(folder / "server.log"))
+            args.url = answering(args.url, connection) or stack.enter_context(running_server(folder / "server.log"))
         reader = stack.enter_context(Reader(limit=READ_LIMIT))
         stopped = threading.Event()
         threading.Thread(target=sweep, args=(uploads, stopped), daemon=True).start()
@@ -145,10 +138,10 @@ def serve(args: argparse.Namespace) -> None:
         )
 
 
-def answering(args: argparse.Namespace) -> str | None:
+def answering(url: str | None, connection: dict[str, Any]) -> str | None:
     """Return the address of the server if one answers there."""
     try:
-        with Client(args.url, protocol=args.protocol, tls=args.tls, ca=args.ca, token=args.token, wait=0) as client:
+        with Client(url, **{**connection, "wait": 0}) as client:
             return client.url
     except ServerUnavailable:
         return None
@@ -169,8 +162,6 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except Interrupted as error:
         return 128 + int(error.args[0])
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     return 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import gradio as gr
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from client.dicom.derive import derive
@@ -77,42 +77,21 @@ def make_app(site: Site, at_once: int, max_upload: int) -> FastAPI:
 def add_images(app: FastAPI, sessions: Sessions) -> None:
     """Serve the pictures and results of sessions, at addresses that only their owners know."""
 
-    def of(token: str) -> Session:
-        session = sessions.find(token)
-        if session is None or session.display is None:
-            raise HTTPException(404, "The page no longer has this image.")
-        return session
-
-    def answer(data: bytes, kind: str, name: str = "") -> Response:
-        headers = {"cache-control": "no-store"}
-        if name:
-            headers["content-disposition"] = f"attachment; filename*=UTF-8''{quote(name)}"
-        return Response(data, media_type=kind, headers=headers)
-
-    @app.get("/images/{token}/doubt.png")
-    def doubt(token: str) -> Response:
-        shown = of(token).display
-        if shown is None or shown.doubt is None:
-            raise HTTPException(404, "This result has no uncertainty.")
-        return answer(shown.doubt, "image/png")
-
     @app.get("/images/{token}/{layer}.png")
-    def picture(token: str, layer: str, request: Request) -> Response:
-        shown = of(token).display
-        pixels = None if shown is None else {"before": shown.before, "after": shown.after}.get(layer)
+    def picture(token: str, layer: str, center: str = "50", width: str = "100") -> Response:
+        _, shown = find(sessions, token)
+        if layer == "doubt":
+            if shown.doubt is None:
+                raise HTTPException(404, "This result has no uncertainty.")
+            return answer(shown.doubt, "image/png")
+        pixels = {"before": shown.before, "after": shown.after}.get(layer)
         if pixels is None:
             raise HTTPException(404, "There is no such picture.")
-        try:
-            center, width = (float(request.query_params.get(n, d)) for n, d in (("center", "50"), ("width", "100")))
-        except ValueError:
-            raise HTTPException(400, "'center' and 'width' must be numbers, in percent.") from None
-        if not (0 <= center <= 100 and 1 <= width <= 100):
-            raise HTTPException(400, "'center' must be 0–100 and 'width' 1–100.")
-        return answer(display.through_window(pixels, center / 100, width / 100), "image/png")
+        return answer(display.through_window(pixels, *window(center, width)), "image/png")
 
     @app.get("/results/{token}/{kind}")
     def result(token: str, kind: str) -> Response:
-        session = of(token)
+        session, _ = find(sessions, token)
         source, upscaled = session.source, session.upscaled
         if source is None or upscaled is None or kind not in ("png", "png16", "dicom"):
             raise HTTPException(404, "There is no such result.")
@@ -124,3 +103,28 @@ def add_images(app: FastAPI, sessions: Sessions) -> None:
             return answer(file.getvalue(), "application/dicom", f"{session.name}_x4.dcm")
         save_png(file, upscaled.image, 8 if kind == "png" else 16, provenance(source, upscaled))
         return answer(file.getvalue(), "image/png", f"{session.name}_x4.png")
+
+
+def find(sessions: Sessions, token: str) -> tuple[Session, display.Display]:
+    session = sessions.find(token)
+    if session is None or session.display is None:
+        raise HTTPException(404, "The page no longer has this image.")
+    return session, session.display
+
+
+def window(center: str, width: str) -> tuple[float, float]:
+    """Return a window's center and width, given in percent, in [0, 1] of gray."""
+    try:
+        c, w = float(center), float(width)
+    except ValueError:
+        raise HTTPException(400, "'center' and 'width' must be numbers, in percent.") from None
+    if not (0 <= c <= 100 and 1 <= w <= 100):
+        raise HTTPException(400, "'center' must be 0–100 and 'width' 1–100.")
+    return c / 100, w / 100
+
+
+def answer(data: bytes, kind: str, name: str = "") -> Response:
+    headers = {"cache-control": "no-store"}
+    if name:
+        headers["content-disposition"] = f"attachment; filename*=UTF-8''{quote(name)}"
+    return Response(data, media_type=kind, headers=headers)

@@ -13,7 +13,8 @@ from typing import Any
 
 import gradio as gr
 
-from client.api import BadRequest, Client, NotAllowed, UpscaleError
+from client.api import Client
+from client.errors import BadRequest, NotAllowed, UpscaleError
 from client.files import smaller
 from client.formats.kinds import is_dicom
 from client.formats.source import Choice, FileError, FormatError, Source

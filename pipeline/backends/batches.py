@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from pipeline.method.options import InvalidRequest
 
 Feed = dict[str, Any]
 """Input name ⇒ array."""
+RunFeed = Callable[[Feed], Mapping[str, Any]]
+"""Input name ⇒ array, to output name ⇒ array."""
 RunBatch = Callable[[Sequence[Feed]], Mapping[str, Any]]
 """Feeds to join along the batch axis ⇒ output name ⇒ joined array."""
 
@@ -22,18 +25,6 @@ RunBatch = Callable[[Sequence[Feed]], Mapping[str, Any]]
 def join_feeds(feeds: Sequence[Feed]) -> Feed:
     """Concatenate feeds along the batch axis."""
     return feeds[0] if len(feeds) == 1 else {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
-
-
-def model_file(args: dict[str, str], config: dict[str, Any], default: str) -> Path:
-    """Return the path of the model file, named by its configuration or else ``default``.
-
-    Raises:
-        TritonModelException: the file is missing.
-    """
-    path = Path(args["model_repository"]) / args["model_version"] / (config["default_model_filename"] or default)
-    if not path.is_file():
-        raise pb_utils.TritonModelException(f"model file '{path}' is missing")
-    return path
 
 
 def warmup_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
@@ -54,18 +45,6 @@ def int_parameter(parameters: dict[str, Any], name: str) -> int:
     if not text.isdecimal():
         raise pb_utils.TritonModelException(f"parameter '{name}' must be a whole number, got '{text}'")
     return int(text)
-
-
-def check_names(kind: str, configured: Sequence[str], found: Sequence[str], exact: bool) -> None:
-    """Check that the model has the configured tensors; ``exact``: and no others.
-
-    Raises:
-        TritonModelException: the tensors differ.
-    """
-    if set(configured) ^ set(found) if exact else set(configured) - set(found):
-        raise pb_utils.TritonModelException(
-            f"the configuration's {kind}s are {sorted(configured)}, the model file's are {sorted(found)}"
-        )
 
 
 def required_input(request: Any, name: str) -> Any:
@@ -138,3 +117,33 @@ class Batches:
             )
             for k in range(len(feeds))
         ]
+
+
+def open_batches(
+    runtime: str, args: dict[str, str], load: Callable[[Path, dict[str, Any]], tuple[list[str], list[str], RunFeed]]
+) -> Batches:
+    """Load the ONNX file of a model with the arguments of ``initialize``.
+
+    ``load``: (file, the model's configuration) ⇒ names of its inputs and of its outputs, and a function that runs it.
+
+    Raises:
+        TritonModelException: the file is missing or damaged, or its tensors are not those of the configuration.
+    """
+    config = json.loads(args["model_config"])
+    path = Path(args["model_repository"]) / args["model_version"] / (config["default_model_filename"] or "model.onnx")
+    if not path.is_file():
+        raise pb_utils.TritonModelException(f"model file '{path}' is missing")
+    try:
+        inputs, outputs, run = load(path, config)
+    except Exception as error:  # runtimes' exceptions have no common base
+        raise pb_utils.TritonModelException(f"{runtime} cannot load '{path}': {error}") from error
+    batches = Batches(runtime, config, lambda feeds: run(join_feeds(feeds)))
+    different = set(batches.inputs) ^ set(inputs), set(batches.outputs) - set(outputs)
+    for kind, names, found, wrong in zip(
+        ("input", "output"), (batches.inputs, batches.outputs), (inputs, outputs), different, strict=True
+    ):
+        if wrong:
+            raise pb_utils.TritonModelException(
+                f"the configuration's {kind}s are {sorted(names)}, the model file's are {sorted(found)}"
+            )
+    return batches

@@ -12,13 +12,19 @@ import triton_python_backend_utils as pb_utils
 
 from pipeline.backends.batches import required_input
 from pipeline.backends.calls import is_ready
-from pipeline.method.options import InvalidRequest, Options, check_image, check_pixel_mm, check_seed, check_work
+from pipeline.method.options import (
+    OPTIONS,
+    InvalidRequest,
+    Options,
+    check_image,
+    check_pixel_mm,
+    check_seed,
+    check_work,
+)
 from pipeline.method.upscale import Array, Result
 from pipeline.models import plan_models
 from pipeline.presets import Preset
 from pipeline.spec import MAX_WORK, MAX_WORK_VARIABLE, MODEL_VARIABLE, OTHER, PROBE_VARIABLE, UNKNOWN
-
-OPTIONS = ("steps", "sampler", "start", "samples", "output", "faithful", "degradation", "denoiser")
 
 
 @dataclass(frozen=True)

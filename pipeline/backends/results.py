@@ -24,7 +24,7 @@ from pipeline.backends.jobs import Job
 from pipeline.method.images import Image
 from pipeline.method.options import Options
 from pipeline.method.upscale import Result
-from pipeline.spec import CALLER
+from pipeline.spec import AUDIT_VARIABLE, CALLER, MODEL_VARIABLE, RESTARTS_VARIABLE
 
 LR_ERROR_BOUNDS = (1, 4, 16)
 """Upper bounds of the histogram of ``lr_error``, in gray levels of 255."""
@@ -77,15 +77,13 @@ def bytes_of(result: Result) -> int:
 class Metrics:
     """Prometheus metrics on Triton's metrics port; none before 23.05 or in servers started without metrics."""
 
-    def __init__(self, restarts: str) -> None:
+    def __init__(self) -> None:
         self.images: Any = None
-        self.hits: Any = None
         self.buckets: dict[str, Any] = {}
-        self.sum: Any = None
         with contextlib.suppress(AttributeError, pb_utils.TritonModelException):
-            self._create(restarts)
+            self._create()
 
-    def _create(self, restarts: str) -> None:
+    def _create(self) -> None:
         def family(name: str, description: str) -> Any:
             return pb_utils.MetricFamily(
                 name=f"cxr_superres_{name}", description=description, kind=pb_utils.MetricFamily.COUNTER
@@ -102,7 +100,7 @@ class Metrics:
         images, hits, buckets, total, again = self.families
         self.images, self.hits, self.sum = images.Metric(), hits.Metric(), total.Metric()
         self.buckets = {str(bound): buckets.Metric(labels={"le": str(bound)}) for bound in (*LR_ERROR_BOUNDS, "+Inf")}
-        for reason, count in (word.split("=") for word in restarts.split()):
+        for reason, count in (word.split("=") for word in os.environ.get(RESTARTS_VARIABLE, "").split()):
             metric = again.Metric(labels={"reason": reason})
             if metric.value() == 0:  # the other instance may have counted them
                 metric.increment(int(count))
@@ -126,9 +124,15 @@ class Audit:
     A result whose record cannot be written is withheld: otherwise the file would lack some, and nobody could tell.
     """
 
-    def __init__(self, path: Path, model: str) -> None:
-        self.path, self.model = path, model
+    def __init__(self, path: Path) -> None:
+        self.path, self.model = path, os.environ.get(MODEL_VARIABLE, "")
         self.failing = False
+
+    @classmethod
+    def of_server(cls) -> Audit | None:
+        """Return the record that this process's environment asks for, if it does."""
+        path = os.environ.get(AUDIT_VARIABLE)
+        return cls(Path(path)) if path else None
 
     def write(self, request: Any, job: Job, output_sha256: str) -> None:
         """Append the record of a request's result.

@@ -45,9 +45,9 @@ def fold(images: NDArray[np.float32], n: int) -> NDArray[np.float32]:
     return images.reshape(b, c, h // n, n, w // n, n).transpose(0, 1, 3, 5, 2, 4).reshape(b, c * n * n, h // n, w // n)
 
 
-def upsample(image: Image, factor: int = SCALE) -> Image:
+def upsample(image: Image) -> Image:
     """Upsample ×4 bicubically without clipping, like ``F.interpolate(mode="bicubic", align_corners=False)``."""
-    return resize_cubic(image, image.shape[0] * factor, image.shape[1] * factor)
+    return resize_cubic(image, image.shape[0] * SCALE, image.shape[1] * SCALE)
 
 
 def pad_to_multiple(image: Image, multiple: int) -> Image:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.presets import Preset
+from pipeline.presets import PRESETS, Preset
 from pipeline.spec import (
     DEGRADATIONS,
     DENOISERS,
@@ -82,10 +83,10 @@ class Options:
         diffusion = preset.diffusion
         chosen = diffusion.sampler if sampler is None else _choice("sampler", sampler, SAMPLERS)
         options = cls(
-            steps=diffusion.default_steps(chosen) if steps is None else _number("steps", steps, 1, diffusion.T),
+            steps=diffusion.default_steps(chosen) if steps is None else whole_number("steps", steps, 1, diffusion.T),
             sampler=chosen,
             start=diffusion.start if start is None else _choice("start", start, diffusion.starts),
-            samples=1 if samples is None else _number("samples", samples, 1, MAX_SAMPLES),
+            samples=1 if samples is None else whole_number("samples", samples, 1, MAX_SAMPLES),
             output="sample" if output is None else _choice("output", output, OUTPUTS),
             faithful=preset.faithful if faithful is None else _boolean("faithful", faithful),
             degradation=_choice("degradation", "auto" if degradation is None else degradation, DEGRADATIONS),
@@ -98,6 +99,21 @@ class Options:
     def work(self, pixels: int) -> int:
         """Return the work of an image of ``pixels`` LR pixels; see ``check_work``."""
         return pixels * self.samples * self.steps
+
+
+OPTIONS = tuple(field.name for field in fields(Options))
+
+
+def check_for_some_preset(options_of: Callable[[Preset], dict[str, Any]]) -> None:
+    """Raise InvalidRequest if no preset allows its options: which one the server runs is not always known yet."""
+    errors = []
+    for preset in PRESETS.values():
+        try:
+            Options.of(preset, **options_of(preset))
+        except InvalidRequest as error:
+            errors.append(error)
+    if len(errors) == len(PRESETS):
+        raise errors[0]
 
 
 def check_work(work: int, limit: int = MAX_WORK) -> None:
@@ -121,21 +137,8 @@ def is_not_serving(message: str) -> bool:
 
 
 def check_seed(seed: Any) -> int:
-    """Return the seed as a Python integer.
-
-    Raises:
-        InvalidRequest: the seed is not an integer or out of range.
-    """
-    return _number("seed", seed, 0, MAX_SEED)
-
-
-def check_previews(value: Any, most: int) -> int:
-    """Return the number of intermediate images as a Python integer.
-
-    Raises:
-        InvalidRequest: the number is not an integer or out of range.
-    """
-    return _number("previews", value, 0, most)
+    """Return the seed as a Python integer; see ``whole_number``."""
+    return whole_number("seed", seed, 0, MAX_SEED)
 
 
 def check_pixel_mm(value: Any) -> float:
@@ -199,7 +202,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
-def _number(name: str, value: Any, low: int, high: int) -> int:
+def whole_number(name: str, value: Any, low: int, high: int) -> int:
+    """Return a value as a Python integer.
+
+    Raises:
+        InvalidRequest: it is not an integer or out of range; the message names it ``name``.
+    """
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not low <= value <= high:
         raise InvalidRequest(f"'{name}' must be {low}–{high}, got {_abbreviated(value)}")
     return int(value)

@@ -99,17 +99,11 @@ def reduce(image: Image, name: ReductionName) -> Image:
     return downscale_by_area(image, SCALE) if name == "area" else downscale(image)
 
 
-@lru_cache(maxsize=64)
-def pixel_inverse(name: ReductionName) -> Matrix:
-    """Return D⁺ of a single LR pixel, float32 [4, 4], for a reduction with disjoint support."""
-    one = weights(name) / np.square(weights(name)).sum()
-    return np.outer(one, one)
-
-
 @lru_cache(maxsize=16)
 def tiled_inverse(name: ReductionName, h: int, w: int) -> Matrix:
-    """Return ``pixel_inverse`` tiled for every pixel of an LR image: float32 [4h, 4w]."""
-    return np.tile(pixel_inverse(name), (h, w))
+    """Return D⁺ of a single pixel for every pixel of an LR image, for a reduction with disjoint support: [4h, 4w]."""
+    one = weights(name) / np.square(weights(name)).sum()
+    return np.tile(np.outer(one, one), (h, w))
 
 
 def enlarge(lr: Image, name: ReductionName) -> Image:

@@ -33,14 +33,8 @@ def make_schedule(diffusion: DiffusionSpec) -> Schedule:
     return Schedule(alpha_bar[1:])
 
 
-def noise_coefficients(schedule: Schedule, t: int) -> tuple[float, float]:
-    """Return (√ᾱ_t, √(1-ᾱ_t)) as Python floats, which preserve the dtype of their operands."""
-    alpha_bar = float(schedule.alpha_bar[t])
-    return alpha_bar**0.5, (1.0 - alpha_bar) ** 0.5
-
-
 def add_noise(z_0: Z, noise: Z, schedule: Schedule, t: int) -> Z:
     """Return z_t = √ᾱ_t·z_0 + √(1-ᾱ_t)·ε for one timestep; NumPy arrays or torch tensors."""
-    signal, sigma = noise_coefficients(schedule, t)
-    z_t: Z = z_0 * signal + noise * sigma
+    alpha_bar = float(schedule.alpha_bar[t])  # Python's floats preserve the dtype of their operands
+    z_t: Z = z_0 * alpha_bar**0.5 + noise * (1.0 - alpha_bar) ** 0.5
     return z_t

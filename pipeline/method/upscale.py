@@ -45,7 +45,7 @@ class Networks:
     """(x [B, 8, h, w], t [B, 1]) ⇒ ε or v [B, 4, h, w]."""
     decode: Callable[[Array, Array], tuple[Array, ...]]
     """(latent [B, 4, h, w], lr [B, C, 2h, 2w]) ⇒ image [B, C, 8h, 8w] and, if estimated, doubt [B, 8h, 8w]."""
-    restore: Callable[[Array], tuple[Array, Array]] | None = None
+    restore: Callable[[Array], tuple[Array, ...]] | None = None
     """lr [B, C, h, w] ⇒ (restored [B, C, h, w], history [B, ESTIMATES]); None without a restorer."""
     fused: Callable[..., tuple[Array, ...]] | None = None
     """``pipeline.models.fused_model`` by input names, if available: same result with fewer calls."""
@@ -59,17 +59,11 @@ def networks_of(models: NetworkModels, calls: Mapping[str, Call]) -> Networks:
     """Return the networks from model calls by model name."""
     unet, encoder, decoder = (calls[model.name] for model in (models.denoiser, models.encoder, models.decoder))
     restorer = None if models.restorer is None else calls[models.restorer.name]
-
-    def restore(lr: Array) -> tuple[Array, Array]:
-        assert restorer is not None
-        restored, history = restorer(lr=lr)
-        return restored, history
-
     return Networks(
         encode=lambda image, lr: encoder(image=image, lr=lr)[0],
         denoise=lambda x, t: unet(x=x, t=t)[0],
         decode=lambda latent, lr: decoder(latent=latent, lr=lr),
-        restore=None if restorer is None else restore,
+        restore=restorer and (lambda lr: restorer(lr=lr)),
         fused=calls.get(models.fused.name),
     )
 

@@ -120,7 +120,7 @@ def shared_core() -> openvino.Core:
 
 
 def load(
-    path: Path, *, bf16: bool, usual: Shapes | None = None, sequential: bool = False, threads: int = 0
+    path: Path, *, bf16: bool, usual: Shapes | None = None, sequential: bool = False
 ) -> tuple[list[str], list[str], Callable[[Feed], list[Any]]]:
     """Return the names of inputs and outputs, and a function from inputs by name to outputs.
 
@@ -130,16 +130,12 @@ def load(
         usual: shapes of a batched model for which a second network is compiled, which takes two thirds of the time.
             None: run each call as a single inference.
         sequential: process a batch sequentially, for models whose results depend on the number of cores in use.
-        threads: number of threads; 0: OpenVINO's default.
 
     Raises:
         OpenVINOError: the file is missing or damaged.
     """
-    properties = {
-        # if requested, OpenVINO emulates bfloat16 on some processors without it
-        "INFERENCE_PRECISION_HINT": "bf16" if bf16 and cpu_supports(BFLOAT16) else "f32",
-        **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
-    }
+    # if requested, OpenVINO emulates bfloat16 on some processors without it
+    properties = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 and cpu_supports(BFLOAT16) else "f32"}
     try:
         core = shared_core()
         model = core.read_model(path)

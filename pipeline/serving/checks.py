@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import re
+import shutil
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -207,13 +207,10 @@ def why_unchecked(models: Sequence[pb.ModelConfig], preset: Preset, extra: Seque
 
 def free_shared_memory() -> float:
     """Return the free space of /dev/shm in MB (10⁶ bytes); infinity if there is no /dev/shm."""
-    if not SHARED_MEMORY.is_dir():
-        return math.inf
-    space = os.statvfs(SHARED_MEMORY)
-    return space.f_bavail * space.f_frsize / 1e6
+    return shutil.disk_usage(SHARED_MEMORY).free / 1e6 if SHARED_MEMORY.is_dir() else math.inf
 
 
-def check_shared_memory(repository: Path, extra: Sequence[str]) -> None:
+def check_shared_memory(models: Sequence[pb.ModelConfig], extra: Sequence[str]) -> None:
     """Check the shared memory for the start of the models' Python processes; warn if too little for large images.
 
     Every instance allocates a region for its tensors, of ``REGION_MB`` unless set in ``extra``, which grows on demand
@@ -225,8 +222,7 @@ def check_shared_memory(repository: Path, extra: Sequence[str]) -> None:
     size = next(
         (float(m[1]) / 1e6 for flag in extra if (m := re.search(r"shm-default-byte-size=(\d+)", flag))), REGION_MB
     )
-    configs = [read_config(path) for path in repository.glob("*/config.pbtxt")]
-    instances = sum(sum(group.count for group in config.instance_group) or 2 for config in configs)
+    instances = sum(sum(group.count for group in model.instance_group) or 2 for model in models)
     free, start = free_shared_memory(), instances * size
     advice = "give it more (docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm)"
     if free < start:

@@ -166,7 +166,7 @@ def prepare(args: argparse.Namespace) -> Launch:
     ports = {protocol: getattr(args, f"{protocol}_port") for protocol in PROTOCOLS}
     addresses = listen_addresses(hosts, ports, args.extra)
     check_ports(addresses)
-    check_shared_memory(args.model_repository, args.extra)
+    check_shared_memory(models, args.extra)
     repository = plain_path(args.model_repository)
     tolerant = TOLERANT if any(model.backend == "tensorrt" for model in models) else ()
     request_id = secrets.token_hex(16)

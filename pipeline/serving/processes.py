@@ -13,7 +13,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.owner import NAMESPACE, began, stat
@@ -77,15 +77,18 @@ def end_orphans(limit: float = ORPHANS_LIMIT) -> None:
         time.sleep(POLL)
 
 
+def stub_arguments(pid: int | str) -> list[str]:
+    """Return the arguments of a process that runs a Python model, empty if it is another one or has ended."""
+    try:
+        program, *words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+    return words if Path(program).name == STUB else []
+
+
 def model_processes(server: int) -> dict[int, str]:
     """Return process ID ⇒ model of the server's Python models that run."""
-    found = {}
-    for pid in children(server):
-        with contextlib.suppress(OSError):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-            if Path(words[0]).name == STUB and len(words) > 1:
-                found[pid] = Path(words[1]).parent.parent.name
-    return found
+    return {pid: Path(words[0]).parent.parent.name for pid in children(server) if (words := stub_arguments(pid))}
 
 
 def busy_seconds(server: int) -> dict[int, float]:
@@ -130,12 +133,6 @@ def _belongs_to_nobody(name: str) -> bool:
     return began(match[2]) != match[3]
 
 
-def _commands() -> Iterator[tuple[int, list[str]]]:
-    for name in filter(str.isdecimal, (path.name for path in Path("/proc").iterdir())):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            yield int(name), Path(f"/proc/{name}/cmdline").read_bytes().decode(errors="replace").split("\0")
-
-
 def remove_leftovers(is_left: Callable[[str], bool] = _belongs_to_nobody) -> tuple[int, int]:
     """Kill model processes and remove regions of shared memory that belong to nobody.
 
@@ -146,10 +143,10 @@ def remove_leftovers(is_left: Callable[[str], bool] = _belongs_to_nobody) -> tup
         The number of processes and of regions. What belongs to other users stays.
     """
     processes = regions = 0
-    for pid, words in _commands():
-        if Path(words[0]).name == STUB and any(map(is_left, words)):
+    for pid in filter(str.isdecimal, (path.name for path in Path("/proc").iterdir())):
+        if any(map(is_left, stub_arguments(pid))):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(int(pid), signal.SIGKILL)
                 processes += 1
     with contextlib.suppress(OSError):
         for path in SHARED_MEMORY.iterdir():

@@ -6,7 +6,6 @@ server calls itself ready. So the whole server is restarted, once what can be an
 
 from __future__ import annotations
 
-import math
 import signal
 import subprocess
 import sys
@@ -88,23 +87,17 @@ class Problem:
     text: str
 
 
-def next_signal(server: subprocess.Popen[bytes], limit: float = math.inf) -> int | None:
-    """Wait for the next SIGINT or SIGTERM, which this process blocks; return None if the server ends first.
+def next_signal(server: subprocess.Popen[bytes] | None, limit: float) -> int | None:
+    """Wait for the next SIGINT or SIGTERM, which this process blocks; return None after ``limit`` seconds.
 
-    Also return None after ``limit`` seconds.
+    Also return None if the server, if there is one, ends first.
     """
     deadline = time.monotonic() + limit
-    while server.poll() is None and (left := min(1, deadline - time.monotonic())) > 0:
+    while (server is None or server.poll() is None) and (left := min(1, deadline - time.monotonic())) > 0:
         received = signal.sigtimedwait(SIGNALS, left)
         if received and received.si_signo != signal.SIGCHLD:
             return received.si_signo
     return None
-
-
-def pause(limit: float) -> int | None:
-    """Wait for the next SIGINT or SIGTERM for at most ``limit`` seconds, with no server."""
-    received = signal.sigtimedwait(SIGNALS - {signal.SIGCHLD}, limit)
-    return received.si_signo if received else None
 
 
 def ending(server: subprocess.Popen[bytes]) -> str:
@@ -181,7 +174,7 @@ def probe_until_answered(run: Run, probe: Callable[[], object]) -> None:
             if sum(taken.values()) < BUSY_SHARE * REST_LIMIT:
                 raise NotReady(f"a test image is not answered within {REST_LIMIT:g} s, and no model works") from None
             for pid, name in model_processes(run.server.pid).items():
-                rests = name == MODEL and taken.get(pid, math.inf) < REST_SHARE * REST_LIMIT
+                rests = name == MODEL and taken.get(pid, 1) < REST_SHARE * REST_LIMIT
                 rested[pid] = rested[pid] + 1 if rests else 0
                 if rested[pid] * REST_LIMIT >= HANG_LIMIT:
                     raise NotReady(f"a process of model '{MODEL}' hangs") from None
@@ -282,7 +275,7 @@ def supervise(
         wait = 0.0 if attempts == 1 else min(MAX_PAUSE, 2.0 ** (attempts - 2))
         later = f" in {wait:g} s" if wait else ""
         print(f"restarting{later}: {text} (restart {sum(restarts.values())})", file=sys.stderr, flush=True)
-        if wait and (number := pause(wait)):
+        if wait and (number := next_signal(None, wait)):
             return 128 + number
 
 

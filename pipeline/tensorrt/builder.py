@@ -6,8 +6,10 @@ import importlib
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -39,6 +41,10 @@ class Profile:
     largest: Shape
 
 
+Profiles = dict[str, Profile]
+"""Input ⇒ its range of shapes."""
+
+
 @dataclass(frozen=True)
 class Builder:
     """A TensorRT installation that builds plans."""
@@ -46,11 +52,11 @@ class Builder:
     version: str
     flags: bool
     """Whether this TensorRT takes the precision as a flag; otherwise it comes from the ONNX file."""
-    build: Callable[[Path, Path, dict[str, Profile], Precision, Path | None], None]
+    build: Callable[[Path, Path, Profiles, Precision, Path | None], None]
     """(ONNX file, plan to write, shapes, precision, timing cache to read and write); raises PlanError."""
 
 
-def profiles(model: Model, preset: Preset) -> dict[str, Profile]:
+def profiles(model: Model, preset: Preset) -> Profiles:
     """Return input ⇒ profile, from one smallest image to a full batch of largest ones, optimised for one usual image.
 
     Input sizes scale with the LR image's side, relative to the model's warm-up for the usual one.
@@ -67,37 +73,6 @@ def profiles(model: Model, preset: Preset) -> dict[str, Profile]:
         )
         for tensor, usual in zip(model.inputs, model.warmup, strict=True)
     }
-
-
-def trtexec_command(
-    trtexec: str,
-    onnx: Path,
-    plan: Path,
-    shapes: dict[str, Profile],
-    precision: Precision,
-    timing_cache: Path | None,
-    *,
-    flags: bool,
-) -> list[str]:
-    """Return the command line; ``flags``: whether this version takes the precision as a flag."""
-
-    def option(name: str, which: str) -> str:
-        return f"--{name}=" + ",".join(
-            f"{tensor}:{'x'.join(map(str, getattr(profile, which)))}" for tensor, profile in shapes.items()
-        )
-
-    return [
-        trtexec,
-        f"--onnx={onnx}",
-        f"--saveEngine={plan}",
-        option("minShapes", "smallest"),
-        option("optShapes", "usual"),
-        option("maxShapes", "largest"),
-        *([f"--{precision}"] if flags and precision != "fp32" else []),
-        *(["--noTF32"] if precision == "fp32" else []),
-        *([f"--timingCacheFile={timing_cache}"] if timing_cache else []),
-        "--skipInference",
-    ]
 
 
 def error_line(printed: str) -> str:
@@ -142,15 +117,30 @@ def trtexec_builder(trtexec: str) -> Builder:
     """
     version = trtexec_version(run_trtexec([trtexec, "--help"]))
     flags = version[0] < STRONGLY_TYPED_SINCE
+    return Builder(".".join(map(str, version)), flags, partial(build_by_trtexec, trtexec, flags))
 
-    def build(
-        onnx: Path, plan: Path, shapes: dict[str, Profile], precision: Precision, timing_cache: Path | None
-    ) -> None:
-        run_trtexec(trtexec_command(trtexec, onnx, plan, shapes, precision, timing_cache, flags=flags))
-        if not plan.is_file():
-            raise PlanError("trtexec reported success, but wrote no plan")
 
-    return Builder(".".join(map(str, version)), flags, build)
+def build_by_trtexec(
+    trtexec: str, flags: bool, onnx: Path, plan: Path, shapes: Profiles, precision: Precision, timing_cache: Path | None
+) -> None:
+    """Build a plan; see ``Builder``."""
+
+    def option(name: str, which: str) -> str:
+        return f"--{name}=" + ",".join(
+            f"{tensor}:{'x'.join(map(str, getattr(profile, which)))}" for tensor, profile in shapes.items()
+        )
+
+    command = [
+        *(trtexec, f"--onnx={onnx}", f"--saveEngine={plan}"),
+        *(option("minShapes", "smallest"), option("optShapes", "usual"), option("maxShapes", "largest")),
+        *([f"--{precision}"] if flags and precision != "fp32" else []),
+        *(["--noTF32"] if precision == "fp32" else []),
+        *([f"--timingCacheFile={timing_cache}"] if timing_cache else []),
+        "--skipInference",
+    ]
+    run_trtexec(command)
+    if not plan.is_file():
+        raise PlanError("trtexec reported success, but wrote no plan")
 
 
 def load_tensorrt() -> ModuleType:
@@ -172,47 +162,56 @@ def api_builder(trt: Any) -> Builder:
     """Return the TensorRT installation of the Python package ``trt``."""
     version = str(trt.__version__)
     flags = int(version.split(".")[0]) < STRONGLY_TYPED_SINCE and hasattr(trt.BuilderFlag, "FP16")
+    return Builder(version, flags, partial(build_by_api, trt, flags))
 
-    def build(
-        onnx: Path, plan: Path, shapes: dict[str, Profile], precision: Precision, timing_cache: Path | None
-    ) -> None:
-        errors: list[str] = []
 
-        class Log(trt.ILogger):  # type: ignore[misc]
-            def log(self, severity: Any, message: str) -> None:
-                if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                    errors.append(message)
+def build_by_api(
+    trt: Any, flags: bool, onnx: Path, plan: Path, shapes: Profiles, precision: Precision, timing_cache: Path | None
+) -> None:
+    """Build a plan; see ``Builder``."""
+    errors: list[str] = []
 
-        log = Log()
-        builder = trt.Builder(log)
-        network = builder.create_network(0)
-        parser = trt.OnnxParser(network, log)
-        if not parser.parse_from_file(str(onnx)):
-            error = parser.get_error(0)
-            what = " ".join(filter(None, (error.node_operator(), error.code().name)))
-            raise PlanError(f"TensorRT cannot read '{onnx}': {what}: {error.desc()}")
-        config = builder.create_builder_config()
-        if precision == "fp32":
-            config.clear_flag(trt.BuilderFlag.TF32)
-        elif flags:
-            config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
-        if timing_cache:
-            old = timing_cache.read_bytes() if timing_cache.is_file() else b""
-            if not config.set_timing_cache(config.create_timing_cache(old), ignore_mismatch=False):
-                raise PlanError(f"timing cache '{timing_cache}' is damaged, or of another GPU or TensorRT: remove it")
-        profile = builder.create_optimization_profile()
-        for name, shape in shapes.items():
-            profile.set_shape(name, shape.smallest, shape.usual, shape.largest)
-        added = config.add_optimization_profile(profile) >= 0
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                errors.append(message)
+
+    log = Log()
+    builder = trt.Builder(log)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(onnx)):
+        error = parser.get_error(0)
+        what = " ".join(filter(None, (error.node_operator(), error.code().name)))
+        raise PlanError(f"TensorRT cannot read '{onnx}': {what}: {error.desc()}")
+    config = builder.create_builder_config()
+    if precision == "fp32":
+        config.clear_flag(trt.BuilderFlag.TF32)
+    elif flags:
+        config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
+    profile = builder.create_optimization_profile()
+    for name, shape in shapes.items():
+        profile.set_shape(name, shape.smallest, shape.usual, shape.largest)
+    added = config.add_optimization_profile(profile) >= 0
+    with timed_by(config, timing_cache):
         built = builder.build_serialized_network(network, config) if added else None
         if built is None:
             raise PlanError(f"TensorRT cannot build '{onnx}': {errors[0] if errors else 'no reason given'}")
         plan.write_bytes(built)
-        if timing_cache:
-            with atomic_write(timing_cache) as partial:
-                partial.write_bytes(config.get_timing_cache().serialize())
 
-    return Builder(version, flags, build)
+
+@contextmanager
+def timed_by(config: Any, cache: Path | None) -> Iterator[None]:
+    """Have a build read the file of timings and, if it succeeds, add to it."""
+    if cache is None:
+        yield
+        return
+    old = cache.read_bytes() if cache.is_file() else b""
+    if not config.set_timing_cache(config.create_timing_cache(old), ignore_mismatch=False):
+        raise PlanError(f"timing cache '{cache}' is damaged, or of another GPU or TensorRT: remove it")
+    yield
+    with atomic_write(cache) as file:
+        file.write_bytes(config.get_timing_cache().serialize())
 
 
 def find_builder(name: BuilderName) -> Builder:

@@ -11,7 +11,6 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -24,18 +23,14 @@ from pipeline.method.options import STOPPING, Options
 from pipeline.method.upscale import Result, generator, upscale
 from pipeline.presets import PRESETS
 from pipeline.serving.drain import Closed, working
-from pipeline.spec import AUDIT_VARIABLE, CACHE_VARIABLE, INSTANCES, MAX_SIDE, MODEL_VARIABLE, RESTARTS_VARIABLE
+from pipeline.spec import CACHE_VARIABLE, INSTANCES, MAX_SIDE
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self.preset = PRESETS[json.loads(args["model_config"])["parameters"]["preset"]["string_value"]]
-        environment = os.environ.get
-        self.metrics = Metrics(environment(RESTARTS_VARIABLE, ""))
-        megabytes = float(environment(CACHE_VARIABLE, 0))
-        self.cache = Cache(int(megabytes * 1e6 / INSTANCES)) if megabytes else None
-        audit = environment(AUDIT_VARIABLE)
-        self.audit = Audit(Path(audit), environment(MODEL_VARIABLE, "")) if audit else None
+        self.metrics, self.audit = Metrics(), Audit.of_server()
+        self.cache = Cache(int(float(os.environ.get(CACHE_VARIABLE, 0)) * 1e6 / INSTANCES))
         self.limits = Limits.of_server(MAX_SIDE)
         self.failures = Failures(args["model_name"])
 
@@ -56,37 +51,34 @@ class TritonPythonModel:
                     groups[job.image.shape, job.options].append(job)
             except Exception as error:  # an invalid request must not affect the batch
                 errors[index] = error
-        results: dict[int, dict[int, Result]] = defaultdict(dict)
+        results: dict[tuple[int, int], Result] = {}
         for (_, options), jobs in groups.items():
             callers = [requests[index] for index in {job.request for job in jobs}]
             try:
                 found = self._results(jobs, options, partial(check_wanted, callers, must_stop))
-                if self.audit:
-                    for job, result in zip(jobs, found, strict=True):
-                        if job.kept:
-                            self.audit.write(requests[job.request], job, image_hash(result.upscaled))
-            except Exception as error:  # a failure only affects these requests
-                errors.update({job.request: error for job in jobs})
-            else:
                 for job, result in zip(jobs, found, strict=True):
-                    results[job.request][job.row] = result
-        return [self._respond(request, errors.get(i), results[i]) for i, request in enumerate(requests)]
+                    if self.audit and job.kept:
+                        self.audit.write(requests[job.request], job, image_hash(result.upscaled))
+                    results[job.request, job.row] = result
+            except Exception as error:  # a failure only affects these requests
+                errors |= {job.request: error for job in jobs}
+        rows = [[results[key] for key in sorted(results) if key[0] == i] for i in range(len(requests))]
+        return [
+            self.failures.answer(errors[i], request, str(errors[i])) if i in errors else answer(request, rows[i])
+            for i, request in enumerate(requests)
+        ]
 
     def _results(self, jobs: list[Job], options: Options, interrupt: Callable[[], None]) -> list[Result]:
         """Return the results of jobs of one shape with the same options, from the cache where it has them."""
-        found: dict[int, Result] = {}
-        keys = {}
-        if self.cache:
-            keys = {
-                i: request_key(job.image, job.seed, options, job.pixel_mm) for i, job in enumerate(jobs) if job.kept
-            }
-            found = {i: result for i, key in keys.items() if (result := self.cache.get(key)) is not None}
+        cached = [i for i, job in enumerate(jobs) if job.kept and self.cache.size]
+        keys = {i: request_key(jobs[i].image, jobs[i].seed, options, jobs[i].pixel_mm) for i in cached}
+        found = {i: result for i, key in keys.items() if (result := self.cache.get(key)) is not None}
         hits, missing = len(found), [i for i in range(len(jobs)) if i not in found]
         if missing:
             made = self._upscale([jobs[i] for i in missing], options, interrupt)
             found |= zip(missing, made, strict=True)
         for i in missing:
-            if self.cache and i in keys:
+            if i in keys:
                 self.cache.put(keys[i], found[i])
         self.metrics.count([found[i].lr_error for i, job in enumerate(jobs) if job.kept], hits)
         return [found[i] for i in range(len(jobs))]
@@ -102,8 +94,6 @@ class TritonPythonModel:
             pixel_mm=[job.pixel_mm for job in jobs],
         )
 
-    def _respond(self, request: Any, error: Exception | None, results: dict[int, Result]) -> Any:
-        if error is not None:
-            return self.failures.answer(error, request, str(error))
-        rows = [results[row] for row in sorted(results)]
-        return pb_utils.InferenceResponse(output_tensors(rows, request.requested_output_names()))
+
+def answer(request: Any, results: list[Result]) -> Any:
+    return pb_utils.InferenceResponse(output_tensors(results, request.requested_output_names()))

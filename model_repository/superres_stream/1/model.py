@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +21,12 @@ from pipeline.backends.calls import check_wanted, networks
 from pipeline.backends.failures import Failures, Unavailable
 from pipeline.backends.jobs import Job, Limits, decode, output_tensors, values
 from pipeline.backends.results import Audit, Metrics, image_hash
-from pipeline.method.options import STOPPING, check_previews
+from pipeline.method.options import STOPPING, whole_number
 from pipeline.method.tiles import Tile, upscale_tiles, windows
 from pipeline.method.upscale import Array, crop, generator, images_per_call, upscale
 from pipeline.presets import PRESETS
 from pipeline.serving.drain import Closed, working
-from pipeline.spec import AUDIT_VARIABLE, MAX_SIDE, MODEL_VARIABLE, RESTARTS_VARIABLE
+from pipeline.spec import MAX_SIDE
 
 EVENT_EVERY = 0.1
 """Minimum seconds between two responses with progress alone."""
@@ -64,9 +62,7 @@ class Reporter:
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self.preset = PRESETS[json.loads(args["model_config"])["parameters"]["preset"]["string_value"]]
-        self.metrics = Metrics(os.environ.get(RESTARTS_VARIABLE, ""))
-        audit = os.environ.get(AUDIT_VARIABLE)
-        self.audit = Audit(Path(audit), os.environ.get(MODEL_VARIABLE, "")) if audit else None
+        self.metrics, self.audit = Metrics(), Audit.of_server()
         self.limits = Limits.of_server(self.preset.max_side)
         self.failures = Failures(args["model_name"])
 
@@ -84,7 +80,7 @@ class TritonPythonModel:
     def _answer(self, request: Any, interrupt: Callable[[], None]) -> None:
         """Send all responses to a request; a finished tile waits for the next one, as the last is marked."""
         [job] = decode(request, 0, self.preset, self.limits)
-        previews = check_previews(values(request, "previews", 1)[0] or 0, self.preset.diffusion.T)
+        previews = whole_number("previews", values(request, "previews", 1)[0] or 0, 0, self.preset.diffusion.T)
         large = max(job.image.shape) > MAX_SIDE
         size = 1 if large else images_per_call(job.image.size)
         tiles = len(windows(*job.image.shape)) if large else 0

@@ -1,14 +1,12 @@
 """A Triton backend for ONNX models, based on the Python backend, for servers without the native one.
 
 Triton uses it for every model with ``backend: "onnxruntime"`` if it finds no ``libtriton_onnxruntime.so``. Names and
-dtypes come from the model's configuration; these ``parameters`` are the same as in the native backend:
-``intra_op_thread_count``, ``inter_op_thread_count``, ``execution_mode`` (0 sequential, 1 parallel).
+dtypes come from the model's configuration; its parameter ``intra_op_thread_count`` is that of the native backend.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
-from pipeline.backends.batches import Batches, Feed, check_names, int_parameter, join_feeds, model_file, warmup_shapes
+from pipeline.backends.batches import Feed, RunFeed, int_parameter, open_batches, warmup_shapes
 from pipeline.runtimes import cuda
 
 
@@ -24,11 +22,8 @@ def session_options(parameters: dict[str, Any]) -> ort.SessionOptions:
     """Return onnxruntime's options from the ``parameters`` of the model's configuration."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = int_parameter(parameters, "intra_op_thread_count")
-    options.inter_op_num_threads = int_parameter(parameters, "inter_op_thread_count")
     # spinning threads would take cores from Triton and from the caller preparing the next call
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if int_parameter(parameters, "execution_mode") == 1:
-        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
     return options
 
 
@@ -36,10 +31,8 @@ LARGE = 1 << 19
 """Bytes of inputs from which a call's memory is given back afterwards."""
 
 
-def load(
-    path: Path, config: dict[str, Any], kind: str, device: str
-) -> tuple[ort.InferenceSession, Callable[[Feed], dict[str, Any]]]:
-    """Return the model's session and a function from feed to outputs by name, on the instance's GPU if possible."""
+def load(path: Path, config: dict[str, Any], kind: str, device: str) -> tuple[list[str], list[str], RunFeed]:
+    """See ``pipeline.backends.batches.open_batches``; on the instance's GPU if possible."""
     options = session_options(config.get("parameters", {}))
     if kind == "GPU" and "CUDAExecutionProvider" in ort.get_available_providers():
         session, run, without_graph = cuda.load(path, options, int(device), warmup_shapes(config))
@@ -47,8 +40,7 @@ def load(
         pb_utils.Logger.log_info(
             f"'{path}' runs on {providers}{without_graph and f', without graphs: {without_graph}'}"
         )
-        found = [tensor.name for tensor in session.get_outputs()]
-        return session, lambda feed: dict(zip(found, run(feed), strict=True))
+        return *names_of(session), lambda feed: dict(zip(names_of(session)[1], run(feed), strict=True))
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     wanted = [output["name"] for output in config["output"]]
     shrinking = ort.RunOptions()
@@ -58,7 +50,12 @@ def load(
         large = sum(array.nbytes for array in feed.values()) >= LARGE
         return dict(zip(wanted, session.run(wanted, feed, shrinking if large else None), strict=True))
 
-    return session, run_on_cpu
+    return *names_of(session), run_on_cpu
+
+
+def names_of(session: ort.InferenceSession) -> tuple[list[str], list[str]]:
+    """Return the names of a session's inputs and outputs."""
+    return [tensor.name for tensor in session.get_inputs()], [tensor.name for tensor in session.get_outputs()]
 
 
 def as_onnx(tensor: Any) -> Any:
@@ -73,15 +70,8 @@ class TritonPythonModel:
     """An instance of an ONNX model."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        config = json.loads(args["model_config"])
-        path = model_file(args, config, "model.onnx")
-        try:
-            session, run = load(path, config, args["model_instance_kind"], args["model_instance_device_id"])
-        except Exception as error:  # onnxruntime's exceptions have no common base
-            raise pb_utils.TritonModelException(f"onnxruntime cannot load '{path}': {error}") from error
-        self.batches = Batches("onnxruntime", config, lambda feeds: run(join_feeds(feeds)))
-        check_names("input", self.batches.inputs, [i.name for i in session.get_inputs()], exact=True)
-        check_names("output", list(self.batches.outputs), [o.name for o in session.get_outputs()], exact=False)
+        kind, device = args["model_instance_kind"], args["model_instance_device_id"]
+        self.batches = open_batches("onnxruntime", args, partial(load, kind=kind, device=device))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.batches.answer(requests, as_onnx)
