@@ -6,6 +6,7 @@ import errno
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,20 @@ def test_a_failed_try_waits(queue: Queue) -> None:
     with queue.take("received") as (one, _), queue.take("received") as (other, pause):
         assert one is not None and one.uid == "2"
         assert other is None and 0 < pause <= 60
+
+
+def test_who_waits_for_the_next_state_of_an_image_is_woken_once_it_can_be_taken(queue: Queue) -> None:
+    queue.add("1", "a")
+    with queue.take("received"):
+        queue.move("1", "upscaled")
+        with queue.take("upscaled") as (none, pause):
+            assert none is None
+        changes = queue.changes
+    began = time.monotonic()
+    queue.wait(changes, pause)
+    assert time.monotonic() - began < pause / 2
+    with queue.take("upscaled") as (entry, _):
+        assert entry is not None
 
 
 def test_two_threads_do_not_take_the_same_image(queue: Queue) -> None:

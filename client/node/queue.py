@@ -111,6 +111,7 @@ class Queue:
             if entry is not None:
                 with self._taking:
                     self._taken.discard(entry.uid)
+                self.wake()  # who waits for its next state could not take it before
 
     def move(self, uid: str, state: State, problem: str | None = None) -> None:
         """Put an image into another state."""
