@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -135,9 +135,11 @@ def rests(server: RunningServer) -> bool:
     return taken(server) - before < 0.2
 
 
-def test_work_ends_when_nobody_waits_for_it(supervised: RunningServer) -> None:
-    with Client(supervised.url("grpc"), timeout=1) as client, pytest.raises(ServerError, match="within 1 s"):
-        client.upscale(LARGE, **LONG)
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_work_ends_when_nobody_waits_for_it(supervised: RunningServer, protocol: Literal["grpc", "http"]) -> None:
+    with Client(supervised.url(protocol), protocol=protocol, timeout=1) as client:
+        with pytest.raises(ServerError, match="within 1 s"):
+            client.upscale(LARGE, **LONG)
     wait_for(lambda: rests(supervised), limit=5)
 
 

@@ -106,9 +106,17 @@ def networks(preset: Preset, denoiser: str, interrupt: Callable[[], None]) -> Ne
     return networks_of(models, {name: interruptible(network, interrupt) for name, network in calls.items()})
 
 
-def check_wanted(callers: Sequence[Any], must_stop: Callable[[], bool]) -> None:
-    """Raise Unavailable if the server stops now, and Cancelled if no caller waits for the answer any more."""
+def is_gone(request: Any, began: float) -> bool:
+    """Whether a request was cancelled, or its timeout has passed since ``began``, by ``time.monotonic``.
+
+    Triton does not notice that a caller over HTTP is gone, but knows the timeout that the caller stated.
+    """
+    return request.is_cancelled() or 0 < request.timeout() < 1e6 * (time.monotonic() - began)
+
+
+def check_wanted(are_gone: Sequence[Callable[[], bool]], must_stop: Callable[[], bool]) -> None:
+    """Raise Unavailable if the server stops now, and Cancelled if all callers are gone."""
     if must_stop():
         raise Unavailable(STOPPING)
-    if all(caller.is_cancelled() for caller in callers):
+    if all(gone() for gone in are_gone):
         raise Cancelled("cancelled by the caller")

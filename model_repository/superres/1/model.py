@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from pipeline.backends.calls import check_wanted, networks
+from pipeline.backends.calls import check_wanted, is_gone, networks
 from pipeline.backends.failures import Failures, Unavailable
 from pipeline.backends.jobs import Job, Limits, decode, output_tensors
 from pipeline.backends.results import Audit, Cache, Metrics, image_hash, request_key
@@ -43,6 +44,7 @@ class TritonPythonModel:
             return [self.failures.answer(Unavailable(STOPPING), request, STOPPING) for request in requests]
 
     def _execute(self, requests: list[Any], must_stop: Callable[[], bool]) -> list[Any]:
+        began = time.monotonic()
         errors: dict[int, Exception] = {}
         groups: dict[Any, list[Job]] = defaultdict(list)
         for index, request in enumerate(requests):
@@ -53,9 +55,9 @@ class TritonPythonModel:
                 errors[index] = error
         results: dict[tuple[int, int], Result] = {}
         for (_, options), jobs in groups.items():
-            callers = [requests[index] for index in {job.request for job in jobs}]
+            gone = [partial(is_gone, requests[index], began) for index in {job.request for job in jobs}]
             try:
-                found = self._results(jobs, options, partial(check_wanted, callers, must_stop))
+                found = self._results(jobs, options, partial(check_wanted, gone, must_stop))
                 for job, result in zip(jobs, found, strict=True):
                     if self.audit and job.kept:
                         self.audit.write(requests[job.request], job, image_hash(result.upscaled))

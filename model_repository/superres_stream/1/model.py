@@ -71,7 +71,7 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             try:
                 with working() as must_stop:
-                    self._answer(request, partial(check_wanted, [sender], must_stop))
+                    self._answer(request, partial(check_wanted, [sender.is_cancelled], must_stop))
             except Exception as error:
                 error = Unavailable(STOPPING) if isinstance(error, Closed) else error
                 answer = self.failures.answer(error, request, str(error))
