@@ -39,6 +39,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+LONGEST = ("test_web", "test_paper_repository", "test_faults")
+"""Files that take a minute."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What needs a real server is slow. Workers begin with what is slow, so that none ends long after the others."""
@@ -46,7 +50,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "start_server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+        items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.stem not in LONGEST))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -57,17 +61,10 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give workers whole files, and all files with tests of the shared server to one: it is started once.
-
-    xdist's own groups ask for what pytest 9.2 no longer lets a plugin do: change the names of tests.
-    """
+    """Give workers whole files, which share servers and exports, and recover from crashed workers."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "server" if "server: RunningServer" in (config.rootpath / file).read_text() else file
-
         def remove_node(self, node: Any) -> str | None:
             """Give up what a crashed worker was at, and give the others only what it had not finished.
 
