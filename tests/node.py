@@ -47,7 +47,8 @@ def make_config(folder: Path, listen: str = "", server: str = "", destination: s
 
 def radiograph(uid: str = "1.2.3", **tags: Any) -> Dataset:
     """A chest radiograph with a UID of its own; tags that are None are removed."""
-    dataset = make_radiograph(tags.pop("kind", ComputedRadiographyImageStorage), bits=tags.pop("bits", 12))
+    made = {name: tags.pop(name) for name in ("bits", "shape") if name in tags}
+    dataset = make_radiograph(tags.pop("kind", ComputedRadiographyImageStorage), **made)
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid
     with disable_value_validation():
         for name, value in tags.items():

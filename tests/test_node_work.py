@@ -44,7 +44,7 @@ FAST = "[retry]\ntries = 3\nfirst = 0.05\nlongest = 0.1\n[options]\nsteps = 2\n"
 
 
 @contextmanager
-def working(config: Config, *uids: str, damaged: bool = False) -> Iterator[Parts]:
+def working(config: Config, *uids: str, damaged: bool = False, **tags: object) -> Iterator[Parts]:
     """A worker with images in its queue."""
     with ExitStack() as stack:
         storage = Storage(config.listen.folder)
@@ -53,7 +53,7 @@ def working(config: Config, *uids: str, damaged: bool = False) -> Iterator[Parts
         stack.callback(queue.close)
         parts = Parts(config, storage, queue, Journal())
         for uid in uids:
-            file = to_bytes(radiograph(uid))
+            file = to_bytes(radiograph(uid, **tags))
             storage.received(uid).write_bytes(file[:3000] if damaged else file)
             queue.add(uid, digest_of(file))
         worker = Worker(config, storage, queue, parts.journal)
@@ -84,6 +84,18 @@ def test_results_arrive_once_and_files_are_removed(server: RunningServer, tmp_pa
         assert sorted(sources) == ["1.1", "1.2", "1.3"]
         assert {(image.Rows, image.Columns) for image in pacs.images} == {(192, 256)}
         wait_for(lambda: not node.storage.uids() and not list((node.storage.folder / "derived").iterdir()))
+
+
+@pytest.mark.slow
+def test_an_image_above_512_pixels_is_upscaled_in_tiles(server: RunningServer, tmp_path: Path) -> None:
+    config = make_config(tmp_path, server=to(server), more=FAST.replace("steps = 2", "degradation = 'area'"))
+    pacs = Pacs(config.destination.port)
+    with pacs.running(), working(config, "1.1", shape=(24, 600)) as node:
+        wait_until_sent(node)
+    (image,) = pacs.images
+    assert (image.Rows, image.Columns) == (96, 2400)
+    stored, source = (np.frombuffer(d.PixelData, "<u2").astype(int) for d in (image, radiograph(shape=(24, 600))))
+    np.testing.assert_allclose(stored.reshape(24, 4, 600, 4).mean((1, 3)), source.reshape(24, 600), atol=1)
 
 
 def test_the_uncertainty_goes_with_the_image(server: RunningServer, tmp_path: Path) -> None:

@@ -274,6 +274,10 @@ def header(*shape: object, size: int = 16, **more: Any) -> bytes:
     return json.dumps({"inputs": [tensor], "outputs": [{"name": "lr_error"}]}).encode()
 
 
+def with_parameters(**parameters: object) -> bytes:
+    return json.dumps({**json.loads(header(1, 2, 2)), "parameters": parameters}).encode()
+
+
 def tensor(*shape: int, count: int = 1) -> bytes:
     """An inference request all in JSON."""
     inputs = [{"name": "image", "datatype": "FP32", "shape": shape, "data": [0.5] * count}]
@@ -313,6 +317,10 @@ def test_json_requests_are_refused(
         header(1, 2, 2, data=[0.0]),
         header(1, 2, 2, parameters={"shared_memory_region": "x", "shared_memory_byte_size": 16}),
         header(1, 2, 2, name="\n"),
+        with_parameters(priority=10),
+        with_parameters(timeout=10**15),
+        with_parameters(timeout=-1),
+        with_parameters(sequence_id=1),
         header(1, 2, 2)[:-1],
         header(1, 2, 2) + b"x",
         b"[]",
@@ -336,7 +344,7 @@ def test_json_headers_of_every_layout_are_let_through(proxy: Proxy, ca: Certific
         + inputs
         + b"} \r\n"
     )
-    for head in (header(1, 2, 2), loose):
+    for head in (header(1, 2, 2), loose, with_parameters(priority=1, timeout=10_000_000)):
         size = len(head)
         assert send(proxy, ca, "POST", HTTP_INFER, head + bytes(16), Inference_Header_Content_Length=size) == 200
 

@@ -23,7 +23,7 @@ from benchmarks.faults.server import Server, serving, wait_until
 from client import BadRequest, Client, ServerError, ServerLost
 from client.png import write_png
 from pipeline import ROOT
-from pipeline.serving.processes import SHARED_MEMORY
+from pipeline.serving.processes import SHARED_MEMORY, cpu_seconds
 
 LARGE = np.random.default_rng(0).random((256, 256), dtype=np.float32)
 
@@ -33,7 +33,9 @@ def kill_process(server: Server, model: str) -> None:
 
 
 def stop_processes(server: Server, count: int) -> None:
-    for pid in [pid for pid, name in server.models().items() if name == "superres"][:count]:
+    """Stop the busiest processes of ``superres``."""
+    found = [pid for pid, name in server.models().items() if name == "superres"]
+    for pid in sorted(found, key=cpu_seconds, reverse=True)[:count]:
         os.kill(pid, signal.SIGSTOP)
 
 

@@ -1,5 +1,5 @@
 -- Checks a whole inference request before Triton parses it: only raw tensors of sane shapes for known models, without
--- parameters other than a priority. What is not known here is refused. The fetches give the problem, or "none".
+-- parameters other than priority and timeout. What is not known here is refused. The fetches give the problem, or "none".
 
 local LARGEST = 17000000 -- bytes of a message
 local MODELS = { superres = true, superres_stream = true, superres_onnx = true }
@@ -7,7 +7,7 @@ local MOST_FIELDS = 64 -- of one message or object, so that checking takes no ti
 local LONGEST_NAME = 256
 local MOST_DIMENSIONS, LARGEST_DIMENSION = 5, 9999
 local SHAPES = "shapes must have up to " .. MOST_DIMENSIONS .. " numbers of 1 to " .. LARGEST_DIMENSION
-local ONLY = "only names, types, shapes, raw tensors and a priority are allowed, no other parameters, values in messages or other fields"
+local ONLY = "only names, types, shapes, raw tensors, priority and timeout are allowed, no other parameters, values in messages or other fields"
 
 local function refuse(problem)
     error({ problem = problem })
@@ -86,11 +86,12 @@ local function output(data, first, last)
     walk(data, first, last, { [key(1)] = name })
 end
 
--- Only the priority: others, such as a classification of strings, end Triton.
+-- Only these: others, such as a classification of strings, end Triton.
+local PARAMETERS = { priority = true, timeout = true }
 local function parameter(data, first, last)
     walk(data, first, last, {
         [key(1)] = function(_, at, stop)
-            if data:sub(at, stop) ~= "priority" then
+            if not PARAMETERS[data:sub(at, stop)] then
                 refuse(ONLY)
             end
         end,
@@ -213,13 +214,19 @@ local function check_http(data, size)
         end
     end
 
+    local function microseconds()
+        if #need("%d+") > 15 then
+            refuse("the timeout must have up to 15 digits")
+        end
+    end
+
     local tensor = { name = text, datatype = text, shape = shape, parameters = object({ binary_data_size = bytes }) }
     local wanted = { name = text, parameters = object({ binary_data = choice }) }
     object({
         id = text,
         inputs = array(object(tensor)),
         outputs = array(object(wanted)),
-        parameters = object({ binary_data_output = choice, priority = level }),
+        parameters = object({ binary_data_output = choice, priority = level, timeout = microseconds }),
     })()
     if take("[^ \t\r\n]") then
         refuse("the JSON header is broken")

@@ -23,8 +23,6 @@ server_stopping = Event()
 
 READINESS_LIFETIME = 1.0
 """Seconds for which a model's readiness is cached: a query takes 0.1 ms."""
-INTERRUPT_EVERY = 0.2
-"""Minimum seconds between two looks at whether work is still wanted: each takes 0.1 ms per request."""
 readiness: dict[str, tuple[float, bool]] = {}
 """Model ⇒ (time of the last query, its result)."""
 
@@ -78,14 +76,17 @@ def call(model: Model, **inputs: Array) -> tuple[Array, ...]:
 
 
 def interruptible(network: Call, interrupt: Callable[[], None]) -> Call:
-    """Return a network that first calls ``interrupt``, which raises an error to end the work, unless it just has."""
-    last = time.monotonic()
+    """Return a network that calls ``interrupt``, which raises an error to end the work, before all calls but the first.
+
+    It takes 0.1 ms per request, which an image of one step is spared.
+    """
+    begun = False
 
     def run(**inputs: Array) -> tuple[Array, ...]:
-        nonlocal last
-        if (now := time.monotonic()) - last > INTERRUPT_EVERY:
+        nonlocal begun
+        if begun:
             interrupt()
-            last = now
+        begun = True
         return network(**inputs)
 
     return run
