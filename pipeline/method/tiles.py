@@ -28,6 +28,8 @@ MARGIN = 48
 """Reach of restorer and decoder, in LR pixels, rounded up to the networks' multiple."""
 SIDE = 320
 """Side of a tile with its margin, in LR pixels: all are alike, as runtimes prepare for every size that they meet."""
+SEAM = 32
+"""LR pixels over which a tile continues the doubt of its neighbours before it, as each also sees its own history."""
 CONTEXT, OVERLAP = 1024, 256
 """Maximum side of the U-Net's input, and minimum overlap of two, in LR pixels."""
 
@@ -96,6 +98,41 @@ def blended(call: Callable[[Array, Array], Array], z: Array, c: Array, side: int
             total[part] += share * found
             weight[part[1:]] += share
     return total / weight
+
+
+class Doubts:
+    """What tiles, row by row, say of those after them, within a seam: [h, w] in HR pixels."""
+
+    def __init__(self, width: int) -> None:
+        self.above = np.full((SCALE * SEAM, SCALE * width), np.nan, np.float32)
+        self.left = np.empty((0, 0), np.float32)
+
+    def joined(self, around: Array, window: Window) -> Array:
+        """Return the doubt of a tile from that of what is around it, continuing its neighbours' doubt."""
+        top = SCALE * (window.rows.start - window.around_rows.start)
+        left = SCALE * (window.columns.start - window.around_columns.start)
+        height, width = (
+            SCALE * (window.rows.stop - window.rows.start),
+            SCALE * (window.columns.stop - window.columns.start),
+        )
+        doubt = around[top:, left:].copy()
+        ramp = (np.arange(SCALE * SEAM, dtype=np.float32) + 1) / (SCALE * SEAM + 1)
+        if window.columns.start:
+            join(doubt, self.left, ramp)
+        columns = slice(SCALE * window.columns.start, SCALE * window.columns.stop)
+        if window.rows.start:
+            join(doubt[:, :width].T, self.above[:, columns].T, ramp)
+        self.left = doubt[:, width : width + SCALE * SEAM]
+        below = doubt[height : height + SCALE * SEAM, :width]
+        self.above[: len(below), columns] = below
+        return doubt[:height, :width]
+
+
+def join(doubt: Array, before: Array, ramp: Array) -> None:
+    """Let the first columns of ``doubt`` continue ``before``, in place."""
+    height, width = (min(a, b) for a, b in zip(doubt.shape, before.shape, strict=True))
+    part = doubt[:height, :width]
+    part += (before[:height, :width] - part) * (1 - ramp[:width])
 
 
 class Tile(NamedTuple):
@@ -172,8 +209,9 @@ def upscale_tiles(
         )
         for one in seeds
     ]
+    shown, before = (turns, inverted), Doubts(padded.shape[1])
     for window in windows(*padded.shape):
-        yield tile(image, padded, window, (turns, inverted), lr, latents, history, networks, preset, options, pixel_mm)
+        yield tile(image, padded, window, shown, lr, latents, history, networks, preset, options, pixel_mm, before)
 
 
 def tile(
@@ -188,10 +226,11 @@ def tile(
     preset: Preset,
     options: Options,
     pixel_mm: float | None,
+    before: Doubts,
 ) -> Tile:
     """Decode a tile of all samples and combine them; arguments as in ``upscale_tiles``.
 
-    ``lr`` and ``latents`` are upright; ``shown`` is the presentation of ``image`` and ``padded``.
+    ``lr`` and ``latents`` are upright; ``shown`` is how ``image`` and ``padded`` are turned; ``before`` is updated.
     """
     turns, inverted = shown
     shrink = preset.vae.factor // SCALE
@@ -208,13 +247,14 @@ def tile(
             doubts.append(rotate(found.doubt[0], turns))
     upscaled = images[0] if options.output == "sample" else mean(images)
     error = lr_error(upscaled, target, history)
+    doubt = before.joined(mean(doubts), window) if doubts else None
     # without what padding added
     rows, columns = (slice(s.start, min(s.stop, n)) for s, n in zip(window[:2], image.shape, strict=True))
     window = window._replace(rows=rows, columns=columns)
     core = Samples(
         [window.crop(drawn, SCALE) for drawn in images],
         history,
-        window.crop(mean(doubts), SCALE) if doubts else None,
+        None if doubt is None else doubt[: SCALE * (rows.stop - rows.start), : SCALE * (columns.stop - columns.start)],
     )
     result = combine(core, image[rows, columns], preset, options.output, pixel_mm)
     return Tile(SCALE * rows.start, SCALE * columns.start, replace(result, lr_error=error))
