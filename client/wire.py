@@ -304,7 +304,7 @@ class Http:
             outputs=[tritonclient.http.InferRequestedOutput(name) for name in outputs],
             priority=self._priority if model.preset else 0,
             # in microseconds: Triton does not notice that this caller is gone
-            timeout=math.ceil(1e6 * limit) if model.preset and math.isfinite(limit) else None,
+            timeout=math.ceil(1e6 * limit) if model.preset and limit < FOREVER else None,
             request_id=request_id(),
         )
         status, json_size, answer = self._ask("POST", f"/v2/models/{model.name}/infer", limit, body, size or 0)

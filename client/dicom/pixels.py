@@ -7,6 +7,7 @@ reduces to the source.
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
 
 import numpy as np
@@ -22,11 +23,13 @@ Pixel = TypeVar("Pixel", np.int32, np.bool_)
 
 SMOOTH_STEPS = 2
 """Corrections by interpolated differences, which leave no blocks, before the projection that is exact."""
-MAX_STEPS, MIN_STEPS = 3000, 300
-"""Maximum steps of the exact projection of images of up to 256² and from 810² pixels; unsaturated ones need one or two.
+MAX_STEPS, MIN_STEPS = 12000, 300
+"""Maximum steps of the exact projection of images of up to 128² and from 810² pixels; unsaturated ones need one or two.
 
 The most are needed by 16 bits of which half the pixels are saturated and were reduced by Lanczos.
 """
+STALL = 300
+"""Steps after which a projection that has not come closer is given up, once it is within three tolerances."""
 TOLERANCE = 0.25
 """Difference that counts as exact, in levels of the source; rounding adds its own."""
 
@@ -60,15 +63,19 @@ def projected(source: Image, values: Image, name: ReductionName, tolerance: floa
     Accelerated projected gradient descent (Beck & Teboulle 2009) on what the image lacks, measured so that without
     bounds the first step is the projection.
     """
-    image = ahead = np.clip(values, 0, 1)
-    for step in range(max(MIN_STEPS, min(MAX_STEPS, MAX_STEPS * 256**2 // source.size))):
+    image = ahead = best = np.clip(values, 0, 1)
+    least, improved = math.inf, 0
+    for step in range(max(MIN_STEPS, min(MAX_STEPS, MAX_STEPS * 128**2 // source.size))):
         missing = source - reduce(ahead, name).clip(0, 1)
-        if np.abs(missing).max() < tolerance:
+        error = float(np.abs(missing).max())
+        if error < least:
+            best, least, improved = ahead, error, step
+        if error < tolerance or (least < 3 * tolerance and step - improved > STALL):
             break
         following = np.clip(ahead + enlarge(missing, name), 0, 1)
         ahead = np.clip(following + np.float32(step / (step + 3)) * (following - image), 0, 1)
         image = following
-    return ahead
+    return best
 
 
 def free_range(original: Original) -> tuple[int, int]:
