@@ -11,13 +11,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.faults import proxy, scenarios, surroundings
+from benchmarks.faults import attacks, proxy, scenarios, surroundings
 from benchmarks.faults.load import Row
 from benchmarks.faults.server import FaultError
 from client import UpscaleError
 from pipeline.command_line import make_parser
 
-SCENARIOS = scenarios.SCENARIOS | proxy.SCENARIOS | surroundings.SCENARIOS
+SCENARIOS = attacks.SCENARIOS | scenarios.SCENARIOS | proxy.SCENARIOS | surroundings.SCENARIOS
 
 
 def line_of(row: Row) -> str:
