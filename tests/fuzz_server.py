@@ -430,8 +430,10 @@ def judge(request: Request, status: str, message: str) -> Outcome:
     if status in ("DEADLINE_EXCEEDED", "TimeoutError"):
         return "hang"
     if status in ("UNAVAILABLE", "CANCELLED", "503"):
-        # a model or version that there is not is unavailable to Triton
-        return "refused" if "unknown model" in message or "is not found" in message else f"wrong: {status} {message}"
+        # a model or version that there is not is unavailable to Triton, and what waits longer than it said
+        late = "timeout" in request.parameters and "Request timeout expired" in message
+        known = late or "unknown model" in message or "is not found" in message
+        return "refused" if known else f"wrong: {status} {message}"
     if status in ("INTERNAL", "UNKNOWN", "500"):
         if message.startswith(("Unable to parse", "failed to parse")):
             return "refused"  # Triton's status for what is no proper JSON

@@ -74,8 +74,6 @@ def command_line(
         f"--grpc-keepalive-time={1000 * KEEPALIVE}",
         f"--grpc-keepalive-timeout={1000 * KEEPALIVE}",
         "--grpc-http2-max-pings-without-data=0",
-        # by default, eight requests and what they were answered, hundreds of megabytes of streams, stay in memory
-        "--grpc-infer-allocation-pool-size=1",
         f"--grpc-header-forward-pattern=(?i){CALLER}",
         f"--http-header-forward-pattern=(?i){CALLER}",
         *server.flags,
