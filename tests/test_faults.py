@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ import tritonclient.grpc
 from google.protobuf import text_format
 from tritonclient.utils import InferenceServerException
 
+from benchmarks.faults.attacks import is_closed
 from client import BadRequest, Client, ServerError, ServerLost
 from pipeline import ROOT, triton_config
 from pipeline.method.images import Image
@@ -238,14 +240,6 @@ def test_a_busy_model_has_few_requests_wait_and_not_for_long(start_server: Start
     server.kill()
 
 
-def is_closed(call: Callable[..., object], headers: dict[str, str]) -> bool:
-    try:
-        call(headers=headers)
-    except InferenceServerException as error:
-        return "restricted" in error.message()
-    return False
-
-
 def test_administration_is_closed(start_server: StartServer, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("t0ken\n")
     (tmp_path / "admin").write_text("adm1n\n")
@@ -263,7 +257,7 @@ def test_administration_is_closed(start_server: StartServer, tmp_path: Path) -> 
         assert client.is_server_live()
         for name, call in closed.items():
             for headers in ({}, {GRPC_KEY: "Bearer t0ken"}, {GRPC_KEY: "Bearer wrong"}):
-                assert is_closed(call, headers), f"{name} is open to {headers}"
+                assert is_closed(partial(call, headers=headers)), f"{name} is open to {headers}"
             call(headers={GRPC_KEY: "Bearer adm1n"})
         with pytest.raises(InferenceServerException, match="restricted"):
             client.get_model_config("superres")

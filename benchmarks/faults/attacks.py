@@ -51,14 +51,14 @@ def status_of(url: str, context: ssl.SSLContext, body: bytes, headers: dict[str,
         return connection.getresponse().status
 
 
-def judged(row: Row, server: Server, refused: int, expected: int) -> Row:
+def judged(row: Row, server: Server, all_refused: bool) -> Row:
     """Return the row, good if all was refused, nothing restarted, and the server upscales."""
     with Client(server.url, wait=60) as client:
         client.upscale(IMAGE)
         row.outcomes["right"] += 1
     restarts = len(server.restarts())
     row.note += f"; {restarts} restarts, then an image"
-    row.good = refused == expected and not restarts
+    row.good = all_refused and not restarts
     return row
 
 
@@ -73,7 +73,7 @@ def attack(folder: Path, seconds: float) -> Iterator[Row]:  # noqa: ARG001
             row = Row(name)
             status = status_of(url, context, body, headers)
             row.note = f"{status} from the proxy"
-            yield judged(row, server, int(400 <= status < 500), 1)
+            yield judged(row, server, 400 <= status < 500)
         with tritonclient.grpc.InferenceServerClient(server.url) as client:
             calls: dict[str, Callable[[], object]] = {
                 "repository index": client.get_model_repository_index,
@@ -85,10 +85,11 @@ def attack(folder: Path, seconds: float) -> Iterator[Row]:  # noqa: ARG001
             }
             closed = [name for name, call in calls.items() if is_closed(call)]
         row = Row("administration without a token", note=f"closed: {', '.join(closed)}")
-        yield judged(row, server, len(closed), len(calls))
+        yield judged(row, server, len(closed) == len(calls))
 
 
 def is_closed(call: Callable[[], object]) -> bool:
+    """Whether the server refuses the call because it is closed to this caller."""
     try:
         call()
     except InferenceServerException as error:
