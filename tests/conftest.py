@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -161,6 +162,13 @@ def tiny_presets(few_held_out: None) -> Iterator[None]:  # noqa: ARG001
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Have what a test leaves to the garbage collector end within it."""
+    yield
+    gc.collect()
 
 
 @contextmanager

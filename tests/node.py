@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pydicom import Dataset
 from pydicom.config import disable_value_validation
 from pydicom.uid import (
@@ -29,6 +29,14 @@ from pipeline.serving.local_server import free_ports
 from tests.dicom_files import make_radiograph
 
 AE_TITLE = "NODE"
+
+LEAVES_SOCKETS = [
+    pytest.mark.usefixtures("collected"),
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <(socket.socket|ssl.SSLSocket):pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+"""For tests of connections that fail: pynetdicom leaves their sockets to the garbage collector."""
 
 
 def make_config(folder: Path, listen: str = "", server: str = "", destination: str = "", more: str = "") -> Config:
@@ -70,15 +78,20 @@ class Parts:
 
 
 @contextmanager
-def receiving(config: Config) -> Iterator[Parts]:
-    """Receive for the duration of the block, and do nothing with what is received."""
+def opened(config: Config) -> Iterator[Parts]:
+    """Open what a node writes to for the duration of the block."""
     with ExitStack() as stack:
         storage = Storage(config.listen.folder)
         stack.callback(storage.close)
         queue = Queue(storage.folder / "queue.db")
         stack.callback(queue.close)
-        parts = Parts(config, storage, queue, Journal())
-        stack.enter_context(Receiver(config, storage, queue, parts.journal).running())
+        yield Parts(config, storage, queue, Journal())
+
+
+@contextmanager
+def receiving(config: Config) -> Iterator[Parts]:
+    """Receive for the duration of the block, and do nothing with what is received."""
+    with opened(config) as parts, Receiver(config, parts.storage, parts.queue, parts.journal).running():
         yield parts
 
 
@@ -101,11 +114,6 @@ def send(
         return [association.send_c_store(dataset) for dataset in datasets]
     finally:
         association.release()
-
-
-def collect_sockets() -> None:
-    """Have the sockets of connections that failed, which pynetdicom does not close, end within a test."""
-    gc.collect()
 
 
 class Pacs:

@@ -6,7 +6,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,9 @@ from client.node.receive import DUPLICATE, FAILED, NO_SPACE, WRONG
 from tests.certificates import make_ca, make_certificate
 from tests.conftest import wait_for
 from tests.dicom_files import make_result, read_original, to_bytes
-from tests.node import collect_sockets, make_config, radiograph, receiving, send
+from tests.node import LEAVES_SOCKETS, make_config, radiograph, receiving, send
 
-# pynetdicom leaves sockets of connections that fail to the garbage collector
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <(socket.socket|ssl.SSLSocket):pytest.PytestUnraisableExceptionWarning"
-)
-
-
-@pytest.fixture(autouse=True)
-def sockets_end() -> Iterator[None]:
-    yield
-    collect_sockets()
-
+pytestmark = LEAVES_SOCKETS
 
 needs_dcmtk = pytest.mark.skipif(not shutil.which("storescu"), reason="there is no storescu: apt-get install dcmtk")
 

@@ -6,7 +6,7 @@ import re
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,19 +26,9 @@ from client.reader import Reader
 from tests.certificates import make_ca, make_certificate
 from tests.conftest import RunningServer, wait_for
 from tests.dicom_files import to_bytes
-from tests.node import Pacs, Parts, collect_sockets, make_config, radiograph
+from tests.node import LEAVES_SOCKETS, Pacs, Parts, make_config, opened, radiograph
 
-# pynetdicom leaves sockets of connections that fail to the garbage collector
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <(socket.socket|ssl.SSLSocket):pytest.PytestUnraisableExceptionWarning"
-)
-
-
-@pytest.fixture(autouse=True)
-def sockets_end() -> Iterator[None]:
-    yield
-    collect_sockets()
-
+pytestmark = LEAVES_SOCKETS
 
 FAST = "[retry]\ntries = 3\nfirst = 0.05\nlongest = 0.1\n[options]\nsteps = 2\n"
 
@@ -46,24 +36,19 @@ FAST = "[retry]\ntries = 3\nfirst = 0.05\nlongest = 0.1\n[options]\nsteps = 2\n"
 @contextmanager
 def working(config: Config, *uids: str, damaged: bool = False, **tags: object) -> Iterator[Parts]:
     """A worker with images in its queue."""
-    with ExitStack() as stack:
-        storage = Storage(config.listen.folder)
-        stack.callback(storage.close)
-        queue = Queue(storage.folder / "queue.db")
-        stack.callback(queue.close)
-        parts = Parts(config, storage, queue, Journal())
+    with opened(config) as parts:
         for uid in uids:
             file = to_bytes(radiograph(uid, **tags))
-            storage.received(uid).write_bytes(file[:3000] if damaged else file)
-            queue.add(uid, digest_of(file))
-        worker = Worker(config, storage, queue, parts.journal)
-        stack.enter_context(worker.running())
-        try:
-            yield parts
-        finally:
-            worker.stop()
-            for thread in worker.threads:
-                thread.join(30)
+            parts.storage.received(uid).write_bytes(file[:3000] if damaged else file)
+            parts.queue.add(uid, digest_of(file))
+        worker = Worker(config, parts.storage, parts.queue, parts.journal)
+        with worker.running():
+            try:
+                yield parts
+            finally:
+                worker.stop()
+                for thread in worker.threads:
+                    thread.join(30)
 
 
 def wait_until_sent(node: Parts, count: int = 1) -> None:
