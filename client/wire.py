@@ -13,6 +13,7 @@ import math
 import socket
 import ssl
 import threading
+import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -307,9 +308,12 @@ class Http:
             timeout=math.ceil(1e6 * limit) if model.preset and limit < FOREVER else None,
             request_id=request_id(),
         )
+        began = time.monotonic()
         status, json_size, answer = self._ask("POST", f"/v2/models/{model.name}/infer", limit, body, size or 0)
         if status != 200:
-            raise self._refusal(status, answer)
+            # the server, told the limit, may notice first that it has passed
+            is_late = time.monotonic() - began >= limit
+            raise late(self._url, limit) if is_late else self._refusal(status, answer)
         result = tritonclient.http.InferenceServerClient.parse_response_body(answer, header_length=json_size or None)
         return {name: result.as_numpy(name) for name in outputs}
 

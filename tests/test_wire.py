@@ -9,6 +9,8 @@ import pytest
 
 from client import wire
 from client.errors import BadRequest, NotAllowed, ServerError
+from pipeline.models import superres_model
+from pipeline.presets import DEFAULT
 from pipeline.serving.local_server import free_ports
 from tests.conftest import answering
 
@@ -75,6 +77,16 @@ def test_other_answers(status: str, message: str, kind: type[Exception]) -> None
 def test_http_connections(reply: bytes | None, kind: type[Exception]) -> None:
     with answering(reply) as port, pytest.raises(kind):
         wire.Http("127.0.0.1", port).index(0.2)
+
+
+def test_a_refusal_after_the_limit_is_a_late_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that was told the limit ends the work by itself, and may say so before its caller gives up."""
+    refusal = b'{"error": "cancelled by the caller"}'
+    connection = wire.Http("127.0.0.1", 1)
+    monkeypatch.setattr(connection, "_ask", lambda *_: (400, 0, refusal))
+    for limit, kind, words in ((0.0, ServerError, "no answer from .* within 0 s"), (60.0, BadRequest, "cancelled")):
+        with pytest.raises(kind, match=words):
+            connection.infer(superres_model(DEFAULT), {}, [], limit)
 
 
 def test_http_connections_that_are_refused() -> None:
