@@ -30,6 +30,7 @@ from pipeline.atomic import atomic_write
 from pipeline.command_line import make_parser
 from pipeline.export.parity import MAX_DARK, MIN_PSNR, ParityError, compare_images, radiographs
 from pipeline.export.quantize import quantize
+from pipeline.export.unroll import unroll
 from pipeline.hashes import write_hashes
 from pipeline.method.images import psnr
 from pipeline.method.options import Options
@@ -42,7 +43,7 @@ from pipeline.networks.vae import Restore
 from pipeline.networks.weights import load_ranges
 from pipeline.presets import DEFAULT, PRESETS, Preset
 from pipeline.runtimes.onnx import onnx_networks, onnxruntime_network, open_session
-from pipeline.spec import INT8_FILE, Model, Tensor
+from pipeline.spec import INT8_FILE, UNROLLED_STEPS, Model, Tensor
 from pipeline.triton_config import update
 
 OPSET = 18
@@ -72,6 +73,9 @@ def random_inputs(model: Model, batch: int, seed: int) -> dict[str, NDArray[np.f
 def write_onnx(network: nn.Module, model: Model, path: Path) -> None:
     """Export to ONNX with a dynamic batch axis and every -1 of the specification dynamic."""
     example = random_inputs(model, batch=2, seed=0)
+    unrolled = model.name == "denoise"
+    if unrolled:
+        example |= {name: example[name][:, :1] for name in model.input_names[2:]}
     dynamic = tuple(
         {0: torch.export.Dim.DYNAMIC, **{i + 1: torch.export.Dim.DYNAMIC for i, d in enumerate(tensor.dims) if d == -1}}
         for tensor in model.inputs
@@ -94,7 +98,7 @@ def write_onnx(network: nn.Module, model: Model, path: Path) -> None:
         )
     proto = onnx.load(str(path))
     strip_metadata(proto)
-    onnx.save(proto, str(path))
+    onnx.save(unroll(proto, UNROLLED_STEPS) if unrolled else proto, str(path))
 
 
 def strip_metadata(proto: onnx.ModelProto) -> None:
