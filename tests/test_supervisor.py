@@ -158,7 +158,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, busy: dict[int, list[float]]) -> None:
         return dict(total)
 
     monkeypatch.setattr(supervisor, "REST_LIMIT", 0.01)
-    monkeypatch.setattr(supervisor, "HANG_LIMIT", 0.03)
+    monkeypatch.setattr(supervisor, "HANG_LIMIT", 0.015)
     monkeypatch.setattr(supervisor, "busy_seconds", look)
     monkeypatch.setattr(supervisor, "model_processes", lambda _: dict.fromkeys(busy.keys() - {SERVER}, "superres"))
     try:

@@ -163,20 +163,21 @@ def probe_until_answered(run: Run, probe: Callable[[], object]) -> None:
     executor = ThreadPoolExecutor(1)
     answer = executor.submit(probe)
     executor.shutdown(wait=False)
-    last = busy_seconds(run.server.pid)
+    last: dict[int, float] = {}
     rested: Counter[int] = Counter()
     while not run.stopping.is_set():
         try:
-            answer.result(REST_LIMIT)
+            answer.result(REST_LIMIT / 2)
         except TimeoutError:
             now = busy_seconds(run.server.pid)
-            taken = {pid: seconds - last.get(pid, 0) for pid, seconds in now.items()}
-            if sum(taken.values()) < BUSY_SHARE * REST_LIMIT:
+            # the first time, after half the limit, there is nothing to compare with: most images are answered before
+            taken = {pid: seconds - last[pid] for pid, seconds in now.items() if pid in last}
+            if last and sum(taken.values()) < BUSY_SHARE * REST_LIMIT / 2:
                 raise NotReady(f"a test image is not answered within {REST_LIMIT:g} s, and no model works") from None
             for pid, name in model_processes(run.server.pid).items():
-                rests = name == MODEL and taken.get(pid, 1) < REST_SHARE * REST_LIMIT
+                rests = name == MODEL and taken.get(pid, 1) < REST_SHARE * REST_LIMIT / 2
                 rested[pid] = rested[pid] + 1 if rests else 0
-                if rested[pid] * REST_LIMIT >= HANG_LIMIT:
+                if rested[pid] * REST_LIMIT / 2 >= HANG_LIMIT:
                     raise NotReady(f"a process of model '{MODEL}' hangs") from None
             last = now
         else:
