@@ -48,7 +48,7 @@ LONGEST = ("test_web", "test_paper_repository", "test_faults")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What needs a real server is slow. Workers begin with what is slow, so that none ends long after the others."""
     for item in items:
-        if "start_server" in getattr(item, "fixturenames", ()):
+        if "started" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.stem not in LONGEST))
@@ -250,47 +250,63 @@ def private_logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
-    """Start a real server on a repository and wait for its models by ``protocols``; all are stopped at the end."""
-    servers = []
-
-    def start(
-        repository: Path,
-        *flags: str,
-        ready: str = "superres",
-        ports: list[int] | None = None,
-        runtime: str = "onnxruntime",
-        options: Sequence[str] = ("--open-administration", "--no-check"),
-        protocols: Sequence[Literal["grpc", "http"]] = ("grpc", "http"),
-    ) -> RunningServer:
-        http, grpc, metrics = ports or free_ports(3)
-        log = tmp_path_factory.mktemp("server") / "log"
-        command = [
-            *(sys.executable, "-m", "pipeline.serve", "--model-repository", str(repository)),
-            *(f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"),
-            *(f"--runtime={runtime}", *options, "--", *flags),
-        ]
-        with open(log, "wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, cwd=ROOT)
-        server = RunningServer(process, http, grpc, metrics, log)
-        servers.append(server)
-        deadline = time.monotonic() + 120
-        while True:
-            assert process.poll() is None, f"the server stopped:\n{log.read_text()[-3000:]}"
-            assert time.monotonic() < deadline, f"the server is not ready:\n{log.read_text()[-3000:]}"
-            if not ready and "\nready: " in log.read_text():
-                return server
-            try:
-                wait_ready(server, ready, protocols)
-                return server
-            except ServerUnavailable:
-                continue
-
-    yield start
+def started() -> Iterator[list[RunningServer]]:
+    """All servers of the run, which have ended at its end."""
+    servers: list[RunningServer] = []
+    yield servers
     for server in servers:
         server.process.terminate()
     for server in servers:
         stop(server.process)
+
+
+@pytest.fixture(scope="module")
+def start_server(started: list[RunningServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
+    """``start`` servers that are told to stop when the tests of a file have run; nothing waits for that."""
+    first = len(started)
+
+    def start_one(*arguments: Any, **options: Any) -> RunningServer:
+        return start(started, tmp_path_factory, *arguments, **options)
+
+    yield start_one
+    for server in started[first:]:
+        server.process.terminate()
+
+
+def start(
+    started: list[RunningServer],
+    tmp_path_factory: pytest.TempPathFactory,
+    repository: Path,
+    *flags: str,
+    ready: str = "superres",
+    ports: list[int] | None = None,
+    runtime: str = "onnxruntime",
+    options: Sequence[str] = ("--open-administration", "--no-check"),
+    protocols: Sequence[Literal["grpc", "http"]] = ("grpc", "http"),
+) -> RunningServer:
+    """Start a real server on a repository and wait for its models by ``protocols``."""
+    http, grpc, metrics = ports or free_ports(3)
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [
+        *(sys.executable, "-m", "pipeline.serve", "--model-repository", str(repository)),
+        *(f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"),
+        *(f"--runtime={runtime}", *options, "--", *flags),
+    ]
+    with open(log, "wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, cwd=ROOT)
+    server = RunningServer(process, http, grpc, metrics, log)
+    started.append(server)
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None, f"the server stopped:\n{log.read_text()[-3000:]}"
+        assert time.monotonic() < deadline, f"the server is not ready:\n{log.read_text()[-3000:]}"
+        if not ready and "\nready: " in log.read_text():
+            return server
+        try:
+            wait_ready(server, ready, protocols)
+            return server
+        except ServerUnavailable:
+            continue
 
 
 def wait_ready(server: RunningServer, model: str, protocols: Sequence[Literal["grpc", "http"]]) -> None:
@@ -313,6 +329,6 @@ def wait_ready(server: RunningServer, model: str, protocols: Sequence[Literal["g
 
 
 @pytest.fixture(scope="session")
-def server(start_server: StartServer) -> RunningServer:
+def server(started: list[RunningServer], tmp_path_factory: pytest.TempPathFactory) -> RunningServer:
     """The real server on the repository as it is shipped, with no configuration completed by the server."""
-    return start_server(ROOT / "model_repository")
+    return start(started, tmp_path_factory, ROOT / "model_repository")
