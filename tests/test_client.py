@@ -402,7 +402,7 @@ def test_no_image_is_lost_to_a_restart(start_server: StartServer, end: signal.Si
                 done.set()
             return result
 
-        running = [pool.submit(one, i) for i in range(80)]
+        running = [pool.submit(one, i) for i in range(40)]
         done.wait()
         if end == signal.SIGTERM:
             server.process.terminate()

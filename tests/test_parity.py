@@ -39,7 +39,9 @@ def perturb(path: Path, factor: float, last: float) -> None:
         graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), constant))
     graph.node.append(helper.make_node("Mul", ["exact", "factor"], ["scaled" if last else name]))
     if last:
-        graph.node.append(helper.make_node("Equal", ["t", "zero"], ["at_the_end"]))
+        graph.initializer.append(numpy_helper.from_array(np.array([-1, 1, 1, 1]), "per_image"))
+        graph.node.append(helper.make_node("Reshape", ["t", "per_image"], ["time"]))
+        graph.node.append(helper.make_node("Equal", ["time", "zero"], ["at_the_end"]))
         graph.node.append(helper.make_node("Where", ["at_the_end", "last", "zero"], ["more"]))
         graph.node.append(helper.make_node("Add", ["scaled", "more"], [name]))
     onnx.save(model, str(path))

@@ -155,14 +155,15 @@ def measure_parity(url: str, preset: Preset, networks: Networks, pairs: Sequence
 
             options = Options.of(preset, sampler="ddpm", faithful=False)
 
-            def draw(image: Image, denoise: Callable[[Array, Array], Array]) -> Image:
+            def draw(denoise: Callable[[Array, Array], Array]) -> list[Image]:
                 generate = generator(replace(networks, denoise=denoise, fused=None), preset, options)
-                return upscale([image], [0], generate, preset, options)[0].upscaled
+                results = upscale(images, [0] * len(images), generate, preset, options)
+                return [result.upscaled for result in results]
 
             def planned(x: Array, t: Array) -> Array:
                 return plan_denoise(x=x, t=t)[0]
 
-            found = [compare_images(draw(image, planned), draw(image, recording)) for image in images]
+            found = [compare_images(plan, onnx) for plan, onnx in zip(draw(planned), draw(recording), strict=True)]
             inputs = {"image": image, "latent": networks.encode(image, lr), "lr": lr}
             for (network, model), (plan, onnx) in zip(pairs[1:], both[1:], strict=True):
                 arrays = record_fused(networks, preset, images[0]) if network == fused_model(preset) else inputs
