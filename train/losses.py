@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.method.reduction import Matrix, inverse, matrix
+from pipeline.method.reduction import Matrix, gram_inverse, matrix
 from pipeline.method.upscale import draw_latents
 from pipeline.networks.detail_vae import DetailVAE
 from pipeline.networks.restorer import Restorer, detail_of
@@ -69,6 +69,11 @@ class Perceptual(nn.Module):
                 y, x = (a[:: self.SHARE].index_select(2, rows).index_select(3, columns) for a in (y, x))
             terms["vgg"] = self.vgg(y, x).mean()
         return terms
+
+
+def inverse(name: ReductionName, n: int) -> Matrix:
+    """Return the pseudoinverse of ``matrix``, float32 [4n, n]."""
+    return matrix(name, n).T @ gram_inverse(name, n)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # they use OpenCV and Pillow

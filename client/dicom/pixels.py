@@ -23,10 +23,10 @@ Pixel = TypeVar("Pixel", np.int32, np.bool_)
 
 SMOOTH_STEPS = 2
 """Corrections by interpolated differences, which leave no blocks, before the projection that is exact."""
-MAX_STEPS, MIN_STEPS = 12000, 300
-"""Maximum steps of the exact projection of images of up to 128² and from 810² pixels; unsaturated ones need one or two.
+MAX_STEPS, MIN_STEPS = 12000, 1500
+"""Maximum steps of the exact projection of images of up to 256² and from 725² pixels: a minute for 512², two for 1024².
 
-The most are needed by 16 bits of which half the pixels are saturated and were reduced by Lanczos.
+Unsaturated images need one or two; the most are needed by 16 bits of which some were saturated and reduced by Lanczos.
 """
 STALL = 300
 """Steps after which a projection that has not come closer is given up, once it is within three tolerances."""
@@ -65,15 +65,20 @@ def projected(source: Image, values: Image, name: ReductionName, tolerance: floa
     """
     image = ahead = best = np.clip(values, 0, 1)
     least, improved = math.inf, 0
-    for step in range(max(MIN_STEPS, min(MAX_STEPS, MAX_STEPS * 128**2 // source.size))):
+    for step in range(max(MIN_STEPS, min(MAX_STEPS, MAX_STEPS * 256**2 // source.size))):
         missing = source - reduce(ahead, name).clip(0, 1)
         error = float(np.abs(missing).max())
         if error < least:
             best, least, improved = ahead, error, step
         if error < tolerance or (least < 3 * tolerance and step - improved > STALL):
             break
-        following = np.clip(ahead + enlarge(missing, name), 0, 1)
-        ahead = np.clip(following + np.float32(step / (step + 3)) * (following - image), 0, 1)
+        following = enlarge(missing, name)
+        following += ahead
+        np.clip(following, 0, 1, out=following)
+        ahead = following - image
+        ahead *= np.float32(step / (step + 3))
+        ahead += following
+        np.clip(ahead, 0, 1, out=ahead)
         image = following
     return best
 
