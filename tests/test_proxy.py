@@ -13,6 +13,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ TOKEN = "a-token-of-the-tests"
 IMAGE = np.random.default_rng(0).random((20, 24), dtype=np.float32)
 HTTP_INFER = "/v2/models/superres/infer"
 LARGEST = 16 * 512 * 512 * 4
+(REPORTS,) = free_ports(1)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def ca(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 @pytest.fixture(scope="module")
 def triton(start_server: StartServer) -> RunningServer:
     """A server of its own: attacks that get through would end it."""
-    return start_server(ROOT / "model_repository")
+    return start_server(ROOT / "model_repository", options=("--open-administration", "--no-check", f"--proxy-reports={REPORTS}"))
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def running_proxy(certificate: Certificate, triton: RunningServer, folder: Path,
         "CXR_TOKENS": tokens,
         "CXR_TRITON_GRPC": f"127.0.0.1:{triton.grpc}",
         "CXR_TRITON_HTTP": f"127.0.0.1:{triton.http}",
+        "CXR_REPORTS": f"127.0.0.1:{REPORTS}",
         **settings,
     }
     with open(log, "wb") as file:
@@ -136,6 +139,30 @@ def test_work_ends_when_a_caller_behind_it_gives_up(proxy: Proxy, ca: Certificat
     ):
         client.upscale(np.zeros((128, 128)), sampler="ddpm", samples=4)
     wait_for(lambda: "was cancelled by its caller" in triton.log.read_text(), limit=10)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_work_ends_when_a_caller_behind_it_closes_its_connection(
+    proxy: Proxy, ca: Certificate, triton: RunningServer, protocol: Protocol
+) -> None:
+    code = (
+        "import sys, numpy as np; from client import Client; url, protocol, ca, token = sys.argv[1:];"
+        "client = Client(url, protocol=protocol, ca=ca, token=token); print(flush=True);"
+        "client.upscale(np.zeros((256, 256)), sampler='ddpm', samples=4)"
+    )
+    arguments = [proxy.url, protocol, str(ca.chain), TOKEN]
+
+    def ended() -> int:
+        return triton.log.read_text().count("was cancelled by its caller")
+
+    before = ended()
+    with subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, cwd=ROOT) as caller:
+        assert caller.stdout
+        caller.stdout.readline()
+        with pytest.raises(AssertionError):
+            wait_for(lambda: ended() > before, limit=1)
+        caller.kill()
+        wait_for(lambda: ended() > before, limit=2)
 
 
 def test_the_command_goes_through_it(

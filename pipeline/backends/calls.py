@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from pipeline.method.options import STOPPING, is_not_serving
 from pipeline.method.upscale import Array, Call, Networks, networks_of
 from pipeline.models import onnx_models, plan_models
 from pipeline.presets import Preset
+from pipeline.serving.gone import HEADER, is_reported
 from pipeline.spec import Model
 
 server_stopping = Event()
@@ -110,9 +112,12 @@ def networks(preset: Preset, denoiser: str, interrupt: Callable[[], None]) -> Ne
 def is_gone(request: Any, began: float) -> bool:
     """Whether a request was cancelled, or its timeout has passed since ``began``, by ``time.monotonic``.
 
-    Triton does not notice that a caller over HTTP is gone, but knows the timeout that the caller stated.
+    Triton does not notice that a caller over HTTP is gone, but knows the timeout that the caller stated, and the
+    request's ID by which the proxy reports it.
     """
-    return request.is_cancelled() or 0 < request.timeout() < 1e6 * (time.monotonic() - began)
+    if request.is_cancelled() or 0 < request.timeout() < 1e6 * (time.monotonic() - began):
+        return True
+    return is_reported(str(json.loads(request.parameters() or "{}").get(HEADER, "")))
 
 
 def check_wanted(are_gone: Sequence[Callable[[], bool]], must_stop: Callable[[], bool]) -> None:

@@ -32,6 +32,7 @@ from pipeline.serving.checks import (
     why_unchecked,
 )
 from pipeline.serving.find import Server, find_server, plain_path, runtime_flags
+from pipeline.serving.gone import HEADER, reports
 from pipeline.serving.log import as_json
 from pipeline.serving.parser import make_serve_parser
 from pipeline.serving.probe import Address, NotReady, upscale_one, wait_until_listening
@@ -75,7 +76,7 @@ def command_line(
         f"--grpc-keepalive-timeout={1000 * KEEPALIVE}",
         "--grpc-http2-max-pings-without-data=0",
         f"--grpc-header-forward-pattern=(?i){CALLER}",
-        f"--http-header-forward-pattern=(?i){CALLER}",
+        f"--http-header-forward-pattern=(?i)({CALLER}|{HEADER})",
         *server.flags,
         *extra,
     ]
@@ -248,15 +249,21 @@ def run(args: argparse.Namespace) -> int:
     def check(process: subprocess.Popen[bytes]) -> str | None:
         return when_ready(process, launch) if args.check else None
 
-    try:
-        return supervise(
-            launch.command,
-            launch.environment,
-            check,
-            restart=args.check,
-            probe=launch.probe_quickly if args.check and not launch.unchecked else None,
-            keeps_models=args.check and (flag_value(args.extra, "--model-control-mode") or "none") == "none",
-        )
-    except OSError as error:
-        print(f"error: cannot run '{launch.command[0]}': {error.strerror}", file=sys.stderr)
-        return 1
+    with contextlib.ExitStack() as stack:
+        try:
+            gone = stack.enter_context(reports(args.proxy_reports)) if args.proxy_reports else {}
+        except OSError as error:
+            print(f"error: --proxy-reports: cannot listen at UDP port {args.proxy_reports}: {error.strerror}", file=sys.stderr)
+            return 1
+        try:
+            return supervise(
+                launch.command,
+                {**launch.environment, **gone},
+                check,
+                restart=args.check,
+                probe=launch.probe_quickly if args.check and not launch.unchecked else None,
+                keeps_models=args.check and (flag_value(args.extra, "--model-control-mode") or "none") == "none",
+            )
+        except OSError as error:
+            print(f"error: cannot run '{launch.command[0]}': {error.strerror}", file=sys.stderr)
+            return 1

@@ -103,5 +103,12 @@ def make_serve_parser() -> argparse.ArgumentParser:
         default="text",
         help="json: a line with time, level, source and message for everything that the server and its models print",
     )
+    add(
+        "--proxy-reports",
+        type=int,
+        metavar="PORT",
+        help="UDP port of this machine at which the proxy reports callers over HTTP that are gone, whose work then "
+        "ends (default: it goes on)",
+    )
     add("extra", nargs="*", metavar="-- FLAG", help="any tritonserver flag")
     return parser
