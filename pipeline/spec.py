@@ -84,6 +84,12 @@ AUDIT_VARIABLE = "CXR_SUPERRES_AUDIT"
 CALLER = "cxr-caller"
 """Header, and parameter of a request, with the name of the token that a proxy accepted."""
 
+REQUEST = "cxr-request"
+"""Header in which the proxy gives every request an ID, and the parameter of requests that Triton makes of it."""
+REQUEST_ID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+GONE_VARIABLE = "CXR_SUPERRES_GONE"
+"""Environment variable with a folder of empty files, whose names are IDs of requests whose callers are gone."""
+
 MAX_SAMPLES = 16
 """Maximum samples per image in a request."""
 

@@ -57,7 +57,9 @@ def ca(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 @pytest.fixture(scope="module")
 def triton(start_server: StartServer) -> RunningServer:
     """A server of its own: attacks that get through would end it."""
-    return start_server(ROOT / "model_repository", options=("--open-administration", "--no-check", f"--proxy-reports={REPORTS}"))
+    return start_server(
+        ROOT / "model_repository", options=("--open-administration", "--no-check", f"--proxy-reports={REPORTS}")
+    )
 
 
 @dataclass(frozen=True)

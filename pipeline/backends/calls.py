@@ -13,12 +13,12 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from pipeline.backends.failures import Cancelled, Unavailable
+from pipeline.backends.reported import is_reported
 from pipeline.method.options import STOPPING, is_not_serving
 from pipeline.method.upscale import Array, Call, Networks, networks_of
 from pipeline.models import onnx_models, plan_models
 from pipeline.presets import Preset
-from pipeline.serving.gone import HEADER, is_reported
-from pipeline.spec import Model
+from pipeline.spec import REQUEST, Model
 
 server_stopping = Event()
 """Set once Triton reports that it is stopping. Asking it for a model's readiness would then crash Triton 2.51."""
@@ -117,7 +117,7 @@ def is_gone(request: Any, began: float) -> bool:
     """
     if request.is_cancelled() or 0 < request.timeout() < 1e6 * (time.monotonic() - began):
         return True
-    return is_reported(str(json.loads(request.parameters() or "{}").get(HEADER, "")))
+    return is_reported(str(json.loads(request.parameters() or "{}").get(REQUEST, "")))
 
 
 def check_wanted(are_gone: Sequence[Callable[[], bool]], must_stop: Callable[[], bool]) -> None:

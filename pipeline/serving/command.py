@@ -32,7 +32,7 @@ from pipeline.serving.checks import (
     why_unchecked,
 )
 from pipeline.serving.find import Server, find_server, plain_path, runtime_flags
-from pipeline.serving.gone import HEADER, reports
+from pipeline.serving.gone import reports
 from pipeline.serving.log import as_json
 from pipeline.serving.parser import make_serve_parser
 from pipeline.serving.probe import Address, NotReady, upscale_one, wait_until_listening
@@ -46,6 +46,7 @@ from pipeline.spec import (
     MODEL_VARIABLE,
     PROBE_VARIABLE,
     QUEUE_TIMEOUT,
+    REQUEST,
 )
 from pipeline.triton_config import preset_of
 
@@ -76,7 +77,7 @@ def command_line(
         f"--grpc-keepalive-timeout={1000 * KEEPALIVE}",
         "--grpc-http2-max-pings-without-data=0",
         f"--grpc-header-forward-pattern=(?i){CALLER}",
-        f"--http-header-forward-pattern=(?i)({CALLER}|{HEADER})",
+        f"--http-header-forward-pattern=(?i)({CALLER}|{REQUEST})",
         *server.flags,
         *extra,
     ]
@@ -237,24 +238,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command and return its status."""
-    try:
-        if args.probe:
-            return probe_running(args)
-        launch = prepare(args)
-    except ServeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    announce(launch)
-
-    def check(process: subprocess.Popen[bytes]) -> str | None:
-        return when_ready(process, launch) if args.check else None
-
     with contextlib.ExitStack() as stack:
         try:
-            gone = stack.enter_context(reports(args.proxy_reports)) if args.proxy_reports else {}
-        except OSError as error:
-            print(f"error: --proxy-reports: cannot listen at UDP port {args.proxy_reports}: {error.strerror}", file=sys.stderr)
+            if args.probe:
+                return probe_running(args)
+            launch = prepare(args)
+            gone = {} if args.proxy_reports is None else stack.enter_context(reports(args.proxy_reports))
+        except ServeError as error:
+            print(f"error: {error}", file=sys.stderr)
             return 1
+        announce(launch)
+
+        def check(process: subprocess.Popen[bytes]) -> str | None:
+            return when_ready(process, launch) if args.check else None
+
         try:
             return supervise(
                 launch.command,

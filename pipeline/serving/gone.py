@@ -7,7 +7,6 @@ that ended because its caller closed the connection becomes the name of an empty
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import socket
 import tempfile
@@ -15,13 +14,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-VARIABLE = "CXR_SUPERRES_GONE"
-"""Environment variable of the server with the files' folder; without it, nothing is known of callers."""
-HEADER = "cxr-request"
-"""Header, and parameter of Triton's requests, with the ID."""
-ID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-REPORT = re.compile(rf" request=({ID}) .* end=C")
-"""Line about a request that its caller ended: HAProxy's termination state begins with C."""
+from pipeline.serving import ServeError
+from pipeline.spec import GONE_VARIABLE, REQUEST_ID
+
+REPORT = re.compile(rf" request=({REQUEST_ID}) end=C")
+"""Log line of HAProxy about a request that its caller gave up: its termination state begins with C."""
 MAX_KEPT = 1000
 """Maximum files: models look for those of their own requests at once."""
 
@@ -31,12 +28,17 @@ def reports(port: int) -> Iterator[dict[str, str]]:
     """Receive reports at a UDP port of this machine; yield the server's additional environment variables.
 
     Raises:
-        OSError: the port is taken.
+        ServeError: the port is taken, or is none.
     """
+    if not 0 < port < 2**16:
+        raise ServeError(f"--proxy-reports must be 1 to 65535, got {port}")
     with tempfile.TemporaryDirectory(prefix="cxr-gone-") as folder, socket.socket(type=socket.SOCK_DGRAM) as receiver:
-        receiver.bind(("127.0.0.1", port))
+        try:
+            receiver.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ServeError(f"--proxy-reports: cannot listen at UDP port {port}: {error.strerror}") from error
         threading.Thread(target=receive, args=(receiver, Path(folder)), daemon=True).start()
-        yield {VARIABLE: folder}
+        yield {GONE_VARIABLE: folder}
 
 
 def receive(receiver: socket.socket, folder: Path) -> None:
@@ -49,9 +51,3 @@ def receive(receiver: socket.socket, folder: Path) -> None:
                 kept[-1].touch()
             if len(kept) > MAX_KEPT:
                 kept.pop(0).unlink(missing_ok=True)
-
-
-def is_reported(request_id: str) -> bool:
-    """Whether the caller of the request with an ID from the proxy is gone; used by models."""
-    folder = os.environ.get(VARIABLE)
-    return bool(folder and re.fullmatch(ID, request_id)) and os.path.exists(f"{folder}/{request_id}")
