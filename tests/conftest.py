@@ -263,13 +263,14 @@ def started() -> Iterator[list[RunningServer]]:
 @pytest.fixture(scope="module")
 def start_server(started: list[RunningServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartServer]:
     """``start`` servers that are told to stop when the tests of a file have run; nothing waits for that."""
-    first = len(started)
+    own: list[RunningServer] = []
 
     def start_one(*arguments: Any, **options: Any) -> RunningServer:
-        return start(started, tmp_path_factory, *arguments, **options)
+        own.append(start(started, tmp_path_factory, *arguments, **options))
+        return own[-1]
 
     yield start_one
-    for server in started[first:]:
+    for server in own:
         server.process.terminate()
 
 
