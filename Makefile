@@ -8,8 +8,9 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 
 PRESET ?= best
 
-# a worker per core: more would make each other wait
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# more workers than cores, as tests often wait: three on two cores, never more than four
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); workers=$$((cores * 3 / 2)); echo $$((workers < 4 ? workers : 4)))
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-gpu check format docs serve web export plan train bench bench-gpu sbom audit clean

@@ -31,6 +31,7 @@ from pipeline.command_line import make_parser, one_line_errors
 from pipeline.method.images import Image
 from pipeline.method.tiles import windows
 from pipeline.serving.local_server import ServerError
+from pipeline.serving.supervisor import PROBE_EVERY
 from pipeline.spec import MAX_SIDE, MAX_TILED_SIDE, SCALE
 from train.report import markdown
 
@@ -93,10 +94,11 @@ def main(argv: list[str] | None = None) -> None:
     assert path is not None
     source = read_image(path).image
     rows = []
-    with server_at(None, flags=[f"--runtime={args.runtime}"]) as url, Client(url) as client:
+    with server_at(None, flags=[f"--runtime={args.runtime}"], supervised=True) as url, Client(url) as client:
         idle = memory_mb()
         for side in tqdm(args.sides, desc="images", unit="image"):
             image = cv2.resize(source, (side, side), interpolation=cv2.INTER_AREA)
+            time.sleep(2 * PROBE_EVERY)  # the supervisor has messages of the last image released
             began = time.monotonic()
             with Peak() as peak:
                 result = client.upscale(image, degradation="area")

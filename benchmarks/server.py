@@ -22,7 +22,11 @@ def add_server(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def server_at(
-    url: str | None, repository: Path = REPOSITORY, flags: Sequence[str] = (), http: int | None = None
+    url: str | None,
+    repository: Path = REPOSITORY,
+    flags: Sequence[str] = (),
+    http: int | None = None,
+    supervised: bool = False,
 ) -> Iterator[str]:
     """Yield the gRPC address of the running server, or of one started for the duration of the block.
 
@@ -33,5 +37,5 @@ def server_at(
         yield url
         return
     with tempfile.TemporaryDirectory() as folder:
-        with running_server(Path(folder) / "log", repository, flags, http) as own:
+        with running_server(Path(folder) / "log", repository, flags, http, supervised=supervised) as own:
             yield own

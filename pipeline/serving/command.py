@@ -35,7 +35,7 @@ from pipeline.serving.find import Server, find_server, plain_path, runtime_flags
 from pipeline.serving.gone import reports
 from pipeline.serving.log import as_json
 from pipeline.serving.parser import make_serve_parser
-from pipeline.serving.probe import Address, NotReady, upscale_one, wait_until_listening
+from pipeline.serving.probe import Address, NotReady, release_messages, upscale_one, wait_until_listening
 from pipeline.serving.processes import region_prefix, remove_leftovers
 from pipeline.serving.supervisor import supervise
 from pipeline.spec import (
@@ -138,10 +138,10 @@ class Launch:
         return upscale_one(self.addresses["grpc"], self.preset, self.access, self.request_id)
 
     def probe_quickly(self) -> float:
-        """Upscale a small test image in one step, however long it must wait for others' requests."""
-        return upscale_one(
-            self.addresses["grpc"], self.preset, self.access, self.request_id, side=16, limit=QUEUE_TIMEOUT, steps=1
-        )
+        """Upscale a small test image in one step, however long it must wait for others' requests; release messages."""
+        address = self.addresses["grpc"]
+        release_messages(address, self.access)
+        return upscale_one(address, self.preset, self.access, self.request_id, side=16, limit=QUEUE_TIMEOUT, steps=1)
 
 
 def prepare(args: argparse.Namespace) -> Launch:

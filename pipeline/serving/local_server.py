@@ -44,6 +44,7 @@ def running_server(
     flags: Sequence[str] = (),
     http: int | None = None,
     check: bool = True,
+    supervised: bool = False,
 ) -> Iterator[str]:
     """Start a server on a repository, yield its gRPC address once it is ready, and always stop it.
 
@@ -53,6 +54,7 @@ def running_server(
         flags: further arguments of ``python -m pipeline.serve``.
         http: HTTP port, if the caller needs to know it.
         check: whether model ``superres``, if present, must also upscale a test image.
+        supervised: whether the server is also probed, and restarted, while it runs.
 
     Raises:
         ServerError: the server does not start or cannot upscale.
@@ -60,10 +62,11 @@ def running_server(
     free, grpc, metrics = free_ports(3)
     ports = {"grpc": grpc, "http": http or free, "metrics": metrics}
     options = [f"--model-repository={repository.resolve()}", *(f"--{name}-port={port}" for name, port in ports.items())]
+    unsupervised = [] if supervised else ["--no-check"]
     with open(log, "w") as file:
         # a separate session, so that Ctrl-C only reaches this process, which then stops the server properly
         server = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.serve", "--no-check", "--open-administration", *options, *flags],
+            [*(sys.executable, "-m", "pipeline.serve", *options), *unsupervised, "--open-administration", *flags],
             stdout=file,
             stderr=file,
             start_new_session=True,

@@ -27,8 +27,8 @@ def session_options(parameters: dict[str, Any]) -> ort.SessionOptions:
     return options
 
 
-LARGE = 1 << 19
-"""Bytes of inputs from which a call's memory is given back afterwards."""
+LARGE = 4 * 320**2
+"""Bytes of inputs from which a call's memory is given back afterwards: those of a tile of a large image."""
 
 
 def load(path: Path, config: dict[str, Any], kind: str, device: str) -> tuple[list[str], list[str], RunFeed]:
