@@ -184,7 +184,7 @@ def test_a_plan_is_built_checked_installed_and_served(repository: Path, capsys: 
     assert about["profile"]["x"]["largest"] == [16, 8, 256, 256]
     assert about["parity"]["psnr"] == 100.0
     # "auto" takes the plan: another network under its name changes the image, and "onnx" does not see it
-    perturb(repository / "unet_trt" / "1" / "model.plan", factor=0.5, last=0.0)
+    perturb(repository / "superres_trt" / "1" / "model.plan", factor=0.5, last=0.0)
     with running_server(repository.parent / "log", repository, ["--runtime=onnxruntime"]) as url, Client(url) as client:
         image = np.random.default_rng(0).random((32, 32), np.float32)
         auto, trt, onnx = (client.upscale(image, denoiser=d).image for d in ("auto", "trt", "onnx"))

@@ -490,7 +490,7 @@ def test_a_supervisor_that_is_killed_takes_the_server_along(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("free", "extra", "needed"),
-    [(5, [], "15 MB"), (64, ["--backend-config=python,shm-default-byte-size=67108864"], "940 MB")],
+    [(5, [], "10 MB"), (64, ["--backend-config=python,shm-default-byte-size=67108864"], "671 MB")],
 )
 def test_too_little_shared_memory_to_start(
     free: float, extra: list[str], needed: str, monkeypatch: pytest.MonkeyPatch
@@ -506,7 +506,7 @@ def test_a_containers_64_mb_are_enough_to_start_but_not_for_large_images(
 ) -> None:
     monkeypatch.setattr(checks, "free_shared_memory", lambda: free)
     checks.check_shared_memory(checks.check_repository(REPOSITORY), [])
-    assert ("images of 512×512 may need 265 MB and otherwise fail" in capsys.readouterr().err) == warned
+    assert ("images of 512×512 may need 260 MB and otherwise fail" in capsys.readouterr().err) == warned
 
 
 def test_free_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,7 +214,7 @@ def check_shared_memory(models: Sequence[pb.ModelConfig], extra: Sequence[str]) 
     """Check the shared memory for the start of the models' Python processes; warn if too little for large images.
 
     Every instance allocates a region for its tensors, of ``REGION_MB`` unless set in ``extra``, which grows on demand
-    and never shrinks. ONNX models count too: in the wheel's server they are Python processes, two per model.
+    and never shrinks. ONNX models count too: in the wheel's server they are Python processes, two unless configured.
 
     Raises:
         ServeError: there is too little to start the server.
