@@ -8,6 +8,7 @@ import re
 import sqlite3
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,8 @@ SUCCESS, DUPLICATE, NO_SPACE, WRONG, FAILED = 0x0000, 0x0111, 0xA700, 0xA900, 0x
 """Statuses (PS3.4 B.2.3, PS3.7 C): stored; the UID is another image's; the disk is full; not taken; not understood."""
 COMMENT = 64
 """Maximum characters of a status's comment."""
+END_LIMIT = 1.0
+"""Maximum seconds for associations to end when the node stops."""
 HANDSHAKE = 10.0
 """Maximum seconds for TLS to begin."""
 FLAGS = re.compile(r"( for|: give) --format \w+$")
@@ -191,6 +194,10 @@ class Receiver:
         try:
             yield server
         finally:
+            # pynetdicom aborts those in progress, and one that is just ending fails by that
+            deadline = time.monotonic() + END_LIMIT
+            while ae.active_associations and time.monotonic() < deadline:
+                time.sleep(0.01)
             ae.shutdown()
 
 
