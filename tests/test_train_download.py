@@ -321,7 +321,8 @@ def tar(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
 def images(*numbers: int) -> bytes:
     """An archive of some images, as those of NIH are."""
     rng = np.random.default_rng(1)
-    return gzip.compress(tar(member("images", kind=tarfile.DIRTYPE), *(nih(i, rng.bytes(5000)) for i in numbers)))
+    members = [member("images", kind=tarfile.DIRTYPE), *(nih(i, rng.bytes(5000)) for i in numbers)]
+    return gzip.compress(tar(*members), mtime=0)  # the same bytes at any time
 
 
 def nih(number: int, content: bytes) -> tuple[tarfile.TarInfo, bytes]:
