@@ -13,7 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.presets import BEST
-from pipeline.serving.probe import NotReady, upscale_one, wait_until_listening
+from pipeline.serving.access import Access
+from pipeline.serving.probe import NotReady, release_messages, upscale_one, wait_until_listening
+from tests.conftest import RunningServer
 
 
 def test_a_port_that_another_process_took_meanwhile_is_named() -> None:
@@ -48,3 +50,13 @@ def test_a_server_that_does_not_listen_is_given_up() -> None:
         server.kill()
         with pytest.raises(NotReady, match=f"stopped with status -{signal.SIGKILL}"):
             wait_until_listening(server, [("127.0.0.1", 1)])
+
+
+@pytest.mark.slow
+def test_releasing_messages_leaves_a_server_as_it_is(server: RunningServer) -> None:
+    release_messages(("127.0.0.1", server.grpc), Access())
+    upscale_one(("127.0.0.1", server.grpc), BEST)
+
+
+def test_releasing_messages_of_no_server_does_nothing() -> None:
+    release_messages(("127.0.0.1", 1), Access())
