@@ -538,7 +538,8 @@ def processes_of_session(session: int) -> list[int]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_the_server_and_all_its_processes(start_server: StartServer, number: signal.Signals) -> None:
-    server = start_server(REPOSITORY)
+    reports = f"--proxy-reports={free_ports(1)[0]}"  # received by a thread of its own
+    server = start_server(REPOSITORY, options=("--open-administration", "--no-check", reports))
     log = server.log.read_text()
     assert log.startswith("starting: env "), "the equivalent plain command is printed first"
     with tritonclient.http.InferenceServerClient(server.url("http")) as client:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import socket
 import tempfile
 import threading
@@ -37,7 +38,10 @@ def reports(port: int) -> Iterator[dict[str, str]]:
             receiver.bind(("127.0.0.1", port))
         except OSError as error:
             raise ServeError(f"--proxy-reports: cannot listen at UDP port {port}: {error.strerror}") from error
+        # a signal must not end this process by reaching the thread, which inherits what is blocked
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         threading.Thread(target=receive, args=(receiver, Path(folder)), daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield {GONE_VARIABLE: folder}
 
 
