@@ -59,7 +59,7 @@ demo: $(VENV)/serving ## upscale a real radiograph through a real server into de
 
 test: $(VENV)/testing $(VENV)/perf_analyzer ## run all tests, those against the real server included, in minutes
 	$(PYTEST) -m 'not gpu and not alone'
-	$(BIN)/python -m pytest -m 'alone and not gpu'
+	$(BIN)/python -m pytest -m 'alone and not gpu' $$(grep -l 'mark\.alone' tests/test_*.py)
 
 test-fast: $(VENV)/testing ## run the tests that need no server, training or export, in under a minute: while working
 	$(PYTEST) -m 'not slow and not alone and not gpu'
